@@ -1,0 +1,507 @@
+"""Launch: the contract of a launcher, and all of it that does not depend on the batch scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import shlex
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+from dask.utils import format_bytes, parse_bytes
+from dask_jobqueue.core import Job, JobQueueCluster
+from distributed.core import Status
+from distributed.security import Security
+
+from dasf_hpc.errors import BatchError, PortError, WorkersError
+from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
+from dasf_hpc.launch.worker_command import file_stem, node_command
+from dasf_hpc.settings import Settings, walltime_seconds
+
+logger = logging.getLogger(__name__)
+
+#: Between two questions to the batch scheduler: site operators ask for no more than this.
+POLL_S = 1.0
+#: A reason for which waiting cannot help must last this long: SLURM corrects itself a few seconds
+#: after a submission (measured: PartitionConfig became PartitionTimeLimit).
+HOPELESS_AFTER_S = 8.0
+#: How long the batch scheduler may not know a job yet that it has just accepted.
+UNKNOWN_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run keeps its things.
+
+    Attributes
+    ----------
+    directory
+        The run's directory, seen by head and nodes under this path.
+    name
+        The run's name.
+    working_directory
+        Where the user called us; the workers start there.
+    """
+
+    directory: Path
+    name: str
+    working_directory: Path
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many workers of what size, all defaults filled in.
+
+    Attributes
+    ----------
+    nodes, workers_per_node, threads_per_worker, gpus_per_node
+        Numbers.
+    memory
+        Bytes of one node job.
+    """
+
+    nodes: int
+    workers_per_node: int
+    threads_per_worker: int
+    gpus_per_node: int
+    memory: int
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes of the run."""
+        return self.nodes * self.workers_per_node
+
+
+def run_shape(settings: Settings, local: bool) -> Shape:
+    """Fill in the defaults of a run's shape."""
+    workers = settings.workers_per_node or settings.gpus_per_node or 1
+    threads = settings.threads_per_worker
+    if threads is None:
+        cores = psutil.cpu_count() or 1
+        threads = max(1, cores // (workers * settings.nodes)) if local else 1
+    if settings.memory is not None:
+        memory = parse_bytes(settings.memory)
+    elif local:
+        memory = int(psutil.virtual_memory().total * 0.8 / settings.nodes)
+    else:
+        memory = workers * 4 * 10**9
+    return Shape(settings.nodes, workers, threads, settings.gpus_per_node, memory)
+
+
+@dataclass
+class StopReport:
+    """How the node jobs ended.
+
+    Attributes
+    ----------
+    by_themselves, cancelled
+        Batch job ids.
+    seconds
+        How long it took.
+    """
+
+    by_themselves: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class NodeJob:
+    """What our batch jobs do otherwise than dask-jobqueue's; mixed into its job classes.
+
+    The script is kept in the run's directory, a refused submission is remembered rather than
+    raised into Dask's event loop, and `close` lets the job end by itself: it asks the job's workers
+    to exit, waits until nsys has written its report and the job has left the queue, and cancels
+    only what is left after the time given.
+    """
+
+    job_id: str | None
+    name: str
+    _command_template: str
+
+    def __init__(
+        self,
+        scheduler: Any = None,
+        name: Any = None,
+        *,
+        launcher: Launcher,
+        security: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.launcher = launcher
+        # dask-jobqueue pastes paths unquoted into the script; ours may hold blanks.
+        tls = security.get_tls_config_for_role("worker") if security is not None else {}
+        arguments = [
+            word
+            for key, value in tls.items()
+            if key != "ciphers" and value
+            for word in (f"--tls-{key.replace('_', '-')}", shlex.quote(str(value)))
+        ]
+        extra = [*kwargs.pop("worker_extra_args", []), *arguments]
+        super().__init__(scheduler, name, worker_extra_args=extra, **kwargs)  # type: ignore[call-arg]
+        # The placeholder of the node step's name, filled in where the name is known.
+        self._command_template = self._command_template.replace(NAME_PLACE, shlex.quote(str(name)))
+        self.submitted_at = 0.0
+
+    @contextlib.contextmanager
+    def job_file(self) -> Iterator[str]:
+        """Write the script into the run's directory, where it stays."""
+        directory = self.launcher.place.directory / "scripts"
+        path = directory / f"{file_stem(str(self.name))}.sh"
+        path.write_text(self.job_script())  # type: ignore[attr-defined]
+        yield str(path)
+
+    async def start(self) -> None:
+        """Submit the job."""
+        try:
+            await super().start()  # type: ignore[misc]
+        except (RuntimeError, OSError, ValueError) as error:
+            self.launcher.refusals.append(self.launcher.refusal(str(error)))
+            self.status = Status.failed
+            self.status = Status.running  # SpecCluster asserts it; the launcher ends the run
+        self.submitted_at = time.monotonic()
+
+    async def close(self) -> None:
+        """Let the job end by itself, and cancel it where it does not."""
+        if self.job_id is not None:
+            await self.launcher.end_job(self)
+        self.status = Status.closed
+        self._event_finished.set()  # type: ignore[attr-defined]
+
+
+#: Stands for the node job's name in the command until dask-jobqueue has given it one.
+NAME_PLACE = "__DASF_HPC_NAME__"
+
+
+class Launcher(ABC):
+    """Gives a started Dask cluster whose workers are wrapped, and ends it without losing a report.
+
+    The contract of a launcher, whatever the batch scheduler:
+
+    - `start` starts the Dask scheduler in this process and submits one batch job a node; each runs
+      `dasf_hpc.launch.node`, which starts the workers under nsys. It returns when all jobs are
+      submitted, and raises `BatchError` with the batch scheduler's own words where one is refused.
+    - `wait_for_workers` returns when enough workers are there. It raises where that cannot happen
+      any more: a job that is refused while it waits, all jobs gone from the queue, time out.
+    - `statuses` asks the batch scheduler once for all jobs, at most once a second.
+    - `stop` asks every worker to exit and waits, bounded, until the jobs have left the queue by
+      themselves; nothing that is left afterwards stays in the queue. It may be called at any time
+      after `start` was, also when `start` raised, and more than once.
+
+    A concrete launcher names its dask-jobqueue job class (with `NodeJob` mixed in), says what of
+    the settings goes into it, turns its scheduler's answers into `JobStatus`, and shortens its
+    scheduler's refusals.
+    """
+
+    #: Name in settings and manifest.
+    name: ClassVar[str]
+    #: The program that submits; its absence means that this launcher cannot be used here.
+    submit_program: ClassVar[str | None] = None
+    job_class: ClassVar[type[Job]]
+    local: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings, place: RunPlace, security: Security | None) -> None:
+        self.settings = settings
+        self.place = place
+        self.security = security
+        self.shape = run_shape(settings, self.local)
+        self.refusals: list[BatchError] = []
+        self.cluster: Any = None
+        self.stop_report = StopReport()
+        self._statuses: dict[str, JobStatus] = {}
+        self._asked_at = 0.0
+        self._asking: asyncio.Lock | None = None
+        self._stopping = False
+        self._cancel_now = False
+
+    # -- what a concrete launcher gives
+
+    @abstractmethod
+    def job_options(self) -> dict[str, Any]:
+        """Give what goes into the job class besides what is common to all."""
+
+    @abstractmethod
+    async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Ask the batch scheduler for these jobs; a job it does not hold any more may be left out.
+
+        Raises
+        ------
+        BatchError
+            If it does not answer.
+        """
+
+    @abstractmethod
+    def refusal(self, message: str) -> BatchError:
+        """Make one sentence of what the batch scheduler said when it refused a job."""
+
+    # -- the job script
+
+    def common_options(self) -> dict[str, Any]:
+        """Give the keywords for dask-jobqueue's job class that do not depend on the scheduler."""
+        settings, shape, place = self.settings, self.shape, self.place
+        python = settings.worker_python or sys.executable
+        extra: list[str] = []
+        options: dict[str, Any] = {
+            "cores": shape.workers_per_node * shape.threads_per_worker,
+            "processes": shape.workers_per_node,
+            "memory": format_bytes(shape.memory),
+            "python": node_command(
+                python,
+                str(place.directory),
+                NAME_PLACE,
+                settings.nsys,
+                settings.nsys_path,
+                settings.nsys_arg,
+            ),
+            "job_name": "dasf-" + place.name,
+            "job_script_prologue": [
+                "umask 077",
+                f"cd -- {shlex.quote(str(place.working_directory))} || exit 1",
+                *settings.prologue,
+            ],
+            "log_directory": None,
+            "worker_extra_args": extra,
+            "death_timeout": 60,
+        }
+        if shape.gpus_per_node:
+            options["worker_command"] = "dask_cuda.cli"
+        elif not settings.dashboard:
+            extra.append("--no-dashboard")
+        if settings.local_directory:
+            options["local_directory"] = shlex.quote(settings.local_directory)
+        return options
+
+    def job_script(self) -> str:
+        """Give the batch script of a node job as it would be submitted."""
+        job = self.job_class(
+            "tls://SCHEDULER:PORT" if self.security else "tcp://SCHEDULER:PORT",
+            name=f"{self.place.name}-0",
+            launcher=self,
+            security=self.security,
+            interface=self.settings.interface,
+            **self.common_options(),
+            **self.job_options(),
+        )
+        script: str = job.job_script()
+        return script
+
+    # -- start
+
+    def scheduler_options(self) -> dict[str, Any]:
+        """Give the options of the Dask scheduler."""
+        options: dict[str, Any] = {
+            "port": self.settings.scheduler_port,
+            "dashboard": self.settings.dashboard,
+            "dashboard_address": "127.0.0.1:0",
+        }
+        return options
+
+    def start(self) -> None:
+        """Start the scheduler and submit the node jobs.
+
+        Raises
+        ------
+        PortError
+            If the scheduler's port or interface cannot be used.
+        BatchError
+            If a job is refused.
+        """
+        try:
+            self.cluster = JobQueueCluster(
+                job_cls=self.job_class,
+                name=self.place.name,
+                security=self.security,
+                silence_logs=False,
+                scheduler_options=self.scheduler_options(),
+                interface=self.settings.interface,
+                launcher=self,
+                **self.common_options(),
+                **self.job_options(),
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            text = str(error)
+            if "in use" in text:
+                raise PortError(
+                    f"Port {self.settings.scheduler_port} of this host is taken: choose another "
+                    "with --scheduler-port, or 0 for any free one."
+                ) from None
+            if "interface" in text:
+                raise PortError(
+                    f"The interface {self.settings.interface!r} cannot be used on this host: "
+                    f"{text.splitlines()[0]}"
+                ) from None
+            raise
+        self.cluster.scale(jobs=self.shape.nodes)
+        while len(self.jobs()) < self.shape.nodes and not self.refusals:
+            time.sleep(0.02)
+        self.check_refused()
+
+    def check_refused(self) -> None:
+        """Raise the first refusal of the batch scheduler, if there is one."""
+        if self.refusals:
+            raise self.refusals[0]
+
+    def jobs(self) -> list[Any]:
+        """Give the node jobs that were submitted."""
+        return [] if self.cluster is None else list(self.cluster.workers.values())
+
+    def workers(self) -> int:
+        """Give the number of workers that are connected."""
+        return len(self.cluster.scheduler.workers)
+
+    def wait_for_workers(self, wanted: int, told: Callable[[int, str], None]) -> None:
+        """Wait until enough workers are connected.
+
+        Parameters
+        ----------
+        wanted
+            How many.
+        told
+            Called with the number of workers and a word on what the rest waits for.
+
+        Raises
+        ------
+        BatchError
+            If a job is refused, or waits for what it can never get.
+        WorkersError
+            If all jobs ended without enough workers, or the time is over.
+        """
+        begun = time.monotonic()
+        hopeless_since: float | None = None
+        while self.workers() < wanted:
+            self.check_refused()
+            statuses = self.cluster.sync(self.statuses)
+            pending = [s for s in statuses.values() if s.state is JobState.PENDING]
+            reasons = sorted({pending_reason(s.reason).sentence for s in pending})
+            told(self.workers(), "; ".join(reasons))
+            hopeless = [s for s in pending if pending_reason(s.reason).hopeless]
+            now = time.monotonic()
+            if not hopeless:
+                hopeless_since = None
+            elif hopeless_since is None:
+                hopeless_since = now
+            elif now - hopeless_since > HOPELESS_AFTER_S:
+                self._cancel_now = True
+                raise BatchError(
+                    f"A node job can never start ({hopeless[0].reason}): "
+                    f"{pending_reason(hopeless[0].reason).sentence}."
+                )
+            if statuses and not any(s.state.in_queue for s in statuses.values()):
+                raise WorkersError(
+                    f"All node jobs ended before {wanted} workers were there; the last words of "
+                    f"one: {self.last_words()} (more in {self.place.directory / 'logs'})."
+                )
+            timeout = self.settings.start_timeout
+            if timeout is not None and now - begun > timeout:
+                self._cancel_now = True
+                waits = f": {'; '.join(reasons)}" if reasons else ""
+                raise WorkersError(
+                    f"After {timeout:g} s {self.workers()} of {wanted} workers are there{waits}; "
+                    "wait longer with --start-timeout, or start with fewer (--min-workers)."
+                )
+            time.sleep(0.1)
+
+    def last_words(self) -> str:
+        """Give the last line that any node job wrote."""
+        lines = []
+        for path in sorted((self.place.directory / "logs").glob("*")):
+            with contextlib.suppress(OSError):
+                text = path.read_text(errors="replace").strip()
+                if text and not path.name.startswith(("job.", "scheduler.")):
+                    lines.append(text.splitlines()[-1][:300])
+        return lines[-1] if lines else "none"
+
+    # -- the queue
+
+    async def statuses(self) -> dict[str, JobStatus]:
+        """Give the state of every submitted job, asked for at most once a second."""
+        if self._asking is None:
+            self._asking = asyncio.Lock()
+        async with self._asking:
+            jobs = [job for job in self.jobs() if job.job_id is not None]
+            ids = [job.job_id for job in jobs]
+            if ids and time.monotonic() - self._asked_at >= POLL_S:
+                try:
+                    answer = await self.ask(ids)
+                except BatchError as error:
+                    # A busy controller answers again; what it said last still holds meanwhile.
+                    logger.warning("%s", error)
+                else:
+                    now = time.monotonic()
+                    for job in jobs:
+                        status = answer.get(job.job_id, JobStatus(JobState.GONE))
+                        fresh = now - job.submitted_at < UNKNOWN_GRACE_S
+                        if not status.state.in_queue and fresh and job.job_id not in answer:
+                            status = JobStatus(JobState.PENDING, "None")
+                        self._statuses[job.job_id] = status
+                self._asked_at = time.monotonic()
+            return {i: self._statuses.get(i, JobStatus(JobState.PENDING, "None")) for i in ids}
+
+    # -- the end
+
+    def _workers_of(self, job: Any) -> list[str]:
+        """Give the addresses of a job's workers: named as the job, or NAME-0, NAME-1 …"""
+        name = str(job.name)
+        member = re.compile(re.escape(name) + r"(-\d+)?")
+        return [
+            address
+            for address, state in self.cluster.scheduler.workers.items()
+            if member.fullmatch(str(state.name))
+        ]
+
+    async def end_job(self, job: Any) -> None:
+        """Let one job end by itself, bounded by ``stop_timeout``; cancel what is left."""
+        scheduler = self.cluster.scheduler
+        deadline = time.monotonic() + self.settings.stop_timeout
+        asked: set[str] = set()
+        while True:
+            for address in set(self._workers_of(job)) - asked:
+                asked.add(address)
+                scheduler.close_worker(address)
+            status = (await self.statuses()).get(job.job_id, JobStatus(JobState.GONE))
+            if not status.state.in_queue:
+                self.stop_report.by_themselves.append(job.job_id)
+                return
+            unstarted = status.state is JobState.PENDING and not asked
+            if unstarted or self._cancel_now or time.monotonic() > deadline:
+                await self.cancel_job(job)
+                self.stop_report.cancelled.append(job.job_id)
+                return
+            await asyncio.sleep(0.1)
+
+    async def cancel_job(self, job: Any) -> None:
+        """Cancel a job at once."""
+        await job._close_job(job.job_id, job.cancel_command)
+
+    def cancel_on_stop(self) -> None:
+        """Have `stop` cancel the jobs rather than wait for them, also while it is waiting."""
+        self._cancel_now = True
+
+    def stop(self) -> StopReport:
+        """End the run's jobs, then the scheduler."""
+        if self.cluster is None or self._stopping:
+            return self.stop_report
+        self._stopping = True
+        begun = time.monotonic()
+
+        async def end_all() -> None:
+            await asyncio.gather(*(job.close() for job in self.jobs()))
+
+        self.cluster.sync(end_all)
+        self.stop_report.seconds = time.monotonic() - begun
+        self.cluster.worker_spec.clear()
+        self.cluster.workers.clear()
+        self.cluster.close()
+        return self.stop_report
+
+
+def seconds_of_walltime(settings: Settings) -> int:
+    """Give the walltime in seconds."""
+    return walltime_seconds(settings.walltime)

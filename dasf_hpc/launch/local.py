@@ -1,0 +1,100 @@
+"""Launch: node jobs on this machine, through dask-jobqueue's own local job class."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dask_jobqueue.core import Job
+from dask_jobqueue.local import LocalJob
+
+from dasf_hpc.errors import BatchError
+from dasf_hpc.launch.launcher import Launcher, NodeJob
+from dasf_hpc.launch.states import JobState, JobStatus
+
+#: A cancelled job gets this long between SIGTERM and SIGKILL.
+KILL_WAIT_S = 10.0
+
+
+class LocalNodeJob(NodeJob, LocalJob):
+    """A node job that is a process of this machine; its job id is the pid."""
+
+    process: subprocess.Popen[bytes]
+
+    def job_script(self) -> str:
+        """Give the script, which bash runs as a batch scheduler would."""
+        script: str = super().job_script()
+        return "#!/usr/bin/env bash\n" + script.lstrip("\n")
+
+    async def _submit_job(self, script_filename: str) -> str:
+        log = self.launcher.place.directory / "logs" / f"{Path(script_filename).stem}.log"
+        with log.open("wb") as output:
+            # A session of its own: Ctrl-C in the terminal is for the run, which ends the job.
+            self.process = subprocess.Popen(
+                ["bash", script_filename],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return str(self.process.pid)
+
+    def cancel(self) -> None:
+        """End the job's processes, at first politely."""
+        if self.process.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                return
+            deadline = time.monotonic() + KILL_WAIT_S
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    return
+                time.sleep(0.05)
+
+
+class LocalLauncher(Launcher):
+    """Node jobs on this machine, on loopback; see `Launcher` for the contract."""
+
+    name: ClassVar[str] = "local"
+    job_class: ClassVar[type[Job]] = LocalNodeJob
+    local: ClassVar[bool] = True
+
+    def job_options(self) -> dict[str, Any]:
+        """Keep the workers on loopback."""
+        return {}
+
+    def common_options(self) -> dict[str, Any]:
+        """Add the loopback address to the workers' command."""
+        options = super().common_options()
+        if not self.settings.interface:
+            options["worker_extra_args"] = [*options["worker_extra_args"], "--host", "127.0.0.1"]
+        return options
+
+    def scheduler_options(self) -> dict[str, Any]:
+        """Keep the scheduler on loopback."""
+        options = super().scheduler_options()
+        if not self.settings.interface:
+            options["host"] = "127.0.0.1"
+        return options
+
+    async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Look at the processes."""
+        alive = {job.job_id: job.process.poll() is None for job in self.jobs() if job.job_id}
+        return {i: JobStatus(JobState.RUNNING if alive.get(i) else JobState.GONE) for i in job_ids}
+
+    async def cancel_job(self, job: Any) -> None:
+        """End the job's processes."""
+        await asyncio.to_thread(job.cancel)
+
+    def refusal(self, message: str) -> BatchError:
+        """Make one sentence of why the process could not be started."""
+        return BatchError(f"A node job could not be started on this machine: {message}.")

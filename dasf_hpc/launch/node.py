@@ -1,0 +1,149 @@
+"""Launch: the step that runs on a node, in front of its workers.
+
+Run by the batch script as ``python -m dasf_hpc.launch.node … -- WORKER COMMAND``. It looks at the
+node, decides how nsys is used here, claims a report name that no other job can have, writes what it
+decided where the head finds it (``RUN/nodes/NAME.json``), and becomes the worker command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
+from dasf_hpc.nsight.export import find_nsys, nvtx_problem
+from dasf_hpc.profile.recording import installed_version
+
+#: Exit code of a node job whose nsys was asked for and cannot be used (as errors.py's).
+NSYS_UNUSABLE = 69
+
+
+class NsysUnusable(Exception):
+    """nsys was asked for and cannot be used on this node; the message is a sentence."""
+
+
+def batch_job_id() -> str:
+    """Give the batch job's id, or this process's where no scheduler set one."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or f"pid{os.getpid()}"
+
+
+def claim_report(directory: Path, host: str, job: str) -> Path:
+    """Claim a report name ``HOST-JOB`` that nobody else has, however often the job starts again.
+
+    Returns
+    -------
+    Path
+        The name without suffix; an empty file ``NAME.claim`` stays beside it.
+    """
+    stem = file_stem(f"{host}-{job}")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = stem
+    while True:
+        try:
+            os.close(os.open(directory / f"{name}.claim", os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            name = f"{stem}-{secrets.token_hex(3)}"
+        else:
+            return directory / name
+
+
+def has_nvidia_driver() -> bool:
+    """Say whether this node has an NVIDIA driver (its version file, made by the kernel module)."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Decide what this node runs.
+
+    Returns
+    -------
+    command : list of str
+        The command to become.
+    record : dict
+        What was decided and why, for ``RUN/nodes``.
+
+    Raises
+    ------
+    NsysUnusable
+        If nsys was asked for and cannot be used.
+    """
+    host, job = socket.gethostname(), batch_job_id()
+    record: dict[str, Any] = {
+        "name": arguments.name,
+        "hostname": host,
+        "batch_job": job,
+        "time": time.time(),
+        "report": None,
+        "nsys_version": None,
+        "notes": [],
+    }
+    command = list(arguments.command)
+    if arguments.nsys is False:
+        record["notes"].append("nsys was not asked for")
+        return command, record
+    nsys = find_nsys(arguments.nsys_path)
+    problem: str | None = None
+    if not nsys.profiles or nsys.version is None or nsys.path is None:
+        problem = nsys.sentence
+    elif nvtx_version := installed_version("nvtx"):
+        problem = nvtx_problem(nsys.version, nvtx_version)
+    if nsys.version is None or problem:
+        if arguments.nsys:
+            raise NsysUnusable(problem)
+        record["notes"].append(problem)
+        return command, record
+    choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver(), nsys.version)
+    report = claim_report(arguments.run / "nsight", host, job)
+    record["notes"] += choice.reductions
+    record["report"] = f"nsight/{report.name}.nsys-rep"
+    record["nsys_version"] = nsys.version_text
+    record["nsys_state"] = nsys.sentence
+    return nsys_command(str(nsys.path), choice, str(report), command), record
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of the node step's command line."""
+    parsed = argparse.ArgumentParser(prog="python -m dasf_hpc.launch.node")
+    parsed.add_argument("--run", type=Path, required=True)
+    parsed.add_argument("--name", required=True)
+    parsed.add_argument("--nsys", action=argparse.BooleanOptionalAction, default=None)
+    parsed.add_argument("--nsys-path", default=None)
+    parsed.add_argument("--nsys-arg", action="append", default=[])
+    parsed.add_argument("command", nargs=argparse.REMAINDER)
+    return parsed
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Decide, leave word, and become the worker command."""
+    arguments = parser().parse_args(words)
+    if arguments.command[:1] == ["--"]:
+        arguments.command = arguments.command[1:]
+    os.umask(0o077)
+    try:
+        command, record = decide(arguments)
+    except NsysUnusable as error:
+        print(f"dasf-hpc: {error}", file=sys.stderr)
+        return NSYS_UNUSABLE
+    record["command"] = command
+    directory = arguments.run / "nodes"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = file_stem(f"{arguments.name}-{record['hostname']}-{record['batch_job']}")
+    partial = directory / f".{name}.json"
+    partial.write_text(json.dumps(record, indent=1))
+    partial.rename(directory / f"{name}.json")
+    for note in record["notes"]:
+        print(f"dasf-hpc: {note}", file=sys.stderr)
+    sys.stderr.flush()
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

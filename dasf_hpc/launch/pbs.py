@@ -1,0 +1,121 @@
+"""Launch: node jobs on PBS (OpenPBS, PBS Professional, and Torque's commands)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from dask_jobqueue.core import Job
+from dask_jobqueue.pbs import PBSJob, pbs_format_bytes_ceil
+
+from dasf_hpc.errors import BatchError
+from dasf_hpc.launch.launcher import Launcher, NodeJob, seconds_of_walltime
+from dasf_hpc.launch.states import JobState, JobStatus
+
+#: qstat(1B), "job_state"; C is Torque's word for a job that ended.
+_STATES = {
+    "Q": JobState.PENDING,
+    "H": JobState.PENDING,
+    "T": JobState.PENDING,
+    "W": JobState.PENDING,
+    "M": JobState.PENDING,
+    "R": JobState.RUNNING,
+    "S": JobState.RUNNING,
+    "U": JobState.RUNNING,
+    "B": JobState.RUNNING,
+    "E": JobState.ENDING,
+    "C": JobState.GONE,
+    "F": JobState.GONE,
+    "X": JobState.GONE,
+}
+
+#: qstat's exit codes for a job that the server does not hold (PBSE_UNKJOBID, PBSE_HISTJOBID).
+_NOT_HELD = ("153", "35")
+
+
+class PbsNodeJob(NodeJob, PBSJob):
+    """A node job submitted with qsub."""
+
+    async def _submit_job(self, script_filename: str) -> str:
+        # Submitted from the folder of logs, where PBS then puts NAME.oID and NAME.eID.
+        directory = self.launcher.place.directory / "logs"
+        answer: str = await self._call(["qsub", script_filename], cwd=directory)
+        return answer
+
+
+class PbsLauncher(Launcher):
+    """Node jobs on PBS; see `Launcher` for the contract."""
+
+    name: ClassVar[str] = "pbs"
+    submit_program: ClassVar[str | None] = "qsub"
+    job_class: ClassVar[type[Job]] = PbsNodeJob
+
+    def job_options(self) -> dict[str, Any]:
+        """Give queue, account, walltime, resources and the user's directives."""
+        shape = self.shape
+        resources = (
+            f"select=1:ncpus={shape.workers_per_node * shape.threads_per_worker}"
+            f":mem={pbs_format_bytes_ceil(shape.memory)}"
+        )
+        if shape.gpus_per_node:
+            resources += f":ngpus={shape.gpus_per_node}"
+        seconds = seconds_of_walltime(self.settings)
+        return {
+            "queue": self.settings.partition,
+            "account": self.settings.account,
+            "walltime": f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}",
+            "resource_spec": resources,
+            "job_extra_directives": list(self.settings.directive),
+        }
+
+    async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Ask qstat for all jobs at once; where one is gone, for each of them."""
+        try:
+            return parse_qstat(await PbsNodeJob._call(["qstat", "-f", *job_ids]))
+        except RuntimeError as error:
+            if len(job_ids) == 1:
+                code = re.search(r"Exit code: (\d+)", str(error))
+                if code and code[1] in _NOT_HELD:
+                    return {}
+                raise BatchError(f"qstat does not answer: {_said(str(error))}") from None
+        found: dict[str, JobStatus] = {}
+        for job_id in job_ids:
+            found.update(await self.ask([job_id]))
+        return found
+
+    def refusal(self, message: str) -> BatchError:
+        """Make one sentence of qsub's words."""
+        return BatchError(
+            f"PBS refused a node job: {_said(message)} (the script is in "
+            f"{self.place.directory / 'scripts'})."
+        )
+
+
+def parse_qstat(answer: str) -> dict[str, JobStatus]:
+    """Read what ``qstat -f`` prints: blocks of ``key = value`` after ``Job Id:`` lines.
+
+    Job ids are cut to their number, as dask-jobqueue does: ``12.server`` and ``12`` are one.
+    """
+    found: dict[str, JobStatus] = {}
+    for block in re.split(r"^Job Id:", answer, flags=re.MULTILINE)[1:]:
+        number = re.match(r"\s*(\d+)", block)
+        state = re.search(r"^\s*job_state = (\w)", block, re.MULTILINE)
+        comment = re.search(r"^\s*comment = (.+)$", block, re.MULTILINE)
+        if number:
+            found[number[1]] = JobStatus(
+                _STATES.get(state[1], JobState.RUNNING) if state else JobState.RUNNING,
+                comment[1].strip() if comment else "",
+            )
+    return found
+
+
+def _said(message: str) -> str:
+    """Give the words of qsub or qstat out of a failed command's output."""
+    errors = re.findall(r"(?:qsub|qstat|sbatch|error): (?:error: )?(.+)", message)
+    errors = [line.strip().rstrip("'") for line in errors if "There was an error" not in line]
+    unique = list(dict.fromkeys(errors))
+    if unique:
+        return "; ".join(unique)[:400]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"

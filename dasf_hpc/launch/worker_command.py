@@ -1,0 +1,104 @@
+"""Launch: the command line of a node's workers, put together from its parts.
+
+A node job runs ``node step → nsys profile → Dask worker``. This module only composes lists of
+words from plain values; `dasf_hpc.launch.node` runs on the node and calls it there.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: What nsys traces by default, and what it does not do: sample and trace the CPU, which needs
+#: privileges on most clusters and costs more than all the rest.
+TRACES = ("cuda", "nvtx", "osrt")
+NO_CPU = ("--sample=none", "--cpuctxsw=none")
+
+
+@dataclass(frozen=True)
+class NsysChoice:
+    """What nsys is asked to do on a node, and what was left out of it and why.
+
+    Attributes
+    ----------
+    arguments
+        Words after ``nsys profile``, without the report's name.
+    reductions
+        A sentence for each thing left out.
+    """
+
+    arguments: tuple[str, ...]
+    reductions: tuple[str, ...]
+
+
+def file_stem(name: str) -> str:
+    """Make a file name of a run's, host's or job's name: what is not a word becomes ``_``."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _sets(arguments: Sequence[str], long: str, short: str | None) -> bool:
+    return any(
+        a == long
+        or a.startswith(long + "=")
+        or (short is not None and (a == short or (a.startswith(short) and not a.startswith("--"))))
+        for a in arguments
+    )
+
+
+def choose_nsys(extra: Sequence[str], has_gpu: bool, version: tuple[int, ...]) -> NsysChoice:
+    """Choose nsys's arguments for a node.
+
+    Parameters
+    ----------
+    extra
+        The user's ``--nsys-arg``; what they set is not set by us.
+    has_gpu
+        Whether the node has an NVIDIA driver.
+    version
+        Version of the node's nsys, such as (2022, 4, 2).
+    """
+    arguments: list[str] = []
+    reductions: list[str] = []
+    if not _sets(extra, "--trace", "-t"):
+        traces = list(TRACES)
+        if not has_gpu:
+            traces.remove("cuda")
+            reductions.append("no CUDA trace: there is no NVIDIA driver on this node")
+        arguments.append("--trace=" + ",".join(traces))
+    if not _sets(extra, "--sample", "-s"):
+        arguments.append(NO_CPU[0])
+    if not _sets(extra, "--cpuctxsw", None):
+        arguments.append(NO_CPU[1])
+    if not _sets(extra, "--wait", "-w"):
+        # Ends with the worker, not with whatever a task left running.
+        arguments.append("--wait=primary")
+    return NsysChoice((*arguments, *extra), tuple(reductions))
+
+
+def nsys_command(nsys: str, choice: NsysChoice, report: str, command: Sequence[str]) -> list[str]:
+    """Give the words of ``nsys profile`` around a command; ``report`` is without its suffix."""
+    return [nsys, "profile", *choice.arguments, "--output", report, *command]
+
+
+def node_command(
+    python: str,
+    run_directory: str,
+    name: str,
+    nsys: bool | None,
+    nsys_path: str | None,
+    nsys_arg: Sequence[str],
+) -> str:
+    """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
+
+    dask-jobqueue pastes it in front of ``-m distributed.cli.dask_worker …``, so every word is
+    quoted for the shell here.
+    """
+    words = [python, "-m", "dasf_hpc.launch.node", "--run", run_directory, "--name", name]
+    if nsys is not None:
+        words.append("--nsys" if nsys else "--no-nsys")
+    if nsys_path:
+        words += ["--nsys-path", nsys_path]
+    words += [f"--nsys-arg={argument}" for argument in nsys_arg]
+    return shlex.join([*words, "--", python])

@@ -1,0 +1,707 @@
+"""Recording: the journal, one append-only file per process that survives whatever kills its writer.
+
+A journal is a sequence of 4096-byte blocks. Every block belongs to one *stream* (transitions,
+starts, stops, ...) and holds fixed-size records of that stream, or NUL-separated text. The writer
+maps the file into memory and stores records straight into the mapping: no system call, no lock and
+no release of the GIL on the recording path, and a record that was stored is in the kernel's page
+cache, so that a SIGKILL of the writer loses nothing. Disk space is reserved before it is mapped, so
+that a full disk is an error message here and not a SIGBUS.
+
+After each record the writer *commits*: it stores (end of data, CRC-32 of the data) into one of two
+slots of the block's header, alternately. A reader takes the slot with the larger end whose checksum
+is right: a commit that was torn by a kill falls back to the one before it. A block whose header or
+data fail their checks is skipped and counted; the next one begins at the next multiple of 4096.
+
+Block header (64 bytes, little endian)::
+
+    0   4s   magic  b"DHJ1"
+    4   u16  format version
+    6   u8   stream
+    7   u8   0
+    8   u64  writer: random id of the journal
+    16  u32  block number, counted by the writer
+    20  u32  index of the block's first record in its stream (text streams: the first string's id)
+    24  i64  base time, ns of the writer's CLOCK_MONOTONIC
+    32  u32  base key
+    36  u32  CRC-32 of bytes 0 to 35
+    40  u32  slot A: end of data in the block; 44 u32 slot A: CRC-32 of bytes 64 to end
+    48  u32  slot B: end;                      52 u32 slot B: CRC-32
+    56  8x   0
+
+Times in records are unsigned 32-bit ns since the block's base time; a writer starts a new block
+when 4.29 s have passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import mmap
+import os
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAGIC = b"DHJ1"
+VERSION = 1
+BLOCK = 4096
+HEADER = 64
+
+# The first segment is small so that a run of a thousand workers does not reserve gigabytes; later
+# ones are large enough that reserving them is rare (one MiB holds about 7000 tasks).
+FIRST_SEGMENT = 16 * BLOCK
+SEGMENT = 256 * BLOCK
+
+_HEAD = struct.Struct("<4sHBBQIIqI")
+_CRC = struct.Struct("<I")
+_SLOT = struct.Struct("<II")
+_SLOT_OFFSETS = (40, 48)
+
+#: Seconds between two attempts to reserve space once it failed.
+RETRY_S = 1.0
+
+#: Text longer than this is cut: a record must fit a block.
+MAX_TEXT = BLOCK - HEADER - 1
+
+
+class Stream(IntEnum):
+    """What a block holds. The numbers are part of the format."""
+
+    META = 0
+    STRINGS = 1
+    KEYS = 2
+    TRANSITIONS = 3
+    STARTS = 4
+    STOPS = 5
+    STORED = 6
+    EDGES = 7
+    ACTIVITIES = 8
+    TRANSFERS = 9
+    RESCHEDULES = 10
+    ANCHORS = 11
+    PROBES = 12
+    NODE_SAMPLES = 13
+    GPU_SAMPLES = 14
+    PROCESS_SAMPLES = 15
+
+
+TEXT_STREAMS = frozenset({Stream.META, Stream.STRINGS, Stream.KEYS})
+
+#: Fields of each record stream, in order: name and struct code. ``dt`` is the time since the
+#: block's base time, which the reader turns into ``time``; ``what`` of TRANSITIONS holds the key,
+#: relative to the block's base key, and the pair of states (``key << 8 | start << 4 | finish``).
+RECORDS: dict[Stream, tuple[tuple[str, str], ...]] = {
+    Stream.TRANSITIONS: (("dt", "I"), ("what", "I")),
+    Stream.STARTS: (("dt", "I"), ("sequence", "I"), ("key", "I"), ("thread", "I")),
+    Stream.STOPS: (
+        ("dt", "I"),
+        ("sequence", "I"),
+        ("result", "I"),
+        ("status", "I"),
+        ("nbytes", "Q"),
+    ),
+    Stream.STORED: (("dt", "I"), ("key", "I"), ("nbytes", "Q")),
+    Stream.EDGES: (("key", "I"), ("dependency", "I")),
+    Stream.ACTIVITIES: (
+        ("start", "q"),
+        ("stop", "q"),
+        ("key", "I"),
+        ("action", "I"),
+        ("peer", "I"),
+    ),
+    Stream.TRANSFERS: (
+        ("start", "q"),
+        ("stop", "q"),
+        ("nbytes", "Q"),
+        ("peer", "I"),
+        ("keys", "H"),
+        ("direction", "H"),
+    ),
+    Stream.RESCHEDULES: (("dt", "I"), ("key", "I"), ("reason", "I")),
+    Stream.ANCHORS: (("before", "q"), ("utc", "q"), ("after", "q")),
+    Stream.PROBES: (("t1", "q"), ("t2", "q"), ("t3", "q"), ("t4", "q")),
+    Stream.NODE_SAMPLES: (
+        ("dt", "I"),
+        ("cpu", "f"),
+        ("memory_used", "Q"),
+        ("memory_available", "Q"),
+        ("swap_used", "Q"),
+        ("network_received", "Q"),
+        ("network_sent", "Q"),
+        ("disk_read", "Q"),
+        ("disk_written", "Q"),
+    ),
+    Stream.GPU_SAMPLES: (
+        ("dt", "I"),
+        ("gpu", "I"),
+        ("utilization", "f"),
+        ("memory_utilization", "f"),
+        ("memory_used", "q"),
+        ("power", "f"),
+        ("temperature", "f"),
+        ("sm_clock", "f"),
+        ("memory_clock", "f"),
+        ("pcie_sent", "f"),
+        ("pcie_received", "f"),
+        ("nvlink_sent", "q"),
+        ("nvlink_received", "q"),
+    ),
+    Stream.PROCESS_SAMPLES: (
+        ("dt", "I"),
+        ("pid", "I"),
+        ("cpu", "f"),
+        ("fds", "I"),
+        ("threads", "I"),
+        ("memory", "Q"),
+    ),
+}
+
+_STRUCTS = {s: struct.Struct("<" + "".join(c for _, c in f)) for s, f in RECORDS.items()}
+_NUMPY = {"I": "<u4", "H": "<u2", "Q": "<u8", "q": "<i8", "f": "<f4"}
+DTYPES = {s: np.dtype([(n, _NUMPY[c]) for n, c in f]) for s, f in RECORDS.items()}
+
+#: Task states of a Dask worker's state machine; the position is the code in TRANSITIONS. Code 0 is
+#: for a state that a newer distributed invented.
+STATES = (
+    "unknown",
+    "cancelled",
+    "constrained",
+    "error",
+    "executing",
+    "fetch",
+    "flight",
+    "forgotten",
+    "long-running",
+    "memory",
+    "missing",
+    "ready",
+    "released",
+    "rescheduled",
+    "resumed",
+    "waiting",
+)
+
+#: How an execution ended; the position is STOPS' ``status``.
+STATUSES = ("memory", "error", "rescheduled")
+
+#: Codes of TRANSFERS' ``direction``.
+DIRECTIONS = ("incoming", "outgoing")
+
+
+class JournalError(Exception):
+    """A file that is not a journal this version can read; the message is one sentence."""
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+class Journal:
+    """The writer of one journal file.
+
+    Parameters
+    ----------
+    path
+        The file to make; it must not exist. Its folder is made (mode 0700) when missing.
+    meta
+        What is known of the process at the start; the journal's first META document.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made or its first segment cannot be reserved. Later failures never
+        raise: they are counted in `dropped` and named in a META document when writing works again.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self.writer = secrets.randbits(63)
+        self.dropped = 0
+        self._dropped_since: int | None = None
+        self._dropped_why = ""
+        self._retry_at = 0.0
+        self._lock = threading.Lock()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._size = 0
+        self._free: list[memoryview] = []
+        self._closed = False
+        self._numbers = itertools.count()
+        self._text: dict[Stream, _TextStream] = {}
+        self._strings: dict[Hashable, int] = {}
+        self._reported = 0
+        try:
+            self._reserve(FIRST_SEGMENT)
+        except OSError:
+            os.close(self._fd)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self.meta({"kind": "journal", "version": VERSION, **meta})
+
+    # -- blocks
+
+    def _reserve(self, size: int) -> None:
+        os.posix_fallocate(self._fd, self._size, size)
+        mapping = memoryview(mmap.mmap(self._fd, size, offset=self._size))
+        self._free.extend(mapping[i : i + BLOCK] for i in range(size - BLOCK, -1, -BLOCK))
+        self._size += size
+
+    def block(self, stream: Stream, first: int, base: int, base_key: int) -> memoryview | None:
+        """Give a new block with its header written, or None where there is no space.
+
+        Parameters
+        ----------
+        stream, first, base, base_key
+            Header fields, see the module's text.
+        """
+        with self._lock:
+            if self._closed:
+                return None
+            if not self._free:
+                now = time.monotonic()
+                if now < self._retry_at:
+                    return None
+                try:
+                    self._reserve(SEGMENT)
+                except OSError as error:
+                    # A partition with less than a segment left may still hold a few blocks.
+                    try:
+                        self._reserve(FIRST_SEGMENT)
+                    except OSError:
+                        self._retry_at = now + RETRY_S
+                        if self._dropped_since is None:
+                            self._dropped_since = time.monotonic_ns()
+                        self._dropped_why = errno.errorcode.get(error.errno or 0, str(error))
+                        return None
+            block = self._free.pop()
+            head = _HEAD.pack(
+                MAGIC,
+                VERSION,
+                stream,
+                0,
+                self.writer,
+                next(self._numbers),
+                first & 0xFFFFFFFF,
+                base,
+                base_key,
+            )
+            block[:40] = head + _CRC.pack(zlib.crc32(head))
+        if self._dropped_since is not None and stream is not Stream.META:
+            self._name_gap()
+        return block
+
+    def drop(self) -> None:
+        """Count a record that could not be stored."""
+        self.dropped += 1
+        if self._dropped_since is None:
+            self._dropped_since = time.monotonic_ns()
+
+    def _name_gap(self) -> None:
+        since, self._dropped_since = self._dropped_since, None
+        self.meta(
+            {
+                "kind": "gap",
+                "start": since,
+                "stop": time.monotonic_ns(),
+                "count": self.dropped - self._reported,
+                "reason": self._dropped_why or "a record could not be made",
+            }
+        )
+        self._reported = self.dropped
+
+    # -- streams
+
+    def recorder(self, stream: Stream) -> Callable[..., None]:
+        """Give a function that stores one record of a stream that carries no ``dt``.
+
+        The function belongs to one thread: each thread asks for its own.
+        """
+        pack = _STRUCTS[stream].pack
+        append = _Block(self, stream).append
+
+        def record(*fields: Any) -> None:
+            append(pack(*fields))
+
+        return record
+
+    def timed_recorder(self, stream: Stream) -> Callable[..., None]:
+        """Give a function ``record(time_ns, *fields)`` for a stream whose first field is ``dt``.
+
+        The function belongs to one thread: each thread asks for its own.
+        """
+        pack = _STRUCTS[stream].pack
+        size = _STRUCTS[stream].size
+        block = _Block(self, stream)
+        append = block.append
+
+        def record(time_ns: int, *fields: Any) -> None:
+            dt = time_ns - block.base
+            if dt < 0 or dt > 0xFFFFFFFF or block.end + size > BLOCK:
+                if not block.renew(time_ns):
+                    return
+                dt = 0
+            append(pack(dt, *fields))
+
+        return record
+
+    def transition_recorder(self) -> Callable[[int, int, int], None]:
+        """Give the function ``record(time_ns, key, states)``; states are ``start << 4 | finish``.
+
+        It belongs to the event loop's thread. This is the hottest call of the recording (6 to 7 a
+        task), hence the body written out: about 1 µs.
+        """
+        pack = _STRUCTS[Stream.TRANSITIONS].pack
+        commit = _SLOT.pack_into
+        crc32 = zlib.crc32
+        block = _Block(self, Stream.TRANSITIONS)
+
+        def record(time_ns: int, key: int, states: int) -> None:
+            dt = time_ns - block.base
+            relative = key - block.base_key
+            end = block.end
+            if not (0 <= dt <= 0xFFFFFFFF and 0 <= relative <= 0xFFFFFF) or end + 8 > BLOCK:
+                base_key = max(0, key - 0x7FFFFF)
+                if not block.renew(time_ns, base_key):
+                    return
+                dt, relative, end = 0, key - base_key, HEADER
+            data = pack(dt, relative << 8 | states)
+            view = block.view
+            block.end = stop = end + 8
+            view[end:stop] = data
+            block.crc = crc = crc32(data, block.crc)
+            block.slot ^= 8
+            commit(view, 40 + block.slot, stop, crc)
+            block.count += 1
+
+        return record
+
+    def _text_id(self, stream: Stream, text: str) -> int:
+        """Append to a text stream and give the id of the string; the lock is held by the caller."""
+        writer = self._text.get(stream)
+        if writer is None:
+            writer = self._text[stream] = _TextStream(self, stream)
+        return writer.append(text)
+
+    def string(self, text: str) -> int:
+        """Give the id of a string, storing it the first time."""
+        number = self._strings.get(text)
+        if number is None:
+            number = self._define(text)
+        return number
+
+    def _define(self, text: str) -> int:
+        with _DEFINITIONS:
+            number = self._strings.get(text)
+            if number is None:
+                number = self._strings[text] = self._text_id(Stream.STRINGS, text)
+            return number
+
+    def key(self, key: Any) -> int:
+        """Store a task's key and give its id. The caller remembers the id for as long as it needs.
+
+        The head of a tuple's text (``('name-token``), which many keys share, is stored once.
+        """
+        text = str(key)
+        head, separator, tail = text.partition("', ")
+        if separator and type(key) is tuple:
+            text = f"\x01{self.string(head):x}\x02{tail}"
+        with _DEFINITIONS:
+            return self._text_id(Stream.KEYS, text)
+
+    def meta(self, document: Mapping[str, Any]) -> None:
+        """Store a META document (JSON); one too long is stored without its longest values."""
+        document = dict(document)
+        text = json.dumps(document, default=str)
+        while len(text.encode()) > MAX_TEXT and len(document) > 1:
+            longest = max((k for k in document if k != "kind"), key=lambda k: len(str(document[k])))
+            document.pop(longest)
+            document["left_out"] = [*document.get("left_out", []), longest][:20]
+            text = json.dumps(document, default=str)
+        with _DEFINITIONS:
+            self._text_id(Stream.META, text)
+
+    def close(self, meta: Mapping[str, Any] | None = None) -> None:
+        """Name what was dropped, store a last META document and give back reserved space."""
+        if self._closed:
+            return
+        if self.dropped > self._reported:
+            self._name_gap()
+        self.meta(
+            {"kind": "end", "time": time.monotonic_ns(), "dropped": self.dropped, **(meta or {})}
+        )
+        with self._lock:
+            self._closed = True
+            # Blocks are handed out from the front, so what is free is the file's tail. Mappings
+            # stay: another thread may still hold a block of them.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size - len(self._free) * BLOCK)
+            self._free.clear()
+            os.close(self._fd)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called; records after it are dropped."""
+        return self._closed
+
+
+#: Definitions of strings and keys are rare (once per distinct one) and may come from any thread.
+_DEFINITIONS = threading.RLock()
+
+
+class _Block:
+    """The current block of one stream in one thread."""
+
+    __slots__ = ("base", "base_key", "count", "crc", "end", "journal", "slot", "stream", "view")
+
+    def __init__(self, journal: Journal, stream: Stream) -> None:
+        self.journal = journal
+        self.stream = stream
+        self.view: memoryview = memoryview(b"")
+        self.end = BLOCK
+        self.base = 0
+        self.base_key = 0
+        self.crc = 0
+        self.slot = 8
+        self.count = 0
+
+    def renew(self, base: int, base_key: int = 0) -> bool:
+        """Go on in a new block; False, with the record counted as dropped, where there is none."""
+        view = self.journal.block(self.stream, self.count, base, base_key)
+        if view is None:
+            self.end = BLOCK
+            self.journal.drop()
+            return False
+        self.view, self.base, self.base_key = view, base, base_key
+        self.end, self.crc, self.slot = HEADER, 0, 8
+        return True
+
+    def append(self, data: bytes) -> bool:
+        """Store bytes and commit them; False where there was no space (counted)."""
+        end = self.end
+        stop = end + len(data)
+        if stop > BLOCK:
+            if not self.renew(time.monotonic_ns()):
+                return False
+            end, stop = HEADER, HEADER + len(data)
+        self.view[end:stop] = data
+        self.crc = zlib.crc32(data, self.crc)
+        self.end = stop
+        self.slot ^= 8
+        _SLOT.pack_into(self.view, 40 + self.slot, stop, self.crc)
+        self.count += 1
+        return True
+
+
+class _TextStream:
+    """A stream of NUL-terminated strings; a string's id is its position in the stream."""
+
+    def __init__(self, journal: Journal, stream: Stream) -> None:
+        self._block = _Block(journal, stream)
+
+    def append(self, text: str) -> int:
+        data = text.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")[:MAX_TEXT] + b"\0"
+        number = self._block.count
+        if not self._block.append(data):
+            # The id must stay in step with what is on file: a string that was not stored takes its
+            # id with it, and the reader shows what refers to it as unknown.
+            self._block.count += 1
+        return number
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class JournalContents:
+    """What a reader found in one journal file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    writer
+        Random id of the journal; two files with the same id are copies of one.
+    records
+        For each record stream, a structured array; ``dt`` is replaced by ``time`` (int64, ns of
+        the writer's CLOCK_MONOTONIC), TRANSITIONS' word by ``key``, ``start`` and ``finish``.
+    strings, keys
+        Text by id; an id that was lost is missing.
+    meta
+        META documents in the order they were written.
+    blocks, damaged
+        Number of whole blocks read and of blocks given up.
+    """
+
+    path: Path
+    writer: int = 0
+    records: dict[Stream, NDArray[np.void]] = field(default_factory=dict)
+    strings: dict[int, str] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
+    meta: list[dict[str, Any]] = field(default_factory=list)
+    blocks: int = 0
+    damaged: int = 0
+
+    def documents(self, kind: str) -> list[dict[str, Any]]:
+        """Give the META documents of one kind."""
+        return [m for m in self.meta if m.get("kind") == kind]
+
+
+@dataclass(frozen=True)
+class _ReadBlock:
+    stream: Stream
+    writer: int
+    number: int
+    first: int
+    base: int
+    base_key: int
+    data: bytes
+
+
+def _committed(block: memoryview) -> tuple[bytes | None, bool]:
+    """Give the data of a block as of its last whole commit, and whether a later one is damaged.
+
+    The data is None where no slot checks out, and empty where the writer stopped between the
+    header and the first commit.
+    """
+    slots = sorted((_SLOT.unpack_from(block, o) for o in _SLOT_OFFSETS), reverse=True)
+    for position, (end, crc) in enumerate(slots):
+        if HEADER < end <= len(block):
+            data = bytes(block[HEADER:end])
+            if zlib.crc32(data) == crc:
+                return data, position > 0
+        elif end == 0 and crc == 0:
+            return (b"", False) if position == 0 else (None, True)
+    return None, True
+
+
+def _read_blocks(data: memoryview, contents: JournalContents) -> Iterator[_ReadBlock]:
+    versions = set()
+    for offset in range(0, len(data), BLOCK):
+        block = data[offset : offset + BLOCK]
+        if len(block) < HEADER or bytes(block[:4]) != MAGIC:
+            # Reserved and never used reads as zeros; anything else is damage.
+            if any(block):
+                contents.damaged += 1
+            continue
+        _, version, stream, _, writer, number, first, base, base_key = _HEAD.unpack_from(block)
+        if zlib.crc32(block[:36]) != _CRC.unpack_from(block, 36)[0]:
+            contents.damaged += 1
+            continue
+        if version != VERSION:
+            versions.add(version)
+            contents.damaged += 1
+            continue
+        payload, torn = _committed(block)
+        contents.damaged += torn
+        if payload is None:
+            continue
+        if stream not in Stream._value2member_map_:
+            contents.damaged += 1
+            continue
+        contents.blocks += 1
+        yield _ReadBlock(Stream(stream), writer, number, first, base, base_key, payload)
+    if versions and not contents.blocks:
+        found = ", ".join(map(str, sorted(versions)))
+        raise JournalError(
+            f"{contents.path} is a journal of format version {found}; this dasf-hpc reads version "
+            f"{VERSION}: merge it with the dasf-hpc that recorded it."
+        )
+
+
+def _decode_text(raw: bytes) -> str:
+    return raw.replace(b"\xc0\x80", b"\0").decode("utf-8", "replace")
+
+
+def _decode_records(stream: Stream, blocks: list[_ReadBlock]) -> NDArray[np.void]:
+    dtype = DTYPES[stream]
+    parts = [np.frombuffer(b.data, dtype, len(b.data) // dtype.itemsize) for b in blocks]
+    raw = np.concatenate(parts) if parts else np.empty(0, dtype)
+    if "dt" not in (dtype.names or ()):
+        return raw
+    lengths = [len(p) for p in parts]
+    base = np.repeat(np.array([b.base for b in blocks], np.int64), lengths)
+    times = base + raw["dt"].astype(np.int64)
+    if stream is Stream.TRANSITIONS:
+        base_key = np.repeat(np.array([b.base_key for b in blocks], np.uint32), lengths)
+        out = np.empty(
+            len(raw), [("time", "<i8"), ("key", "<u4"), ("start", "u1"), ("finish", "u1")]
+        )
+        out["key"] = base_key + (raw["what"] >> 8)
+        out["start"] = raw["what"] >> 4 & 15
+        out["finish"] = raw["what"] & 15
+    else:
+        names = [n for n in dtype.names or () if n != "dt"]
+        out = np.empty(len(raw), [("time", "<i8"), *((n, dtype[n]) for n in names)])
+        for name in names:
+            out[name] = raw[name]
+    out["time"] = times
+    return out
+
+
+def read_journal(path: Path) -> JournalContents:
+    """Read a journal up to its last whole commit, skipping and counting what is damaged.
+
+    Parameters
+    ----------
+    path
+        A journal, whole or not, of a writer that ended, was killed or is still writing.
+
+    Returns
+    -------
+    JournalContents
+
+    Raises
+    ------
+    JournalError
+        If the file cannot be opened, holds no block at all, or is of another format version.
+    """
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}.") from None
+    contents = JournalContents(path)
+    streams: dict[Stream, list[_ReadBlock]] = {s: [] for s in Stream}
+    seen: set[int] = set()
+    for block in _read_blocks(data, contents):
+        if not contents.writer:
+            contents.writer = block.writer
+        if block.writer != contents.writer or block.number in seen:
+            contents.blocks -= 1
+            contents.damaged += 1
+            continue
+        seen.add(block.number)
+        streams[block.stream].append(block)
+    if not contents.blocks:
+        raise JournalError(f"{path} is not a journal, or nothing in it is whole.")
+
+    for stream in (Stream.STRINGS, Stream.KEYS):
+        target = contents.strings if stream is Stream.STRINGS else contents.keys
+        for block in streams[stream]:
+            for i, raw in enumerate(block.data.split(b"\0")[:-1]):
+                target[block.first + i] = _decode_text(raw)
+    for number, text in contents.keys.items():
+        if text.startswith("\x01"):
+            head, _, tail = text[1:].partition("\x02")
+            whole = contents.strings.get(int(head, 16), "(?")
+            contents.keys[number] = f"{whole}', {tail}"
+    for block in sorted(streams[Stream.META], key=lambda b: b.first):
+        for raw in block.data.split(b"\0")[:-1]:
+            with contextlib.suppress(ValueError):
+                document = json.loads(_decode_text(raw))
+                if isinstance(document, dict):
+                    contents.meta.append(document)
+    for stream in RECORDS:
+        contents.records[stream] = _decode_records(stream, streams[stream])
+    return contents

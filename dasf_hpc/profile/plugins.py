@@ -1,0 +1,590 @@
+"""Recording: the three plugins a Dask worker carries.
+
+Each works alone, in a script of your own as under ``dasf-hpc submit``::
+
+    client.register_plugin(WorkerTaskPlugin())
+    client.register_plugin(ResourceMonitor())
+    client.register_plugin(GPUAnnotationPlugin())
+
+and writes journals that ``dasf-hpc merge`` turns into one trace. None of them raises into Dask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time as clock
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker_state_machine import StealRequestEvent
+
+from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
+from dasf_hpc.profile.execution import Executions
+from dasf_hpc.profile.journal import STATES, STATUSES, Journal, Stream
+from dasf_hpc.profile.recording import (
+    Recording,
+    default_directory,
+    installed_version,
+    join_recording,
+    leave_recording,
+)
+from dasf_hpc.profile.sampler import SamplerLink
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+logger = logging.getLogger(__name__)
+
+#: Domain of the NVTX ranges around tasks.
+COMPUTE_DOMAIN = "compute"
+#: Domain of the NVTX marks whose payload is the process's CLOCK_MONOTONIC in ns.
+CLOCK_DOMAIN = "dasf_hpc.clock"
+
+#: The first marks of a process are up to 100 us late (measured), later ones a few us: several.
+MARKS_AT_START = 10
+MARKS_AT_END = 5
+MARK_INTERVAL_S = 1.0
+
+PROBES_AT_START = 8
+PROBES_AT_END = 3
+PROBE_INTERVAL_S = 5.0
+#: A probe at the end must not hold up a worker whose scheduler is gone.
+PROBE_TIMEOUT_S = 2.0
+
+_STATE_CODES = {state: code for code, state in enumerate(STATES)}
+_PAIRS = {
+    (start, finish): start_code << 4 | finish_code
+    for start, start_code in _STATE_CODES.items()
+    for finish, finish_code in _STATE_CODES.items()
+}
+_STATUS_CODES = {status: code for code, status in enumerate(STATUSES)}
+_NONE = 0xFFFFFFFF
+
+
+def _pair(start: str, finish: str) -> int:
+    """Code a pair of states of which at least one is not in STATES."""
+    return _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
+
+
+class WorkerTaskPlugin(WorkerPlugin):
+    """Records every task of a worker: transitions, executions, activities, transfers, results.
+
+    Parameters
+    ----------
+    name
+        Name under which Dask knows the plugin.
+    directory
+        Folder for the journals, seen by every worker. The default is given by
+        `dasf_hpc.profile.recording.default_directory` in the process that makes the plugin.
+    """
+
+    idempotent = True
+
+    def __init__(self, name: str = "TracePlugin", directory: str | Path | None = None) -> None:
+        self.name = name
+        self.directory = Path(directory) if directory else default_directory()
+        self._recording: Recording | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.directory)
+
+    def setup(self, worker: Worker) -> None:
+        """Open the worker's journal and start to record."""
+        recording = join_recording(worker, self.directory)
+        self._recording = recording
+        if recording.journal is None:
+            logger.warning("dasf-hpc records nothing of this worker: %s", recording.problem)
+            return
+        self._worker = worker
+        self._journal = recording.journal
+        self._executions = recording.executions
+        self._tasks = worker.state.tasks
+        self._stimuli = worker.state.stimulus_log
+        self._ids: dict[Any, int] = {}
+        self._record = self._journal.transition_recorder()
+        self._edge = self._journal.recorder(Stream.EDGES)
+        self._activity = self._journal.recorder(Stream.ACTIVITIES)
+        self._transfer = self._journal.recorder(Stream.TRANSFERS)
+        self._stored = self._journal.timed_recorder(Stream.STORED)
+        self._reschedule = self._journal.timed_recorder(Stream.RESCHEDULES)
+        self._probe = self._journal.recorder(Stream.PROBES)
+        self._last_incoming: Any = None
+        self._last_outgoing: Any = None
+        self._recorded_activities: dict[Any, int] = {}
+        self._on_finish: dict[str, Callable[[Any, str, int, int], None]] = {
+            "executing": self._on_executing,
+            "memory": self._on_done,
+            "error": self._on_done,
+            "rescheduled": self._on_rescheduled,
+            "released": self._on_released,
+            "forgotten": self._on_forgotten,
+        }
+        for key in list(self._tasks):
+            self._id(key)
+        self._threads = _ThreadRecorder(self._journal, self._executions, self._ids)
+        self._executions.add(self._threads)
+        self._clock_task = asyncio.ensure_future(self._keep_clock())
+
+    async def teardown(self, worker: Worker) -> None:
+        """Record the clocks once more and close the journal."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        if recording.journal is not None:
+            self._clock_task.cancel()
+            self._executions.remove(self._threads)
+            try:
+                self._outgoing()
+                await asyncio.wait_for(self._probe_clock(PROBES_AT_END), PROBE_TIMEOUT_S)
+            except Exception:  # the scheduler may be gone: then the earlier probes must do
+                logger.debug("no clock probe at the end", exc_info=True)
+        leave_recording(worker, {})
+
+    # ------------------------------------------------------------------ event loop
+
+    def _id(self, key: Any) -> int:
+        number = self._ids.get(key)
+        if number is None:
+            number = self._ids[key] = self._journal.key(key)
+        return number
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Record a transition of a task's state. Called by Dask on the event loop."""
+        try:
+            now = clock.monotonic_ns()
+            number = self._ids.get(key)
+            if number is None:
+                number = self._id(key)
+            states = _PAIRS.get((start, finish))
+            self._record(now, number, _pair(start, finish) if states is None else states)
+            more = self._on_finish.get(finish)
+            if more is not None:
+                more(key, start, number, now)
+        except Exception:
+            if self._recording is not None and self._recording.journal is not None:
+                self._executions.failed()
+                self._journal.drop()
+
+    def _on_executing(self, key: Any, start: str, number: int, now: int) -> None:
+        ids = self._ids
+        for dependency in self._tasks[key].dependencies:
+            other = ids.get(dependency.key)
+            self._edge(number, self._id(dependency.key) if other is None else other)
+
+    def _on_done(self, key: Any, start: str, number: int, now: int) -> None:
+        task = self._tasks[key]
+        executed = start in ("executing", "long-running")
+        if len(task.startstops) > executed:
+            self._activities(key, task.startstops, number)
+        if not executed:
+            if task.state == "memory":
+                self._stored(now, number, task.nbytes or 0)
+            self._incoming()
+
+    def _on_rescheduled(self, key: Any, start: str, number: int, now: int) -> None:
+        self._reschedule(now, number, self._journal.string("reschedule"))
+
+    def _on_released(self, key: Any, start: str, number: int, now: int) -> None:
+        # Dask does not tell plugins why; its log's last entry is the event being handled.
+        event = self._stimuli[-1] if self._stimuli else None
+        if isinstance(event, StealRequestEvent) and event.key == key:
+            self._reschedule(now, number, self._journal.string("steal"))
+
+    def _on_forgotten(self, key: Any, start: str, number: int, now: int) -> None:
+        del self._ids[key]
+        self._recorded_activities.pop(key, None)
+
+    def _activities(self, key: Any, startstops: list[Any], number: int) -> None:
+        """Record what Dask noted of a task besides its compute, on this process's own clock."""
+        done = self._recorded_activities.get(key, 0)
+        self._recorded_activities[key] = len(startstops)
+        shift = clock.monotonic_ns() - clock.time_ns()
+        string = self._journal.string
+        for span in startstops[done:]:
+            action = span["action"]
+            if action == "compute":
+                continue  # recorded in the task's own thread
+            delay = self._scheduler_delay() if action == "transfer" else 0.0
+            peer = span.get("source")
+            self._activity(
+                round((span["start"] - delay) * 1e9) + shift,
+                round((span["stop"] - delay) * 1e9) + shift,
+                number,
+                string(action),
+                _NONE if peer is None else string(peer),
+            )
+
+    def _scheduler_delay(self) -> float:
+        # Dask adds its latest heartbeat's guess to the times of transfers, and to nothing else here
+        delay: float = self._worker.scheduler_delay
+        return delay
+
+    def _incoming(self) -> None:
+        log = self._worker.transfer_incoming_log
+        if log and log[-1] is not self._last_incoming:
+            self._last_incoming = self._transfers(log, self._last_incoming, 0)
+
+    def _outgoing(self) -> None:
+        log = self._worker.transfer_outgoing_log
+        if log and log[-1] is not self._last_outgoing:
+            self._last_outgoing = self._transfers(log, self._last_outgoing, 1)
+
+    def _transfers(self, log: Any, last: Any, direction: int) -> Any:
+        fresh: list[Any] = []
+        for entry in reversed(log):
+            if entry is last:
+                break
+            fresh.append(entry)
+        shift = clock.monotonic_ns() - clock.time_ns()
+        delay = self._scheduler_delay()
+        for entry in reversed(fresh):
+            self._transfer(
+                round((entry["start"] - delay) * 1e9) + shift,
+                round((entry["stop"] - delay) * 1e9) + shift,
+                entry["total"],
+                self._journal.string(entry["who"] or "unknown"),
+                min(len(entry["keys"]), 0xFFFF),
+                direction,
+            )
+        return log[-1]
+
+    # ------------------------------------------------------------------ clocks
+
+    async def _keep_clock(self) -> None:
+        probing = True
+        count = PROBES_AT_START
+        while True:
+            try:
+                self._recording.anchor(*read_anchor())  # type: ignore[union-attr]
+                self._outgoing()
+                if probing:
+                    probing = await self._probe_clock(count)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                logger.debug("no clock probe", exc_info=True)
+            count = 2
+            await asyncio.sleep(PROBE_INTERVAL_S)
+
+    async def _probe_clock(self, count: int) -> bool:
+        """Ask the scheduler for its clock; False where it has no answer (a scheduler of others)."""
+        ask = getattr(self._worker.scheduler, PROBE_HANDLER)
+        for _ in range(count):
+            t1 = clock.monotonic_ns()
+            answer = await ask()
+            t4 = clock.monotonic_ns()
+            if not isinstance(answer, (list, tuple)) or len(answer) != 2:
+                return False
+            self._probe(t1, answer[0], answer[1], t4)
+        return True
+
+
+class _ThreadRecorder:
+    """Records executions in the threads that run them."""
+
+    def __init__(self, journal: Journal, executions: Executions, ids: dict[Any, int]) -> None:
+        self._journal = journal
+        self._executions = executions
+        self._ids = ids
+        self._local = threading.local()
+        self._results: dict[Any, int] = {}
+
+    def _streams(self) -> Any:
+        local = self._local
+        local.start = self._journal.timed_recorder(Stream.STARTS)
+        local.stop = self._journal.timed_recorder(Stream.STOPS)
+        local.thread = threading.get_native_id()
+        return local
+
+    def started(self, sequence: int, key: Any, nested: bool) -> None:
+        local = self._local
+        if not hasattr(local, "start"):
+            self._streams()
+        number = self._ids.get(key)
+        if number is None:
+            number = self._journal.key(key)
+        local.start(clock.monotonic_ns(), sequence, number, local.thread)
+
+    def stopped(self, sequence: int, key: Any, message: dict[str, Any] | None) -> None:
+        now = clock.monotonic_ns()
+        local = self._local
+        if not hasattr(local, "stop"):
+            self._streams()
+        if message is None:
+            local.stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
+        elif message["op"] == "task-finished":
+            local.stop(
+                now, sequence, self._result(message["result"]), 0, max(0, message["nbytes"] or 0)
+            )
+        else:
+            kind = type(message["actual_exception"])
+            name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+            status = 2 if name.endswith("Reschedule") else 1
+            local.stop(now, sequence, self._journal.string(name), status, 0)
+
+    def _result(self, value: Any) -> int:
+        """Give the id of the text ``type|dtype|shape`` that describes a result."""
+        kind = type(value)
+        shape = dtype = None
+        try:
+            shape = getattr(value, "shape", None)
+            if shape is not None and not isinstance(shape, tuple):
+                shape = None
+            dtype = getattr(value, "dtype", None)
+        except Exception:  # a property of the user's type that raises is no failure of ours
+            logger.debug("no shape or dtype of a %s", kind, exc_info=True)
+        try:
+            number = self._results.get((kind, dtype, shape))
+        except TypeError:  # not hashable
+            return self._journal.string(self._describe(kind, dtype, shape))
+        if number is None:
+            number = self._journal.string(self._describe(kind, dtype, shape))
+            if len(self._results) < 65536:
+                self._results[kind, dtype, shape] = number
+        return number
+
+    @staticmethod
+    def _describe(kind: type, dtype: Any, shape: tuple[Any, ...] | None) -> str:
+        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        return f"{name}|{'' if dtype is None else dtype}|{'' if shape is None else shape}"
+
+
+class GPUAnnotationPlugin(WorkerPlugin):
+    """Puts an NVTX range around every task, in the thread that runs it, and marks the clock.
+
+    The range is in domain ``compute``; its message is the function's name (the key's prefix), its
+    payload the task's id in the trace. Works the same on a node without a GPU, and makes no CUDA
+    context.
+
+    Parameters
+    ----------
+    name
+        Name under which Dask knows the plugin.
+    directory
+        See `WorkerTaskPlugin`.
+    message
+        ``"prefix"``, or ``"key"`` for the whole key as message: then each distinct key costs the
+        process 0.6 to 0.7 kB and about 10 us (measured with nvtx 0.2.11).
+    """
+
+    idempotent = True
+
+    def __init__(
+        self,
+        name: str = "GPUAnnotationPlugin",
+        directory: str | Path | None = None,
+        message: str = "prefix",
+    ) -> None:
+        if message not in ("prefix", "key"):
+            raise ValueError(f"message is {message!r}; it may be 'prefix' or 'key'")
+        self.name = name
+        self.directory = Path(directory) if directory else default_directory()
+        self.message = message
+        self._recording: Recording | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.directory, self.message)
+
+    def setup(self, worker: Worker) -> None:
+        """Start to annotate; where nvtx is missing say so once and do nothing."""
+        self._recording = recording = join_recording(worker, self.directory)
+        self._ranges: _Ranges | None = None
+        try:
+            self._ranges = _Ranges(recording.executions.base, worker, self.message == "key")
+        except ImportError:
+            logger.warning("no NVTX ranges: the package nvtx is not installed (pip install nvtx)")
+            if recording.journal is not None:
+                recording.journal.meta(
+                    {"kind": "unavailable", "what": "nvtx", "why": "package nvtx not installed"}
+                )
+            return
+        self._ranges.mark_clock(MARKS_AT_START)
+        recording.executions.add(self._ranges)
+        self._marking = asyncio.ensure_future(self._keep_marking(self._ranges))
+
+    async def _keep_marking(self, ranges: _Ranges) -> None:
+        while True:
+            await asyncio.sleep(MARK_INTERVAL_S)
+            ranges.mark_clock(2)
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ranges are set in the task's thread, not on the event loop."""
+
+    def teardown(self, worker: Worker) -> None:
+        """Mark the clock once more and stop annotating."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        if self._ranges is not None:
+            self._marking.cancel()
+            recording.executions.remove(self._ranges)
+            self._ranges.mark_clock(MARKS_AT_END)
+        leave_recording(worker, {"nvtx": installed_version("nvtx")})
+
+
+class _Ranges:
+    """NVTX ranges around executions. Attributes are kept per thread: their payload is changed."""
+
+    def __init__(self, base: int, worker: Worker, whole_key: bool) -> None:
+        import nvtx
+        from nvtx import nvtx as binding
+
+        self._base = base
+        self._tasks = worker.state.tasks
+        self._whole_key = whole_key
+        self._local = threading.local()
+        self._open: dict[int, Any] = {}
+        self._domain: Any = nvtx.get_domain(COMPUTE_DOMAIN)
+        self._clock: Any = nvtx.get_domain(CLOCK_DOMAIN)
+        if hasattr(self._domain, "push_range"):  # nvtx 0.2.12 and newer
+            self._push, self._pop = self._domain.push_range, self._domain.pop_range
+            self._start, self._end = self._domain.start_range, self._domain.end_range
+            self._mark = self._clock.mark
+        else:
+            handle, clock_handle = self._domain.handle, self._clock.handle
+            self._push = lambda attributes: binding.libnvtx_push_range(attributes, handle)
+            self._pop = lambda: binding.libnvtx_pop_range(handle)
+            self._start = lambda attributes: binding.libnvtx_start_range(attributes, handle)
+            self._end = binding.libnvtx_end_range
+            self._mark = lambda attributes: binding.libnvtx_mark(attributes, clock_handle)
+
+    def _attributes(self, key: Any) -> Any:
+        task = self._tasks.get(key)
+        message = str(key) if self._whole_key or task is None else task.prefix
+        try:
+            known = self._local.attributes
+        except AttributeError:
+            known = self._local.attributes = {}
+        attributes = known.get(message)
+        if attributes is None:
+            attributes = self._domain.get_event_attributes(message=message, payload=self._base)
+            if not self._whole_key:
+                known[message] = attributes
+        return attributes
+
+    def started(self, sequence: int, key: Any, nested: bool) -> None:
+        attributes = self._attributes(key)
+        attributes.payload = self._base + sequence
+        if nested:
+            self._push(attributes)
+        else:
+            self._open[sequence] = self._start(attributes)
+
+    def stopped(self, sequence: int, key: Any, message: dict[str, Any] | None) -> None:
+        if sequence in self._open:
+            self._end(self._open.pop(sequence))
+        else:
+            self._pop()
+
+    def mark_clock(self, count: int) -> None:
+        """Mark this process's CLOCK_MONOTONIC in Nsight's report."""
+        attributes = self._clock.get_event_attributes(message="clock", payload=0)
+        for _ in range(count):
+            attributes.payload = clock.monotonic_ns()
+            self._mark(attributes)
+
+
+class ResourceMonitor(WorkerPlugin):
+    """Has the node sampled: CPU, memory, network, disk, GPUs, and each worker process.
+
+    However many workers share a node, one sampler process serves them all; it is no thread of a
+    worker, so that a task that holds the GIL does not stop the samples. In a plain script, with no
+    worker around, it samples this node for as long as the monitor lives.
+
+    Parameters
+    ----------
+    time
+        Milliseconds between samples.
+    autostart
+        Whether to start at once: on a worker when it is attached, in a script when it is made. A
+        monitor that is sent to workers stops sampling for the process that made it.
+    name
+        Name under which Dask knows the plugin.
+    directory
+        See `WorkerTaskPlugin`.
+    **monitor_kwargs
+        Of Dask's SystemMonitor: ``monitor_net_io``, ``monitor_disk_io``, ``monitor_host_cpu`` (all
+        True), ``monitor_gpu`` (True); any other is accepted and does nothing.
+    """
+
+    idempotent = True
+
+    def __init__(
+        self,
+        time: float = 100,
+        autostart: bool = True,
+        name: str = "ResourceMonitor",
+        directory: str | Path | None = None,
+        **monitor_kwargs: Any,
+    ) -> None:
+        if not time > 0:
+            raise ValueError(f"time is {time!r}; it is the milliseconds between samples, above 0")
+        self.time = time
+        self.autostart = autostart
+        self.name = name
+        self.directory = Path(directory) if directory else default_directory()
+        self.monitor_kwargs = monitor_kwargs
+        self._link: SamplerLink | None = None
+        if autostart:
+            self.start()
+
+    @classmethod
+    def for_workers(
+        cls,
+        time: float,
+        name: str = "ResourceMonitor",
+        directory: str | Path | None = None,
+        autostart: bool = True,
+        monitor_kwargs: dict[str, Any] | None = None,
+    ) -> ResourceMonitor:
+        """Make a monitor that samples nothing until a worker sets it up."""
+        monitor = cls(time, False, name, directory, **(monitor_kwargs or {}))
+        monitor.autostart = autostart
+        return monitor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.stop()
+        return type(self).for_workers, (
+            self.time,
+            self.name,
+            self.directory,
+            self.autostart,
+            self.monitor_kwargs,
+        )
+
+    def setup(self, worker: Worker) -> None:
+        """Start sampling the worker's node."""
+        if self.autostart:
+            self.start()
+
+    def teardown(self, worker: Worker) -> None:
+        """Stop sampling for this worker."""
+        self.stop()
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: sampling does not depend on tasks."""
+
+    def start(self) -> None:
+        """Start sampling this node for this process; does nothing where it is on already."""
+        if self._link is None:
+            self._link = SamplerLink(self.directory, self.time / 1000, self.monitor_kwargs)
+            self._link.start()
+
+    def stop(self) -> None:
+        """Stop sampling for this process; the node's sampler ends with its last process."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.stop()
+
+    def update(self) -> dict[str, Any]:
+        """Sample now and give the sample: the fields of NODE_SAMPLES, empty where there is none."""
+        return {} if self._link is None else self._link.sample()
+
+    def __del__(self) -> None:
+        link = self.__dict__.get("_link")
+        if link is not None:
+            link.stop()

@@ -1,0 +1,162 @@
+"""Recording: one worker's journal, shared by the plugins attached to it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dasf_hpc.profile.clock import clock_identity, read_anchor
+from dasf_hpc.profile.execution import Executions, unwatch, watch
+from dasf_hpc.profile.journal import Journal, Stream
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+_lock = threading.Lock()
+_default: Path | None = None
+
+
+def default_directory() -> Path:
+    """Give the folder for journals of plugins that were told none.
+
+    It is ``$DASF_HPC_JOURNALS``, or ``runs/TIME-plugins-PID/journals`` below the working directory
+    of the process that made the first plugin.
+    """
+    global _default
+    given = os.environ.get("DASF_HPC_JOURNALS")
+    if given:
+        return Path(given).absolute()
+    with _lock:
+        if _default is None:
+            stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+            _default = Path.cwd() / "runs" / f"{stamp}-plugins-{os.getpid()}" / "journals"
+        return _default
+
+
+def installed_version(package: str) -> str | None:
+    """Give the version of an installed package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def process_document(role: str, task_id_base: int = 0) -> dict[str, Any]:
+    """Describe this process for the first document of its journal (no environment values)."""
+    return {
+        "role": role,
+        "hostname": socket.gethostname(),
+        "pid": os.getpid(),
+        "clock": clock_identity(),
+        "start": time.monotonic_ns(),
+        "task_id_base": task_id_base,
+        "python": platform.python_version(),
+        "dask": installed_version("dask"),
+        "distributed": installed_version("distributed"),
+        "nvtx": installed_version("nvtx"),
+        "dasf_hpc": installed_version("dasf-hpc"),
+    }
+
+
+def journal_path(directory: Path, role: str) -> Path:
+    """Name a new journal; the process's start keeps names apart when a pid comes again."""
+    return directory / f"{role}-{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}.journal"
+
+
+class Recording:
+    """What the plugins of one worker share: its journal and the watch over its executions.
+
+    Attributes
+    ----------
+    journal
+        The worker's journal, or None where it could not be made; `problem` says why.
+    executions
+        Tells of every start and stop of a task.
+    """
+
+    def __init__(self, worker: Worker, directory: Path) -> None:
+        self.executions: Executions
+        self.executions, self.problem = watch(worker)
+        self.journal: Journal | None = None
+        self.users = 0
+        try:
+            self.journal = Journal(
+                journal_path(directory, "worker"),
+                process_document("worker", self.executions.base),
+            )
+        except OSError as error:
+            self.problem = f"no journal could be made in {directory}: {error.strerror}"
+        else:
+            self.anchor = self.journal.recorder(Stream.ANCHORS)
+            self.anchor(*read_anchor())
+            self.journal.meta(worker_document(worker))
+            if self.problem:
+                self.journal.meta(
+                    {"kind": "unavailable", "what": "executions", "why": self.problem}
+                )
+
+    def close(self, worker: Worker, meta: Mapping[str, Any]) -> None:
+        """Write the last anchor and end the journal."""
+        unwatch(worker)
+        if self.journal is not None and not self.journal.closed:
+            self.anchor(*read_anchor())
+            self.journal.close({"failures": self.executions.failures, **meta})
+
+
+def worker_document(worker: Worker) -> dict[str, Any]:
+    """Describe a worker; of the environment only CUDA_VISIBLE_DEVICES and the batch job's id."""
+    from dasf_hpc.profile.devices import nvml_devices, visible_devices
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices, state = nvml_devices()
+    gpus, status = visible_devices(
+        visible, devices, os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    )
+    if not devices:
+        status = f"{status}; {state.value}"
+    return {
+        "kind": "worker",
+        "name": str(worker.name),
+        "address": worker.address,
+        "nthreads": worker.state.nthreads,
+        "memory_limit": getattr(worker.memory_manager, "memory_limit", None),
+        "batch_job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
+        "cuda_visible_devices": visible,
+        "gpus": gpus,
+        "gpu_status": status,
+    }
+
+
+_recordings: weakref.WeakKeyDictionary[Worker, Recording] = weakref.WeakKeyDictionary()
+
+
+def join_recording(worker: Worker, directory: Path) -> Recording:
+    """Give the worker's recording, made by the first plugin that asks; undone by one `leave`."""
+    with _lock:
+        recording = _recordings.get(worker)
+        if recording is None:
+            recording = _recordings[worker] = Recording(worker, directory)
+        recording.users += 1
+        return recording
+
+
+def leave_recording(worker: Worker, meta: Mapping[str, Any]) -> None:
+    """Undo one `join_recording`; the last one closes the journal."""
+    with _lock:
+        recording = _recordings.get(worker)
+        if recording is None:
+            return
+        recording.users -= 1
+        if recording.users > 0:
+            return
+        del _recordings[worker]
+    recording.close(worker, meta)

@@ -1,0 +1,237 @@
+"""Settings: every option of a run once, with its type, unit, default and help.
+
+Where an option is set, from strongest to weakest: the command line; an environment variable
+``DASF_HPC_NAME``; ``dasf-hpc.toml`` in the working directory; ``~/.config/dasf-hpc/config.toml``;
+``/etc/dasf-hpc/config.toml``; the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from dask.utils import parse_bytes
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from dasf_hpc.errors import SettingsError
+
+#: Files read for settings, from weakest to strongest.
+TOML_FILES = (
+    Path("/etc/dasf-hpc/config.toml"),
+    Path("~/.config/dasf-hpc/config.toml"),
+    Path("dasf-hpc.toml"),
+)
+
+# [D-]HH:MM:SS, HH:MM:SS or MM:SS, as SLURM's sbatch(1) and OpenPBS's qsub(1B) both take them;
+# the day form is SLURM's alone and is turned into hours for PBS.
+_WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)")
+
+
+class Settings(BaseSettings):
+    """The settings of one run."""
+
+    model_config = SettingsConfigDict(env_prefix="DASF_HPC_", extra="forbid")
+
+    on: Literal["auto", "slurm", "pbs", "local"] = Field(
+        "auto",
+        description="Where the workers run; auto: SLURM where there is sbatch, PBS where there is "
+        "qsub, else this machine.",
+    )
+    nodes: int = Field(1, ge=1, description="Number of node jobs, one batch job each.")
+    workers_per_node: int | None = Field(
+        None, ge=1, description="Worker processes a node; default: one a GPU, or 1."
+    )
+    threads_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="Threads of each worker that run tasks; default: 1, locally this machine's "
+        "cores shared out.",
+    )
+    memory: str | None = Field(
+        None,
+        description="Memory of one node job, such as 4GB; default: 4GB a worker, locally 80% of "
+        "this machine's shared out.",
+    )
+    gpus_per_node: int = Field(
+        0, ge=0, description="GPUs a node; above 0 the workers are dask-cuda's, one a GPU."
+    )
+    walltime: str = Field("00:30:00", description="Time limit of a node job, [D-]HH:MM:SS.")
+    partition: str | None = Field(None, description="SLURM partition or PBS queue.")
+    account: str | None = Field(None, description="Account to charge.")
+    directive: list[str] = Field(
+        [],
+        description="One more directive for the batch script, such as '--qos=debug'; repeatable.",
+    )
+    prologue: list[str] = Field(
+        [],
+        description="One more shell line to run before the workers, such as 'module load cuda'; "
+        "repeatable.",
+    )
+    interface: str | None = Field(
+        None, description="Network interface of scheduler and workers, such as ib0."
+    )
+    scheduler_port: int = Field(
+        0, ge=0, le=65535, description="Port of the Dask scheduler; 0: any free one."
+    )
+    tls: bool = Field(
+        True,
+        description="Encrypt and authenticate all of Dask's connections, with keys of the run.",
+    )
+    dashboard: bool = Field(
+        False, description="Serve Dask's dashboard on this host's loopback address."
+    )
+    worker_python: str | None = Field(
+        None, description="Python of the workers; default: the one that runs dasf-hpc."
+    )
+    local_directory: str | None = Field(
+        None, description="Folder on the nodes for what workers spill, such as /scratch."
+    )
+    runs_dir: Path = Field(Path("runs"), description="Folder in which runs get their directories.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Start the job when this many workers are there; default: all."
+    )
+    start_timeout: float | None = Field(
+        None, gt=0, description="Seconds to wait for the workers; default: for ever."
+    )
+    stop_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds to wait at the end for reports to be written and jobs to leave the "
+        "queue, before what is left is cancelled.",
+    )
+    nsys: bool | None = Field(
+        None, description="Run the workers under nsys profile; default: where nsys is there."
+    )
+    nsys_path: str | None = Field(None, description="The nsys to use; default: from PATH.")
+    nsys_arg: list[str] = Field(
+        [], description="One more argument for nsys profile, such as '--trace=nvtx'; repeatable."
+    )
+    nvtx_message: Literal["prefix", "key"] = Field(
+        "prefix",
+        description="Message of the NVTX range around a task; key costs 0.7 kB and 10 us a task.",
+    )
+    sample_interval: float = Field(
+        100.0, gt=0, description="Milliseconds between samples of the nodes' resources."
+    )
+
+    @field_validator("walltime")
+    @classmethod
+    def _check_walltime(cls, value: str) -> str:
+        walltime_seconds(value)
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _check_memory(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                size = parse_bytes(value)
+            except ValueError:
+                raise ValueError("it is not an amount of memory such as 4GB") from None
+            if size < 2**20:
+                raise ValueError("it is less than a MiB; write a unit, such as 4GB")
+        return value
+
+    @field_validator("partition", "account", "interface", "directive", "prologue")
+    @classmethod
+    def _check_one_line(cls, value: Any) -> Any:
+        for text in [value] if isinstance(value, str) else value or []:
+            if "\n" in text or "\r" in text or "\0" in text:
+                raise ValueError("it must be one line")
+        return value
+
+    @field_validator("partition", "account", "interface")
+    @classmethod
+    def _check_word(cls, value: str | None) -> str | None:
+        # These go into directives, which batch schedulers split at blanks and do not unquote.
+        if value is not None and not re.fullmatch(r"[\w.@:+,/-]+", value):
+            raise ValueError("it may hold letters, digits and . _ - @ : + , / only")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the command line, then the environment, then the TOML files."""
+        files = [path.expanduser() for path in TOML_FILES]
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, [path for path in files if path.is_file()]),
+        )
+
+
+def walltime_seconds(text: str) -> int:
+    """Give the seconds of a time limit.
+
+    Raises
+    ------
+    ValueError
+        If the text is not [D-]HH:MM:SS, HH:MM:SS or MM:SS, or no time at all.
+    """
+    found = _WALLTIME.fullmatch(text.strip())
+    if not found:
+        raise ValueError("it is not a time; write [D-]HH:MM:SS, such as 00:30:00")
+    parts = {name: int(value or 0) for name, value in found.groupdict().items()}
+    if parts["seconds"] > 59 or (found["hours"] and parts["minutes"] > 59):
+        raise ValueError("it is not a time; minutes and seconds go up to 59")
+    seconds = ((parts["days"] * 24 + parts["hours"]) * 60 + parts["minutes"]) * 60 + parts[
+        "seconds"
+    ]
+    if seconds == 0:
+        raise ValueError("it is no time at all")
+    return seconds
+
+
+def load_settings(given: dict[str, Any]) -> Settings:
+    """Put the settings together from the command line, environment, files and defaults.
+
+    Parameters
+    ----------
+    given
+        What the command line set.
+
+    Raises
+    ------
+    SettingsError
+        One sentence on the first option that cannot be used.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error.errors()[0])) from None
+    except tomllib.TOMLDecodeError as error:
+        files = ", ".join(str(path) for path in TOML_FILES if path.expanduser().is_file())
+        raise SettingsError(f"A settings file ({files}) is not TOML: {error}.") from None
+    except Exception as error:  # pydantic-settings wraps what a source could not parse
+        if type(error).__name__ == "SettingsError":
+            raise SettingsError(
+                f"A setting from the environment cannot be read: {error}."
+            ) from None
+        raise
+
+
+def _sentence(error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else "a setting"
+    if error["type"] == "extra_forbidden":
+        known = sorted(Settings.model_fields)
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"There is no setting {name!r}; {hint}The settings are: {', '.join(known)}."
+    reason = error["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    return f"Option --{name.replace('_', '-')} is {error['input']!r}: {reason}."

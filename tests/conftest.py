@@ -1,0 +1,171 @@
+"""What tests share: which programs a test needs, and the cluster and programs themselves.
+
+A test that needs a program which Python's package index does not have says so::
+
+    @pytest.mark.needs("slurm", "nsys")
+
+and is skipped, with the reason and the way to get it, where that program cannot be used. A
+machine that is meant to have it names it in the environment, and then the skip is a failure::
+
+    DASF_HPC_REQUIRE=slurm,nsys pytest
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TESTBED = Path(__file__).parent / "testbed"
+sys.path.insert(0, str(TESTBED.parent))  # so that `testbed` is found from wherever pytest is run
+
+from testbed import slurm as slurm_testbed  # noqa: E402
+
+REQUIRED_VARIABLE = "DASF_HPC_REQUIRE"
+"""Comma-separated programs without which a run of the tests is no good."""
+
+INSTALL = "bash tests/testbed/install.sh"
+
+PROGRAM_TIMEOUT_S = 60.0
+"""How long a program may take to tell its version; a cold browser takes several seconds."""
+
+
+def why_no_slurm() -> str | None:
+    """Say what keeps a SLURM cluster from starting here, ``None`` if nothing is known to."""
+    return slurm_testbed.why_not_here()
+
+
+def why_no_nsys() -> str | None:
+    """Say what keeps ``nsys`` from running here, ``None`` if nothing does."""
+    return _why_not_running("nsys")
+
+
+def why_no_apptainer() -> str | None:
+    """Say what keeps Apptainer from running here, ``None`` if nothing does."""
+    return _why_not_running("apptainer")
+
+
+def why_no_browser() -> str | None:
+    """Say what keeps a browser driven by ``chromedriver`` from running here."""
+    reasons = [_why_not_running(name) for name in ("chromium", "google-chrome")]
+    if None not in reasons:
+        return reasons[0]
+    return _why_not_running("chromedriver")
+
+
+WHY_NOT: dict[str, Callable[[], str | None]] = {
+    "slurm": functools.cache(why_no_slurm),
+    "nsys": functools.cache(why_no_nsys),
+    "apptainer": functools.cache(why_no_apptainer),
+    "browser": functools.cache(why_no_browser),
+}
+"""Every name `needs` and the environment variable know, and how to find out about it."""
+
+
+def _why_not_running(name: str) -> str | None:
+    path = shutil.which(name)
+    if path is None:
+        return f"{name} is not installed"
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROGRAM_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path} does not run: {error}"
+    if done.returncode != 0:
+        return f"{path} does not run: {(done.stderr or done.stdout).strip()}"
+    return None
+
+
+def required_programs() -> frozenset[str]:
+    """Read which programs this run of the tests must not do without."""
+    names = os.environ.get(REQUIRED_VARIABLE, "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
+
+
+def require(*programs: str) -> None:
+    """Skip the running test unless it can use all of `programs`.
+
+    Parameters
+    ----------
+    *programs
+        Names out of :data:`WHY_NOT`.
+
+    Raises
+    ------
+    pytest.skip.Exception
+        If one of them cannot be used here, with the reason and the way to get it.
+    pytest.fail.Exception
+        The same, if the environment variable ``DASF_HPC_REQUIRE`` names that program.
+    """
+    for program in programs:
+        reason = WHY_NOT[program]()
+        if reason is None:
+            continue
+        message = f"{program}: {reason}; to get it: {INSTALL} {program}"
+        if program in required_programs():
+            pytest.fail(f"{message} ({REQUIRED_VARIABLE} requires it)", pytrace=False)
+        pytest.skip(message)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known and refuse names that would be ignored in silence."""
+    config.addinivalue_line(
+        "markers",
+        f"needs(*programs): skip unless all of them can be used ({', '.join(WHY_NOT)}); "
+        f"fail instead if {REQUIRED_VARIABLE} names one that cannot",
+    )
+    _check_names(required_programs(), REQUIRED_VARIABLE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a marker that names something nobody knows how to look for."""
+    for item in items:
+        _check_names(_needed(item), item.nodeid)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Look for what the test needs before any of its fixtures is set up."""
+    require(*_needed(item))
+
+
+def _needed(item: pytest.Item) -> list[str]:
+    """List what a test needs, on its own, its class's and its module's account."""
+    names = [name for marker in item.iter_markers("needs") for name in marker.args]
+    return list(dict.fromkeys(names))
+
+
+def _check_names(names: frozenset[str] | list[str], where: str) -> None:
+    unknown = sorted(set(names) - set(WHY_NOT))
+    if unknown:
+        raise pytest.UsageError(
+            f"{where} names {', '.join(unknown)}; known programs are {', '.join(WHY_NOT)}"
+        )
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[slurm_testbed.SlurmTestbed]:
+    """Give a started SLURM cluster of three hosts, the same one for all tests."""
+    require("slurm")
+    with slurm_testbed.SlurmTestbed() as testbed:
+        yield testbed
+
+
+@pytest.fixture(scope="session")
+def nsys() -> Path:
+    """Give the path of the program ``nsys``, which does run here."""
+    require("nsys")
+    path = shutil.which("nsys")
+    assert path is not None
+    return Path(path)
