@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     account: str | None = Field(None, description="Account to charge.")
     directive: list[str] = Field(
         [],
-        description="One more directive for the batch script, such as '--qos=debug'; repeatable.",
+        description="One more directive for the batch script, such as --qos=debug; repeatable.",
     )
     prologue: list[str] = Field(
         [],
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     )
     tls: bool = Field(
         True,
-        description="Encrypt and authenticate all of Dask's connections, with keys of the run.",
+        description="Encrypt and authenticate Dask's connections, with keys of this run.",
     )
     dashboard: bool = Field(
         False, description="Serve Dask's dashboard on this host's loopback address."

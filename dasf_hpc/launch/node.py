@@ -109,6 +109,19 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     return nsys_command(str(nsys.path), choice, str(report), command), record
 
 
+def read_node_records(run_directory: Path) -> list[dict[str, Any]]:
+    """Read what the nodes of a run decided, in the order of their names."""
+    records = []
+    for path in sorted((run_directory / "nodes").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            records.append({"hostname": path.stem, "report": None, "notes": [], **record})
+    return records
+
+
 def parser() -> argparse.ArgumentParser:
     """Give the parser of the node step's command line."""
     parsed = argparse.ArgumentParser(prog="python -m dasf_hpc.launch.node")

@@ -149,7 +149,7 @@ def visible_devices(
     hidden = len(entries) - len(visible)
     status = f"CUDA_VISIBLE_DEVICES selects {len(visible)}"
     if hidden:
-        status += f"; {hidden} hidden, since {entries[len(visible)]!r} names no single GPU here"
+        status += f"; {hidden} hidden, since entry {len(visible) + 1} names no single GPU here"
     if by_index and not pci_order and len({d.name for d in devices}) > 1:
         status += "; indices are uncertain: GPUs differ and CUDA_DEVICE_ORDER is not PCI_BUS_ID"
     return visible, status

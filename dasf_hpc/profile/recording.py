@@ -113,7 +113,7 @@ class Recording:
 
 
 def worker_document(worker: Worker) -> dict[str, Any]:
-    """Describe a worker; of the environment only CUDA_VISIBLE_DEVICES and the batch job's id."""
+    """Describe a worker: of the environment only which GPUs it selects and the batch job's id."""
     from dasf_hpc.profile.devices import nvml_devices, visible_devices
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -130,7 +130,6 @@ def worker_document(worker: Worker) -> dict[str, Any]:
         "nthreads": worker.state.nthreads,
         "memory_limit": getattr(worker.memory_manager, "memory_limit", None),
         "batch_job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
-        "cuda_visible_devices": visible,
         "gpus": gpus,
         "gpu_status": status,
     }

@@ -1,0 +1,200 @@
+"""The command line: parses and calls; every command is a few lines."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dasf_hpc.errors import DasfHpcError, exit_code_table
+from dasf_hpc.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="dasf-hpc",
+    help="Runs an ordinary Dask script on a GPU cluster and brings back one file that says where "
+    "every second went.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: " + "; ".join(f"{c} {m[:1].lower()}{m[1:]}" for c, m in exit_code_table()),
+)
+
+#: Whether a command prints JSON.
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every setting; those that were given arrive as ``given``.
+
+    Settings' own defaults are shown but not passed, so that variables and files come through.
+    """
+    parameters = [p
+        for p in inspect.signature(command, eval_str=True).parameters.values()
+        if p.name != "given"]
+    for name, field in Settings.model_fields.items():
+        annotation: Any = field.annotation
+        flag = "--" + name.replace("_", "-")
+        plain = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
+        kind = annotation
+        if type(None) in getattr(annotation, "__args__", ()):
+            kind = plain[0]
+        text = field.description or ""
+        if getattr(kind, "__origin__", None) is not None and "Literal" in str(kind):
+            text += f" One of: {', '.join(kind.__args__)}."
+            kind = str
+        if field.default not in (None, [], False) and kind is not bool:
+            text += f" Default: {field.default}."
+        flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
+        metavar = None if kind is bool else name.split("_")[-1].upper()
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    kind | None,  # type: ignore[operator]
+                    typer.Option(*flags, help=text, metavar=metavar, show_default=False),
+                ],
+            )
+        )
+
+    def with_settings(**values: Any) -> None:
+        given = {
+            name: values.pop(name)
+            for name in Settings.model_fields
+            if values.get(name) not in (None, [])
+        }
+        command(given=given, **{k: v for k, v in values.items() if k not in Settings.model_fields})
+
+    signature = inspect.Signature(
+        sorted(parameters, key=lambda p: p.kind is inspect.Parameter.KEYWORD_ONLY)
+    )
+    with_settings.__signature__ = signature  # type: ignore[attr-defined]
+    with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
+    with_settings.__name__ = command.__name__
+    with_settings.__doc__ = command.__doc__
+    return with_settings
+
+
+def submit(
+    job: Annotated[str, typer.Argument(help="A Python script, or example:seismic.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's arguments.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script and start nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Run a Dask script on a cluster and bring back its trace.
+
+    The script runs as a process of its own, unmodified: Client() in it finds the cluster. The
+    command's exit code is the script's, or one of those listed in the README.
+    """
+    from dasf_hpc import run
+    from dasf_hpc.show.terminal import progress, show_summary
+
+    settings = load_settings(given or {})
+    if dry_run:
+        print(run.dry_run(settings, job, arguments or []))
+        return
+    console = _console()
+    with progress(console) as told:
+        result = run.submit(settings, job, arguments or [], told)
+    _print_summary(result.directory, as_json, console, show_summary)
+    raise typer.Exit(result.exit_code)
+
+
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
+    settings_options(submit)
+)
+
+
+@app.command()
+def merge(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    nsys_path: Annotated[
+        str | None, typer.Option(help="The nsys that exports the reports; default: from PATH.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge a run's journals and join its reports again, from what is on disk."""
+    from dasf_hpc import run
+    from dasf_hpc.show.terminal import progress, show_summary
+
+    console = _console()
+    with progress(console) as told:
+        run.merge_run(run_path, nsys_path, told)
+    _print_summary(run_path, as_json, console, show_summary)
+
+
+@app.command()
+def show(
+    run_path: Annotated[
+        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run's trace holds."""
+    from dasf_hpc.show.terminal import show_summary
+
+    _print_summary(run_path, as_json, Console(), show_summary)
+
+
+def _print_summary(
+    path: Path, as_json: bool, console: Console, show_summary: Callable[..., None]
+) -> None:
+    from dasf_hpc.run import show_run
+
+    summary, manifest, trace = show_run(path)
+    if as_json:
+        print(
+            json.dumps(
+                {"trace": str(trace), "summary": asdict(summary), "run": _public(manifest)},
+                indent=1,
+            )
+        )
+    else:
+        show_summary(console, summary, manifest, trace)
+
+
+def _public(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Give the manifest without the settings, whose prologue lines may hold what is private."""
+    return {name: value for name, value in manifest.items() if name != "settings"}
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; errors a user can meet are one sentence and an exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except DasfHpcError as error:
+        print(f"dasf-hpc: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

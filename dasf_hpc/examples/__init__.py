@@ -1,0 +1,1 @@
+"""Example jobs: ordinary Dask scripts, run with ``dasf-hpc submit example:NAME``."""

@@ -1,0 +1,134 @@
+"""Launch: the user's script, run as a process of its own, its output shown and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+from dasf_hpc.errors import JobFileError
+
+#: Prefix of the example jobs shipped in the package.
+EXAMPLE = "example:"
+
+#: How long a script may take to end after it was told to.
+TERMINATE_WAIT_S = 10.0
+
+
+def find_job(job: str) -> Path:
+    """Find the script, an example's for ``example:NAME``, and look whether it can be Python.
+
+    Raises
+    ------
+    JobFileError
+        If there is no such file or example, or it is not Python.
+    """
+    if job.startswith(EXAMPLE):
+        folder = Path(str(resources.files("dasf_hpc"))) / "examples"
+        names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+        path = folder / f"{job.removeprefix(EXAMPLE)}.py"
+        if path.stem not in names:
+            known = ", ".join(EXAMPLE + name for name in names)
+            raise JobFileError(f"There is no example {job!r}; there are: {known}.")
+        return path
+    path = Path(job)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise JobFileError(f"The job file {job} {what}; give the path of a Python script.")
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise JobFileError(f"The job file {job} cannot be read: {error.strerror}.") from None
+    try:
+        compile(source, str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise JobFileError(
+            f"The job file {job} is not Python {sys.version_info[0]}.{sys.version_info[1]}: "
+            f"line {error.lineno or '?'}: {error.msg}."
+        ) from None
+    except ValueError as error:  # NUL bytes
+        raise JobFileError(f"The job file {job} is not Python: {error}.") from None
+    return path.absolute()
+
+
+class JobProcess:
+    """The user's script while it runs.
+
+    Parameters
+    ----------
+    script, arguments
+        What to run, with the Python that runs us.
+    environment
+        Variables added to ours.
+    logs
+        Folder for ``job.out`` and ``job.err``.
+    """
+
+    def __init__(
+        self, script: Path, arguments: Sequence[str], environment: Mapping[str, str], logs: Path
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._copies = [
+            threading.Thread(target=_copy, args=(source, shown, logs / name), daemon=True)
+            for source, shown, name in (
+                (self.process.stdout, sys.stdout.fileno(), "job.out"),
+                (self.process.stderr, sys.stderr.fileno(), "job.err"),
+            )
+        ]
+        for thread in self._copies:
+            thread.start()
+
+    def poll(self) -> int | None:
+        """Give the exit code as a shell would (128 + signal), None while it runs."""
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def wait_output(self, timeout: float = 5.0) -> None:
+        """Wait until all output is copied; bounded, for a child of it may hold the pipe open."""
+        for thread in self._copies:
+            thread.join(timeout)
+
+    def terminate(self) -> None:
+        """End the script, at first politely."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self.process.poll() is not None:
+                return
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(TERMINATE_WAIT_S)
+
+
+def _copy(source: BinaryIO, shown: int, log: Path) -> None:
+    """Copy a stream to the terminal and a file, byte for byte, until its end."""
+    showing = True
+    try:
+        kept: BinaryIO | None = log.open("wb", buffering=0)
+    except OSError:
+        kept = None
+    while data := os.read(source.fileno(), 65536):
+        if showing:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(shown, view) :]
+            except OSError:  # a closed pipe must not stop the job
+                showing = False
+        if kept is not None:
+            try:
+                kept.write(data)
+            except OSError:  # nor a full disk
+                kept = None

@@ -1,0 +1,136 @@
+"""A run's directory and its manifest, ``run.json``: what was asked, expected, found and why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.launch.worker_command import file_stem
+from dasf_hpc.profile.recording import installed_version
+from dasf_hpc.settings import Settings
+
+MANIFEST = "run.json"
+TRACE = "trace.h5"
+FOLDERS = ("scripts", "logs", "journals", "nsight", "nodes")
+
+#: Packages whose versions decide whether head and workers understand each other.
+PACKAGES = ("dasf-hpc", "dask", "distributed", "dask-jobqueue", "dask-cuda", "nvtx", "numpy")
+
+
+def make_run_directory(settings: Settings, job: str) -> Path:
+    """Make the directory of a new run, ``TIME-JOB-RANDOM``, mode 0700 whatever the umask.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it cannot be made or written.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    stem = file_stem(Path(job.split(":")[-1]).stem)[:40] or "job"
+    parent = settings.runs_dir.absolute()
+    directory = parent / f"{stamp}-{stem}-{secrets.token_hex(2)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)
+        for name in FOLDERS:
+            (directory / name).mkdir(mode=0o700)
+        probe = directory / ".writable"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"The runs directory {parent} cannot be used: {error.strerror}; give another with "
+            "--runs-dir, on a file system that the nodes share."
+        ) from None
+    return directory
+
+
+def find_run(path: Path) -> Path:
+    """Give the run's directory for what a user named: the directory, or a file in it.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is none.
+    """
+    directory = path.parent if path.is_file() else path
+    if not directory.is_dir():
+        raise RunDirectoryError(f"There is no run at {path}; give a run's directory.")
+    if not (directory / MANIFEST).is_file() and not (directory / "journals").is_dir():
+        raise RunDirectoryError(
+            f"{directory} is not a run's directory: it holds neither {MANIFEST} nor journals."
+        )
+    return directory
+
+
+def git_revision(directory: Path) -> str | None:
+    """Give the commit that a folder's checkout stands at, with ``+`` if files differ from it."""
+    try:
+        answers = [
+            subprocess.run(
+                ["git", *words],
+                cwd=directory,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+                stdin=subprocess.DEVNULL,
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answers[0] + ("+" if answers[1] else "")
+
+
+class Manifest:
+    """The contents of ``run.json``; every change is on file at once, whole.
+
+    Parameters
+    ----------
+    directory
+        The run's directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.content: dict[str, Any] = {}
+        path = directory / MANIFEST
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text())
+            except (OSError, ValueError):
+                content = {"notes": [f"{MANIFEST} could not be read and was made anew"]}
+            self.content = content if isinstance(content, dict) else {}
+
+    def update(self, **entries: Any) -> None:
+        """Set entries and write the file beside, then rename: a reader sees it whole.
+
+        A run whose directory can no longer be written goes on: the entries are kept in memory.
+        """
+        self.content.update(entries)
+        partial = self.directory / f".{MANIFEST}.{os.getpid()}"
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(self.content, file, indent=1, default=str)
+            partial.replace(self.directory / MANIFEST)
+        except OSError:
+            self.content.setdefault("notes", []).append(f"{MANIFEST} could not be written")
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the notes, once."""
+        notes = list(self.content.get("notes", []))
+        if sentence not in notes:
+            self.update(notes=[*notes, sentence])
+
+
+def versions() -> dict[str, str | None]:
+    """Give the installed versions of what matters to a run."""
+    return {name: installed_version(name) for name in PACKAGES}

@@ -1,0 +1,447 @@
+"""One run from its start to its trace: the file to read first.
+
+`submit` tells the story: a directory, a launcher, workers, plugins, the user's script, a graceful
+stop, and `merge_run`, which can be called again at any time from what is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from dasf_hpc.errors import (
+    DasfHpcError,
+    InterruptedRun,
+    ProgramMissingError,
+    TraceFileError,
+    VersionsError,
+    WorkersError,
+)
+from dasf_hpc.launch.credentials import client_environment, delete_credentials, make_credentials
+from dasf_hpc.launch.job import JobProcess, find_job
+from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.local import LocalLauncher
+from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.launch.pbs import PbsLauncher
+from dasf_hpc.launch.slurm import SlurmLauncher
+from dasf_hpc.manifest import (
+    TRACE,
+    Manifest,
+    find_run,
+    git_revision,
+    make_run_directory,
+    versions,
+)
+from dasf_hpc.nsight.collect import add_reports
+from dasf_hpc.nsight.export import find_nsys
+from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
+from dasf_hpc.profile.scheduler import SchedulerRecorder
+from dasf_hpc.settings import Settings
+from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trace.store import TraceError
+from dasf_hpc.trace.summary import Summary, summarise
+
+LAUNCHERS: dict[str, type[Launcher]] = {
+    launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
+}
+
+#: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
+#: up to a minute (nfs(5), acdirmax), for a few seconds where it changes.
+REPORT_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something of a run to show: what is being done, how far it is, and of how much."""
+
+    label: str
+    done: int | None = None
+    total: int | None = None
+
+
+#: Told of every step; see `dasf_hpc.show.terminal` for the one that draws.
+Told = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes
+    ----------
+    directory
+        The run's directory.
+    exit_code
+        The script's exit code.
+    summary
+        What the trace holds.
+    """
+
+    directory: Path
+    exit_code: int
+    summary: Summary
+
+
+def choose_launcher(settings: Settings) -> type[Launcher]:
+    """Choose where to run.
+
+    Raises
+    ------
+    ProgramMissingError
+        If a batch scheduler was asked for that this host cannot submit to.
+    """
+    if settings.on == "auto":
+        for launcher in (SlurmLauncher, PbsLauncher):
+            if shutil.which(launcher.submit_program or ""):
+                return launcher
+        return LocalLauncher
+    launcher = LAUNCHERS[settings.on]
+    program = launcher.submit_program
+    if program is not None and not shutil.which(program):
+        raise ProgramMissingError(
+            f"--on {settings.on} needs {program}, which is not on PATH: run this on a login node, "
+            "or use --on local."
+        )
+    return launcher
+
+
+def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:
+    """Give the batch script of a node job, made but not submitted."""
+    launcher_class = choose_launcher(settings)
+    find_job(job)
+    place = RunPlace(settings.runs_dir.absolute() / "RUN", "RUN", Path.cwd())
+    launcher = launcher_class(settings, place, None)
+    return launcher.job_script()
+
+
+def submit(
+    settings: Settings,
+    job: str,
+    arguments: Sequence[str] = (),
+    told: Told = lambda step: None,
+) -> RunResult:
+    """Run a script on a cluster and merge what was recorded.
+
+    Parameters
+    ----------
+    settings
+        Where and how.
+    job, arguments
+        The script, or ``example:NAME``, and its arguments.
+    told
+        Called with every step.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    DasfHpcError
+        What kept the run from being made; what was recorded is on disk, the queue is empty.
+    """
+    launcher_class = choose_launcher(settings)
+    script = find_job(job)
+    if settings.nsys and launcher_class.local:
+        require_nsys(settings)
+    directory = make_run_directory(settings, job)
+    manifest = Manifest(directory)
+    manifest.update(
+        name=directory.name,
+        state="starting",
+        job=job,
+        arguments=list(arguments),
+        started=time.time(),
+        on=launcher_class.name,
+        settings=settings.model_dump(mode="json"),
+        versions=versions(),
+        git_revision=git_revision(script.parent),
+    )
+    place = RunPlace(directory, directory.name, Path.cwd())
+    with _logging_to(directory / "logs" / "scheduler.log"):
+        security = make_credentials(directory / "tls") if settings.tls else None
+        launcher = launcher_class(settings, place, security)
+        manifest.update(shape=asdict(launcher.shape))
+        try:
+            exit_code = _run_job(launcher, script, arguments, manifest, told)
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, InterruptedRun) else "failed"
+            manifest.update(state=state, ended=time.time(), error=str(error))
+            raise
+        finally:
+            delete_credentials(directory / "tls")
+    manifest.update(state="merging", exit_code=exit_code)
+    summary = merge_run(directory, settings.nsys_path, told)
+    return RunResult(directory, exit_code, summary)
+
+
+def require_nsys(settings: Settings) -> None:
+    """Raise where nsys was asked for and this host has none that can be used."""
+    nsys = find_nsys(settings.nsys_path)
+    if not nsys.profiles:
+        raise ProgramMissingError(nsys.sentence[:1].upper() + nsys.sentence[1:] + ".")
+
+
+def _run_job(
+    launcher: Launcher,
+    script: Path,
+    arguments: Sequence[str],
+    manifest: Manifest,
+    told: Told,
+) -> int:
+    """Have the workers, the plugins and the script; whatever happens, end the workers."""
+    directory = launcher.place.directory
+    recorder: SchedulerRecorder | None = None
+    process: JobProcess | None = None
+    try:
+        told(Step("Submitting node jobs"))
+        launcher.start()
+        recorder = _attach_recording(launcher)
+        manifest.update(state="waiting", batch_jobs=[job.job_id for job in launcher.jobs()])
+        wanted = min(
+            launcher.settings.min_workers or launcher.shape.workers, launcher.shape.workers
+        )
+        launcher.wait_for_workers(
+            wanted,
+            lambda there, why: told(
+                Step(f"Waiting for workers{': ' + why if why else ''}", there, wanted)
+            ),
+        )
+        _check_versions(launcher)
+        manifest.update(state="running", job_started=time.time())
+        told(Step("Running the job"))
+        process = JobProcess(
+            script, arguments, _job_environment(launcher, directory), directory / "logs"
+        )
+        exit_code = _wait_for_job(process, launcher)
+        manifest.update(job_ended=time.time())
+        return exit_code
+    except KeyboardInterrupt:
+        if process is not None:
+            process.terminate()
+        raise InterruptedRun(
+            f"Interrupted; the workers were ended and what was recorded is in {directory}: "
+            f"dasf-hpc merge {directory}"
+        ) from None
+    finally:
+        told(Step("Ending the workers and writing their reports"))
+        manifest.update(state="stopping")
+        report = launcher.stop()
+        if recorder is not None:
+            recorder.end()
+            manifest.update(workers_joined=len(recorder.joined))
+        manifest.update(stop=asdict(report))
+        if process is not None:
+            process.wait_output()
+
+
+def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
+    """Register the plugins: the scheduler hands them to every worker, also to late ones."""
+    journals = launcher.place.directory / "journals"
+    settings = launcher.settings
+    recorder = SchedulerRecorder(journals)
+    scheduler = launcher.cluster.scheduler
+
+    async def attach() -> None:
+        scheduler.add_plugin(recorder)
+        await recorder.start(scheduler)
+
+    launcher.cluster.sync(attach)
+    with Client(launcher.cluster, set_as_default=False) as client:
+        client.register_plugin(WorkerTaskPlugin(directory=journals))
+        client.register_plugin(
+            GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message)
+        )
+        client.register_plugin(
+            ResourceMonitor.for_workers(settings.sample_interval, directory=journals)
+        )
+    return recorder
+
+
+def _check_versions(launcher: Launcher) -> None:
+    """Compare dask and distributed of the workers with ours."""
+    with Client(launcher.cluster, set_as_default=False) as client:
+        found = client.get_versions(check=False)
+    here = found["scheduler"]["packages"]
+    for address, there in found["workers"].items():
+        for package in ("dask", "distributed"):
+            ours, theirs = here.get(package), there["packages"].get(package)
+            if ours != theirs:
+                raise VersionsError(
+                    f"The worker {address} has {package} {theirs}, this host {ours}: use one "
+                    "environment for both (--worker-python names the workers' Python)."
+                )
+
+
+def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
+    """Give the variables with which the script's ``Client()`` finds the cluster."""
+    environment = {
+        "DASK_SCHEDULER_ADDRESS": launcher.cluster.scheduler_address,
+        "DASF_HPC_RUN": str(directory),
+    }
+    if launcher.security is not None:
+        environment.update(client_environment(launcher.security))
+    return environment
+
+
+def _wait_for_job(process: JobProcess, launcher: Launcher) -> int:
+    """Wait for the script; where all node jobs are gone it waits for workers that cannot come.
+
+    Raises
+    ------
+    WorkersError
+        If the node jobs ended while the script ran.
+    """
+    looked = time.monotonic()
+    while (code := process.poll()) is None:
+        time.sleep(0.05)
+        if time.monotonic() - looked < 2.0:
+            continue
+        looked = time.monotonic()
+        statuses = launcher.cluster.sync(launcher.statuses)
+        if not any(s.state.in_queue for s in statuses.values()) and process.poll() is None:
+            process.terminate()
+            raise WorkersError(
+                "All node jobs ended while the job was running; the last words of one: "
+                f"{launcher.last_words()} (more in {launcher.place.directory / 'logs'})."
+            )
+    process.wait_output()
+    return code
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Have Dask's own messages of this process in a file, not on the user's terminal."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("distributed", "dask_jobqueue", "dasf_hpc")]
+    kept = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in kept:
+            logger.handlers[:] = handlers
+            logger.propagate = propagate
+        handler.close()
+
+
+# --------------------------------------------------------------------------------- after the run
+
+
+def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step: None) -> Summary:
+    """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
+
+    May be repeated, also for a run whose `submit` was killed.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no run.
+    TraceFileError
+        If there is nothing to merge or the trace cannot be written.
+    """
+    directory = find_run(run)
+    manifest = Manifest(directory)
+    journals = directory / "journals" if (directory / "journals").is_dir() else directory
+    try:
+        merged = merge_journals(
+            journals, lambda done, total, label: told(Step("Merging: " + label, done, total))
+        )
+        if merged.journals == 0:
+            why = f": {merged.skipped[0][1]}" if merged.skipped else ""
+            raise TraceFileError(f"There is no journal to merge in {journals}{why}")
+        told(Step("Joining Nsight reports"))
+        records = read_node_records(directory)
+        expected = [record["report"] for record in records if record["report"]]
+        _wait_for_reports(directory, expected, manifest)
+        reports = add_reports(
+            merged,
+            directory,
+            expected,
+            nsys_path,
+            lambda done, total, label: told(Step("Joining Nsight reports: " + label, done, total)),
+        )
+        told(Step("Writing the trace"))
+        merged.write(directory / TRACE)
+        with open_trace(directory / TRACE) as trace:
+            summary = summarise(trace)
+    except TraceError as error:
+        raise TraceFileError(str(error)) from None
+    shape = manifest.content.get("shape") or {}
+    workers = shape.get("nodes", 0) * shape.get("workers_per_node", 0) or summary.workers
+    found = sum(report.status == "joined" for report in reports)
+    complete = not merged.skipped and found == len(reports) and summary.workers >= workers
+    manifest.update(
+        state="complete" if complete and not manifest.content.get("error") else "partial",
+        ended=manifest.content.get("ended") or time.time(),
+        merged={
+            "journals": merged.journals,
+            "skipped": merged.skipped,
+            "events": merged.events,
+            "workers_expected": workers,
+            "workers_found": summary.workers,
+            "reports_expected": len(reports),
+            "reports_found": found,
+            "reports": [asdict(report) for report in reports],
+            "gaps": [asdict(gap) for gap in summary.gaps],
+        },
+    )
+    for record in records:
+        for sentence in record["notes"]:
+            manifest.note(f"{record['hostname']}: {sentence}")
+    return summary
+
+
+def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manifest) -> None:
+    """Give files of nodes that have just ended the time to show up here."""
+    just_ended = time.time() - (manifest.content.get("job_ended") or 0) < 600
+    deadline = time.monotonic() + (REPORT_WAIT_S if just_ended else 0)
+    while time.monotonic() < deadline:
+        reports = [directory / name for name in expected]
+        if all(r.exists() or r.with_suffix(".qdstrm").exists() for r in reports):
+            return
+        time.sleep(0.5)
+
+
+def show_run(path: Path) -> tuple[Summary, dict[str, Any], Path]:
+    """Read the summary of a run or trace again.
+
+    Returns
+    -------
+    summary : Summary
+    manifest : dict
+        Empty where there is none.
+    trace : Path
+
+    Raises
+    ------
+    TraceFileError
+        If there is no trace or it cannot be read.
+    """
+    trace_path = path if path.is_file() else path / TRACE
+    if not trace_path.is_file():
+        if path.is_dir():
+            find_run(path)
+            raise TraceFileError(f"{path} has no {TRACE} yet: dasf-hpc merge {path}")
+        raise TraceFileError(f"There is no trace at {path}.")
+    try:
+        with open_trace(trace_path) as trace:
+            summary = summarise(trace)
+    except TraceError as error:
+        raise TraceFileError(str(error)) from None
+    return summary, Manifest(trace_path.parent).content, trace_path
+
+
+__all__ = ["DasfHpcError", "RunResult", "Step", "dry_run", "merge_run", "show_run", "submit"]

@@ -1,0 +1,119 @@
+"""Show: a run on the terminal, its progress while it goes and its summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from dasf_hpc.run import Step, Told
+from dasf_hpc.trace.summary import Summary
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Told]:
+    """Draw the steps of a run on a terminal; a pipe or a file gets nothing.
+
+    Yields
+    ------
+    Told
+        To be called with each step.
+    """
+    if not console.is_terminal:
+        yield lambda step: None
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("Starting", total=None)
+        shown = ""
+
+        def told(step: Step) -> None:
+            nonlocal shown
+            name = step.label.split(":")[0]
+            if name != shown:
+                shown = name
+                bar.reset(task, description=step.label, total=step.total)
+            bar.update(task, description=step.label, total=step.total, completed=step.done or 0)
+            # The job writes to the terminal itself while it runs.
+            if name == "Running the job":
+                bar.stop()
+            elif not bar.live.is_started:
+                bar.start()
+
+        yield told
+
+
+def duration_text(ns: float) -> str:
+    """Write a duration with a unit that suits it."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if abs(ns) >= size:
+            return f"{ns / size:.3g} {unit}" if ns < 1e12 else f"{ns / 1e9:,.0f} s"
+    return f"{ns:.0f} ns"
+
+
+def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], trace: Path) -> None:
+    """Print what a run's trace holds, and what is missing from it."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold")
+    facts.add_column()
+    merged = manifest.get("merged", {})
+    expected = merged.get("workers_expected")
+    workers = f"{summary.workers}"
+    if expected and expected != summary.workers:
+        workers += f" ({expected} expected)"
+    facts.add_row("Nodes", f"{len(summary.nodes)}: {', '.join(summary.nodes[:8])}")
+    facts.add_row("Workers", workers)
+    states = ", ".join(f"{count} {state}" for state, count in summary.tasks.items() if count)
+    facts.add_row("Tasks", f"{sum(summary.tasks.values())} ({states or 'none'})")
+    facts.add_row("Duration", duration_text(summary.duration))
+    joined = [r for r in summary.reports if r.status == "joined"]
+    links = ""
+    if joined:
+        ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
+        links = f"; {linked} of {ranges} task ranges linked"
+    facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
+    if summary.bound is None:
+        bound = "no clock recorded"
+    elif summary.bound < 0:
+        bound = f"unknown ({summary.bound_source})"
+    else:
+        bound = f"{duration_text(summary.bound)} ({summary.bound_source})"
+    facts.add_row("Clocks agree within", bound)
+    for gap in summary.gaps:
+        facts.add_row("Missing", f"{gap.kind}: {gap.count} in {gap.places} place(s)")
+    for note in manifest.get("notes", []):
+        facts.add_row("Note", note)
+    console.print(facts)
+    if summary.functions:
+        table = Table(title="Longest functions", title_justify="left")
+        for name in ("Function", "Tasks", "Total", "Mean", "Max"):
+            table.add_column(name, justify="left" if name == "Function" else "right")
+        for function in summary.functions:
+            table.add_row(
+                function.prefix,
+                f"{function.count}",
+                duration_text(function.total),
+                duration_text(function.mean),
+                duration_text(function.max),
+            )
+        console.print(table)
+    console.print(f"Trace: {trace}", soft_wrap=True, highlight=False)
