@@ -42,9 +42,11 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
     Settings' own defaults are shown but not passed, so that variables and files come through.
     """
-    parameters = [p
+    parameters = [
+        p
         for p in inspect.signature(command, eval_str=True).parameters.values()
-        if p.name != "given"]
+        if p.name != "given"
+    ]
     for name, field in Settings.model_fields.items():
         annotation: Any = field.annotation
         flag = "--" + name.replace("_", "-")
@@ -66,7 +68,7 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
-                    kind | None,  # type: ignore[operator]
+                    kind | None,
                     typer.Option(*flags, help=text, metavar=metavar, show_default=False),
                 ],
             )

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import Summary, summarise
 
+#: In the order in which ``--on auto`` looks for them; the last one is always there.
 LAUNCHERS: dict[str, type[Launcher]] = {
     launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
 }
@@ -100,10 +102,9 @@ def choose_launcher(settings: Settings) -> type[Launcher]:
         If a batch scheduler was asked for that this host cannot submit to.
     """
     if settings.on == "auto":
-        for launcher in (SlurmLauncher, PbsLauncher):
-            if shutil.which(launcher.submit_program or ""):
-                return launcher
-        return LocalLauncher
+        for candidate in LAUNCHERS.values():
+            if candidate.submit_program is None or shutil.which(candidate.submit_program):
+                return candidate
     launcher = LAUNCHERS[settings.on]
     program = launcher.submit_program
     if program is not None and not shutil.which(program):
@@ -153,6 +154,10 @@ def submit(
     script = find_job(job)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
+    if settings.gpus_per_node and not settings.worker_python and not find_spec("dask_cuda"):
+        raise ProgramMissingError(
+            "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
+        )
     directory = make_run_directory(settings, job)
     manifest = Manifest(directory)
     manifest.update(

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     gpus_per_node: int = Field(
         0, ge=0, description="GPUs a node; above 0 the workers are dask-cuda's, one a GPU."
     )
+    exclusive: bool = Field(
+        False, description="Have every node job take a whole node, so that no two share one."
+    )
     walltime: str = Field("00:30:00", description="Time limit of a node job, [D-]HH:MM:SS.")
     partition: str | None = Field(None, description="SLURM partition or PBS queue.")
     account: str | None = Field(None, description="Account to charge.")

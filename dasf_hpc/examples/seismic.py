@@ -32,7 +32,7 @@ def device(block: Any) -> Any:
     return block
 
 
-def host(block: Any) -> np.ndarray:
+def host(block: Any) -> Any:
     """Bring a block back to the host."""
     return block.get() if hasattr(block, "get") else block
 
@@ -67,18 +67,18 @@ def analytic(block: Any) -> Any:
     return host(xp.fft.ifft(spectrum * weights, axis=-1).astype("complex64"))
 
 
-def envelope(signal: np.ndarray) -> np.ndarray:
+def envelope(signal: Any) -> Any:
     """Give the instantaneous amplitude."""
     return np.abs(signal)
 
 
-def frequency(signal: np.ndarray) -> np.ndarray:
+def frequency(signal: Any) -> Any:
     """Give the instantaneous frequency in Hz."""
     phase = np.unwrap(np.angle(signal), axis=-1)
     return (np.gradient(phase, axis=-1) / (2 * np.pi * SAMPLE_INTERVAL_S)).astype("float32")
 
 
-def similarity(block: np.ndarray) -> np.ndarray:
+def similarity(block: Any) -> Any:
     """Give the likeness of each trace to its crossline neighbours, 0 to 1."""
     both = block + np.roll(block, 1, axis=1) + np.roll(block, -1, axis=1)
     energy = block**2 + np.roll(block, 1, axis=1) ** 2 + np.roll(block, -1, axis=1) ** 2

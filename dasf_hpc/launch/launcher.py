@@ -21,10 +21,10 @@ from dask_jobqueue.core import Job, JobQueueCluster
 from distributed.core import Status
 from distributed.security import Security
 
-from dasf_hpc.errors import BatchError, PortError, WorkersError
+from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
 from dasf_hpc.launch.worker_command import file_stem, node_command
-from dasf_hpc.settings import Settings, walltime_seconds
+from dasf_hpc.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,19 @@ class Shape:
 
 
 def run_shape(settings: Settings, local: bool) -> Shape:
-    """Fill in the defaults of a run's shape."""
+    """Fill in the defaults of a run's shape.
+
+    Raises
+    ------
+    SettingsError
+        If what was asked for contradicts itself.
+    """
     workers = settings.workers_per_node or settings.gpus_per_node or 1
+    if settings.gpus_per_node and workers != settings.gpus_per_node:
+        raise SettingsError(
+            f"Option --workers-per-node is {workers} and --gpus-per-node {settings.gpus_per_node}: "
+            "with GPUs there is one worker a GPU, so leave --workers-per-node out."
+        )
     threads = settings.threads_per_worker
     if threads is None:
         cores = psutil.cpu_count() or 1
@@ -500,8 +511,3 @@ class Launcher(ABC):
         self.cluster.workers.clear()
         self.cluster.close()
         return self.stop_report
-
-
-def seconds_of_walltime(settings: Settings) -> int:
-    """Give the walltime in seconds."""
-    return walltime_seconds(settings.walltime)

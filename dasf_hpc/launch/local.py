@@ -77,6 +77,10 @@ class LocalLauncher(Launcher):
         options = super().common_options()
         if not self.settings.interface:
             options["worker_extra_args"] = [*options["worker_extra_args"], "--host", "127.0.0.1"]
+        if self.shape.gpus_per_node and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            # A batch scheduler would set it; dask-cuda starts a worker for each GPU it names.
+            devices = ",".join(map(str, range(self.shape.gpus_per_node)))
+            options["job_script_prologue"].append(f"export CUDA_VISIBLE_DEVICES={devices}")
         return options
 
     def scheduler_options(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dask_jobqueue.core import Job
 from dask_jobqueue.pbs import PBSJob, pbs_format_bytes_ceil
 
 from dasf_hpc.errors import BatchError
-from dasf_hpc.launch.launcher import Launcher, NodeJob, seconds_of_walltime
+from dasf_hpc.launch.launcher import Launcher, NodeJob
 from dasf_hpc.launch.states import JobState, JobStatus
+from dasf_hpc.settings import walltime_seconds
 
 #: qstat(1B), "job_state"; C is Torque's word for a job that ended.
 _STATES = {
@@ -60,13 +61,16 @@ class PbsLauncher(Launcher):
         )
         if shape.gpus_per_node:
             resources += f":ngpus={shape.gpus_per_node}"
-        seconds = seconds_of_walltime(self.settings)
+        directives = list(self.settings.directive)
+        if self.settings.exclusive:
+            directives.insert(0, "-l place=excl")
+        seconds = walltime_seconds(self.settings.walltime)
         return {
             "queue": self.settings.partition,
             "account": self.settings.account,
             "walltime": f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}",
             "resource_spec": resources,
-            "job_extra_directives": list(self.settings.directive),
+            "job_extra_directives": directives,
         }
 
     async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
@@ -114,6 +118,7 @@ def _said(message: str) -> str:
     """Give the words of qsub or qstat out of a failed command's output."""
     errors = re.findall(r"(?:qsub|qstat|sbatch|error): (?:error: )?(.+)", message)
     errors = [line.strip().rstrip("'") for line in errors if "There was an error" not in line]
+    errors = [line.removeprefix("Batch job submission failed: ") for line in errors]
     unique = list(dict.fromkeys(errors))
     if unique:
         return "; ".join(unique)[:400]

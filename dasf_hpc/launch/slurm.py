@@ -53,6 +53,8 @@ class SlurmLauncher(Launcher):
         directives = list(self.settings.directive)
         if self.shape.gpus_per_node:
             directives.insert(0, f"--gres=gpu:{self.shape.gpus_per_node}")
+        if self.settings.exclusive:
+            directives.insert(0, "--exclusive")
         return {
             "queue": self.settings.partition,
             "account": self.settings.account,

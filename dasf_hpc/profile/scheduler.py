@@ -39,9 +39,7 @@ class SchedulerRecorder(SchedulerPlugin):
 
     def __init__(self, directory: Path) -> None:
         self.name = "dasf-hpc-scheduler"
-        self._journal = Journal(
-            journal_path(directory, "scheduler"), process_document("scheduler")
-        )
+        self._journal = Journal(journal_path(directory, "scheduler"), process_document("scheduler"))
         self._anchor = self._journal.recorder(Stream.ANCHORS)
         self._task: asyncio.Task[None] | None = None
         #: Address of every worker that ever joined, with its name.

@@ -1,0 +1,507 @@
+"""Nsight, first step: find nsys and turn what it wrote (.nsys-rep, .qdstrm) into SQLite."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dasf_hpc.nsight.errors import (
+    ExportFailed,
+    NsightError,
+    NsysUnavailable,
+    ReportDamaged,
+    ReportMissing,
+    ReportTooNew,
+)
+
+NVTX_RECORDABLE = ((2023, 4), (0, 2, 12))
+"""The last nsys that records nothing from Python's nvtx, and the first nvtx it is deaf to.
+
+Measured with nsys 2022.4 and 2023.4 (NVTX issue 126 reports the same): from this nvtx on only the
+domains arrive. nvtx before it works with every nsys tried.
+"""
+
+VERSION_TIMEOUT_S = 60.0
+"""How long ``nsys --version`` may take; a first start from a cold network disk takes seconds."""
+
+EXPORT_TIMEOUT_S = 1800.0
+"""How long one export or import may take. A guess: a small report takes 20 ms."""
+
+EXPORTED_SUFFIX = ".sqlite"
+REPORT_SUFFIXES = (".nsys-rep", ".qdrep")
+"""Reports ready to be exported; nsys wrote ``.qdrep`` until 2021.3."""
+STREAM_SUFFIX = ".qdstrm"
+"""What nsys leaves where its importer did not run."""
+
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_REPORT_MAGIC = b"NVIDIA Tegra Profiler Report "
+
+
+class NsysState(enum.Enum):
+    """Whether nsys can be used here; the value is the sentence for whoever misses it."""
+
+    READY = "nsys {version} at {path} is ready"
+    """It runs, and finds its importer."""
+
+    ABSENT = (
+        "nsys was not found ({path}); load the module that has Nsight Systems, put nsys on PATH, "
+        "or name it with --nsys-path"
+    )
+    """No such program, neither on PATH nor where it was said to be."""
+
+    NOT_EXECUTABLE = "{path} cannot be run ({detail}); check its permissions and its architecture"
+    """The file is there, but the system refuses to start it."""
+
+    VERSION_UNREADABLE = (
+        "{path} does not tell its version ({detail}), so it is not taken for nsys; "
+        "name the real one with --nsys-path"
+    )
+    """It starts, but does not answer ``--version`` as nsys does."""
+
+    IMPORTER_UNLINKED = (
+        "nsys {version} at {path} looks for its importer in {expected} and it is in {found}, so "
+        "reports are left as .qdstrm and imported afterwards; a link mends it: "
+        "ln -s {found} {expected}"
+    )
+    """It profiles; the importer is installed where nsys does not look (Debian 12's package)."""
+
+    IMPORTER_MISSING = (
+        "nsys {version} at {path} has no QdstrmImporter beside it, so reports are left as .qdstrm; "
+        "install the host part of Nsight Systems {version}"
+    )
+    """It profiles, but nothing here turns its .qdstrm into a report (a target-only install)."""
+
+    @property
+    def profiles(self) -> bool:
+        """Whether ``nsys profile`` and ``nsys export`` can be run."""
+        return self in (
+            NsysState.READY,
+            NsysState.IMPORTER_UNLINKED,
+            NsysState.IMPORTER_MISSING,
+        )
+
+
+@dataclass(frozen=True)
+class NsysProgram:
+    """An nsys, or why there is none.
+
+    Attributes
+    ----------
+    state
+        Whether it can be used, or what keeps it from it.
+    path
+        The program; where nothing was found, what was looked for (``None``: PATH).
+    version
+        For example ``(2023, 4, 4, 54)``; ``None`` where it did not tell.
+    importer
+        The ``QdstrmImporter`` that belongs to it, ``None`` where there is none.
+    detail
+        What the system or the program said, for the sentence.
+    """
+
+    state: NsysState
+    path: Path | None
+    version: tuple[int, ...] | None = None
+    importer: Path | None = None
+    detail: str = ""
+
+    @property
+    def profiles(self) -> bool:
+        """Whether it can profile and export."""
+        return self.state.profiles
+
+    @property
+    def version_text(self) -> str | None:
+        """The version as people write it, ``2023.4.4.54``."""
+        return None if self.version is None else _dotted(self.version)
+
+    @property
+    def sentence(self) -> str:
+        """Say what the state means for this program."""
+        expected, found = "", ""
+        if self.path is not None and self.importer is not None:
+            found = str(self.importer.parent)
+            expected = str(_installation(self.path) / self.importer.parent.name)
+        return self.state.value.format(
+            path=self.path or "PATH",
+            version=self.version_text,
+            detail=self.detail,
+            expected=expected,
+            found=found,
+        )
+
+
+def find_nsys(path: str | None = None) -> NsysProgram:
+    """Find nsys, ask its version and look for its importer; raises nothing.
+
+    Parameters
+    ----------
+    path
+        The program's path, or a name to look for on PATH; ``None`` looks for ``nsys``.
+    """
+    found = shutil.which(path or "nsys")
+    if found is None:
+        named = None if path is None else Path(path)
+        if named is not None and named.is_file():
+            return NsysProgram(NsysState.NOT_EXECUTABLE, named, detail="it is not executable")
+        return NsysProgram(NsysState.ABSENT, named)
+    program = Path(found).absolute()
+    try:
+        code, output = _run([str(program), "--version"], VERSION_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        detail = f"no answer in {VERSION_TIMEOUT_S:g} s"
+        return NsysProgram(NsysState.VERSION_UNREADABLE, program, detail=detail)
+    except OSError as error:
+        detail = error.strerror or str(error)
+        return NsysProgram(NsysState.NOT_EXECUTABLE, program, detail=detail)
+    matched = re.search(r"version\s+(\d+(?:\.\d+)+)", output)
+    if code != 0 or matched is None:
+        detail = _last_line(output) or f"exit code {code} and no output"
+        return NsysProgram(NsysState.VERSION_UNREADABLE, program, detail=detail)
+    version = tuple(int(part) for part in matched[1].split("."))
+    importer = _find_importer(program, version)
+    if importer is None:
+        state = NsysState.IMPORTER_MISSING
+    elif importer.parent.parent == _installation(program) or _is_script(program):
+        state = NsysState.READY
+    else:
+        state = NsysState.IMPORTER_UNLINKED
+    return NsysProgram(state, program, version, importer)
+
+
+def nvtx_problem(nsys_version: Sequence[int], nvtx_version: str) -> str | None:
+    """Say why this nsys would record no NVTX ranges from this nvtx, ``None`` if it would.
+
+    Parameters
+    ----------
+    nsys_version
+        For example ``(2022, 4, 2, 1)``.
+    nvtx_version
+        The version of the Python package, ``"0.2.11"``.
+    """
+    last_deaf, first_unheard = NVTX_RECORDABLE
+    nvtx = tuple(int(part) for part in re.findall(r"\d+", nvtx_version)[:3])
+    if tuple(nsys_version)[:2] > last_deaf or nvtx < first_unheard:
+        return None
+    return (
+        f"nsys {_dotted(nsys_version)} records no ranges from the Python package nvtx "
+        f"{nvtx_version}: up to nsys {_dotted(last_deaf)} it takes an nvtx older than "
+        f"{_dotted(first_unheard)} (pip install 'nvtx<{_dotted(first_unheard)}'), or use a newer "
+        f"nsys"
+    )
+
+
+def sha256_file(path: Path) -> str:
+    """Give the SHA-256 of a file's content, in hexadecimal.
+
+    Raises
+    ------
+    ReportMissing
+        If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def report_version(report: Path) -> tuple[int, ...] | None:
+    """Read which nsys wrote a ``.nsys-rep``; ``None`` where the report does not say.
+
+    The file's first bytes are ``NVIDIA Tegra Profiler Report 2023@4@4@54-…`` (seen with 2023.4);
+    2022.4 writes ``1`` there.
+    """
+    try:
+        with report.open("rb") as file:
+            head = file.read(len(_REPORT_MAGIC) + 64)
+    except OSError as error:
+        raise _unreadable(report, error) from error
+    matched = re.match(rb"(\d+(?:@\d+)+)", head.removeprefix(_REPORT_MAGIC))
+    if not head.startswith(_REPORT_MAGIC) or matched is None:
+        return None
+    return tuple(int(part) for part in matched[1].split(b"@"))
+
+
+def export_sqlite(
+    report: Path,
+    nsys: NsysProgram,
+    into: Path | None = None,
+    timeout_s: float = EXPORT_TIMEOUT_S,
+) -> Path:
+    """Export a report to SQLite, unless that was done since the report was written.
+
+    Parameters
+    ----------
+    report
+        A ``.nsys-rep`` (or ``.qdrep``), a ``.qdstrm``, which is imported first, or an export, which
+        is returned as it is.
+    nsys
+        What to export with; need not be usable where nothing has to be exported.
+    into
+        Folder for what is written; ``None`` writes beside the report.
+    timeout_s
+        Time limit of each program that is run, s.
+
+    Returns
+    -------
+    Path
+        The SQLite file. It appears under that name only when it is complete.
+
+    Raises
+    ------
+    NsightError
+        With the sentence that says what is wrong; nothing else is raised for a bad file.
+    """
+    _check_readable(report)
+    if report.suffix == EXPORTED_SUFFIX:
+        if not _is_sqlite(report):
+            raise ReportDamaged(f"{report} is not an SQLite file; export the report again")
+        return report
+    if report.suffix == STREAM_SUFFIX:
+        fresh = _fresh_export(report, into)
+        if fresh is not None:
+            return fresh
+        report = import_stream(report, nsys, into, timeout_s)
+    elif report.suffix not in REPORT_SUFFIXES:
+        known = ", ".join((*REPORT_SUFFIXES, STREAM_SUFFIX, EXPORTED_SUFFIX))
+        raise ReportDamaged(f"{report} is not a report by its name, which should end in {known}")
+    fresh = _fresh_export(report, into)
+    if fresh is not None:
+        return fresh
+    return _export(report, nsys, _beside(report, into, EXPORTED_SUFFIX), timeout_s)
+
+
+def import_stream(
+    stream: Path,
+    nsys: NsysProgram,
+    into: Path | None = None,
+    timeout_s: float = EXPORT_TIMEOUT_S,
+) -> Path:
+    """Turn a ``.qdstrm`` into the report nsys would have written; the stream stays.
+
+    Returns
+    -------
+    Path
+        The ``.nsys-rep``, beside the stream or in ``into``; one that is newer is reused.
+
+    Raises
+    ------
+    NsightError
+        With the sentence that says what is wrong.
+    """
+    _check_readable(stream)
+    report = _beside(stream, into, REPORT_SUFFIXES[0])
+    if _is_newer(report, stream):
+        return report
+    if nsys.importer is None:
+        raise NsysUnavailable(f"{stream} has to be imported first, and {nsys.sentence}")
+    with _written_beside(report) as unfinished:
+        command = [str(nsys.importer), "-i", str(stream), "-o", str(unfinished)]
+        code, output = _run_bounded(command, stream, timeout_s)
+        if code != 0 or not unfinished.is_file():
+            # the importer says "Qdstrm file is incomplete or invalid" or "File is corrupted"
+            if re.search(r"corrupted|incomplete|invalid", output):
+                raise ReportDamaged(
+                    f"{stream} is truncated or damaged and cannot be imported "
+                    f"({_last_line(output)}); nsys was probably killed while writing it"
+                )
+            raise _too_new_or_failed(stream, nsys, "imported", code, output)
+    return report
+
+
+def _export(report: Path, nsys: NsysProgram, target: Path, timeout_s: float) -> Path:
+    if not nsys.profiles or nsys.path is None:
+        raise NsysUnavailable(f"{report} has to be exported, and {nsys.sentence}")
+    with _written_beside(target) as unfinished:
+        command = [str(nsys.path), "export", "--type", "sqlite", "-f", "true"]
+        command += ["-o", str(unfinished), str(report)]
+        code, output = _run_bounded(command, report, timeout_s)
+        if code != 0 or not _is_sqlite(unfinished):
+            raise _too_new_or_failed(report, nsys, "exported", code, output)
+    return target
+
+
+def _too_new_or_failed(
+    report: Path, nsys: NsysProgram, done: str, code: int, output: str
+) -> NsightError:
+    """Tell a newer report from a damaged one and from anything else by what nsys said."""
+    said = _last_line(output) or f"exit code {code} and no output"
+    written_by = report_version(report)
+    newer = written_by is not None and nsys.version is not None and written_by > nsys.version
+    # 2022.4 says "Version number is invalid: 2023@4@4@54-…", others "newer than your current
+    # version"
+    if newer or re.search(r"newer than|Version number is invalid", output):
+        needed = f"nsys {_dotted(written_by)}" if written_by else "a newer nsys"
+        return ReportTooNew(
+            f"{report} was written by {needed} and nsys {nsys.version_text} is too old for it; "
+            f"name that nsys or a newer one with --nsys-path"
+        )
+    if re.search(r"Cannot read from stream|magic number|Version tag|corrupt|incomplete", output):
+        return ReportDamaged(
+            f"{report} is truncated or damaged and cannot be {done} ({said}); nsys was probably "
+            f"killed while writing it, look for a .qdstrm of that run"
+        )
+    return ExportFailed(f"{report} could not be {done} by {nsys.path} ({said})")
+
+
+def _fresh_export(report: Path, into: Path | None) -> Path | None:
+    exported = _beside(report, into, EXPORTED_SUFFIX)
+    return exported if _is_newer(exported, report) and _is_sqlite(exported) else None
+
+
+def _is_newer(derived: Path, source: Path) -> bool:
+    """Whether a derived file was written since its source was.
+
+    Equal counts: copying both may round the times to seconds, and a report is never exported
+    before it is complete.
+    """
+    try:
+        return derived.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    except OSError:
+        return False
+
+
+def _check_readable(report: Path) -> None:
+    try:
+        with report.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise _unreadable(report, error) from error
+    if empty:
+        raise ReportDamaged(f"{report} is empty; nsys was probably killed before it wrote anything")
+
+
+def _unreadable(path: Path, error: OSError) -> ReportMissing:
+    return ReportMissing(f"{path} cannot be read ({error.strerror or error})")
+
+
+def _beside(report: Path, into: Path | None, suffix: str) -> Path:
+    return (into or report.parent) / (report.stem + suffix)
+
+
+@contextlib.contextmanager
+def _written_beside(target: Path) -> Iterator[Path]:
+    """Give a name in the target's folder to write to, and rename it to the target at the end.
+
+    Another process may read the target or write it too: it sees the old file or the whole new one.
+    The suffix stays, because nsys appends its own where it misses it.
+    """
+    unfinished = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        unfinished.replace(target)
+    except OSError as error:
+        raise ExportFailed(
+            f"{target} cannot be written ({error.strerror or error}); "
+            f"give another folder or make room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+            unfinished.with_name(unfinished.name + "-journal").unlink(missing_ok=True)
+
+
+def _run_bounded(command: list[str], report: Path, timeout_s: float) -> tuple[int, str]:
+    try:
+        return _run(command, timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ExportFailed(
+            f"{report} took more than {timeout_s:g} s in {command[0]}, which was stopped; "
+            f"try again on a less busy machine"
+        ) from None
+    except OSError as error:
+        raise NsysUnavailable(
+            f"{command[0]} cannot be run ({error.strerror or error}); check its permissions"
+        ) from error
+
+
+def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
+    """Run a program without input; gives its exit code and all it said.
+
+    At the time limit its children end too: a wrapper script's nsys would otherwise write on.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as program:
+        try:
+            output, _ = program.communicate(timeout=timeout_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            raise
+    return program.returncode, output.decode("utf-8", "replace")
+
+
+def _last_line(output: str) -> str:
+    """Give the last line that says something; progress bars are overwritten with returns."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output)]
+    said = [line for line in lines if line and not re.search(r"\[[=\d]*\d+%\s*\]", line)]
+    return said[-1].rstrip(".") if said else ""
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+def _installation(program: Path) -> Path:
+    """Give the folder in which nsys looks for its ``host-linux-*`` folder: that above its own."""
+    return Path(os.path.realpath(program)).parent.parent
+
+
+def _is_script(program: Path) -> bool:
+    """Whether the program is a script that starts the real nsys elsewhere, as CUDA's is."""
+    try:
+        with program.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
+
+
+def _find_importer(program: Path, version: tuple[int, ...]) -> Path | None:
+    """Look for the importer of this nsys, where nsys looks first.
+
+    Then beside each link on the way to the program (Debian 12 has it there), then where CUDA's
+    toolkit and NVIDIA's own packages put an Nsight Systems of that version.
+    """
+    above = [_installation(program)]
+    link = program
+    for _ in range(16):  # more links in a row than any installation has, fewer than a cycle
+        above.append(link.parent.parent.absolute())
+        if not link.is_symlink():
+            break
+        link = Path(os.path.normpath(link.parent / link.readlink()))
+    release = _dotted(version[:3])
+    above += [above[-1] / f"nsight-systems-{release}"]
+    above += [Path("/opt/nvidia/nsight-systems") / release]
+    for folder in above:
+        for importer in sorted(folder.glob("host-linux-*/QdstrmImporter")):
+            if os.access(importer, os.X_OK):
+                return importer
+    return None

@@ -1,0 +1,534 @@
+"""Trace: the only place where clocks are corrected, each correction with a bound on its error.
+
+All fits here rest on one fact. Let ``D(t) = reference - local`` at local time ``t``. A reference
+reading that was taken *after* local time ``t`` is too late for it, so ``D(t) <= reading - t``; one
+taken *before* is too early, so ``D(t) >= reading - t``. An exchange with the reference gives one of
+each, and as long as the two clocks run at constant rates (``D`` a straight line) the truth lies
+under all the first and over all the second. How far apart the lines that do so can be is the bound:
+nothing about delays has to be assumed, neither that they are symmetric nor how they are
+distributed. (After Moon, Skelly and Towsley, "Estimation and Removal of Clock Skew from Network
+Delay Measurements", 1999; Marzullo and Owicki, "Maintaining the Time in a Distributed System",
+1983.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+DRIFT_LIMIT = 500e-6
+"""Largest drift that is believed, s/s: NTP's limit for a clock it still disciplines (RFC 5905)."""
+
+UTC_DISAGREEMENT_NS = 10_000_000
+"""How far two hosts' UTC are assumed to be apart, ns.
+
+An assumption, not a measurement: NVIDIA quotes one to tens of milliseconds for hosts under NTP.
+"""
+
+MARK_LAG_NS = 100_000
+"""Lag of the best of `MARKS_PER_WINDOW` NVTX marks that were made singly, ns.
+
+Measured on a busy 2-core machine: up to 34 us above the best of all, itself within 39 us.
+"""
+
+LONE_MARK_LAG_NS = 5_000_000
+"""Lag of any mark where there are fewer, ns. Measured: a first mark was up to 2.4 ms late."""
+
+MARKS_PER_WINDOW = 8
+
+_PROBES_PER_WINDOW = 8
+"""Probes of which one is expected to have a short round trip (a guess)."""
+
+_PROBES_PER_PART, _FEWEST_PER_PART, _PARTS = 32, 5, 64
+"""A clock's rate may wander, but is taken for constant over so many probes.
+
+Measured in simulations with a sinusoidal wander of up to 300 us or a jump too small to be seen: 32
+keeps the bound true where 64 does not always, and 16 makes it twice as wide. 64 parts: 20 ms.
+"""
+
+_ROUNDING_NS = 2
+"""Clocks are read in whole ns, so constraints may contradict each other by that much."""
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How to read one clock on another, and how wrong that can be.
+
+    ``target = local + offset_ns + rint(drift * (local - origin_ns))``
+
+    Attributes
+    ----------
+    source
+        Where it comes from: "reference" (it is the target clock), "same-host" (another process's
+        clock is the same), "probes", "utc", "marks", "system-clock"; corrections one after the
+        other are joined with "+".
+    origin_ns
+        Local time at which the correction is just `offset_ns`, ns.
+    offset_ns
+        Target minus local at the origin, ns.
+    drift
+        How much faster the target runs, s/s.
+    bound_ns
+        The corrected time is off by at most this, ns, over the time the fit was made for.
+    residual_ns
+        How far the observations contradict two clocks of constant rates, ns; 0 when they do not.
+    points
+        How many observations it rests on.
+    """
+
+    source: str
+    origin_ns: int
+    offset_ns: int
+    drift: float
+    bound_ns: int
+    residual_ns: int
+    points: int
+
+    @classmethod
+    def reference(cls) -> Correction:
+        """Give the correction of the target clock itself: none, without error."""
+        return cls("reference", 0, 0, 0.0, 0, 0, 0)
+
+    @overload
+    def apply(self, local_ns: int) -> int: ...
+
+    @overload
+    def apply(self, local_ns: Integers) -> Integers: ...
+
+    def apply(self, local_ns: int | Integers) -> int | Integers:
+        """Read local times on the target clock; exact to the rounding of the drift's part, ns."""
+        if isinstance(local_ns, (int, np.integer)):
+            since = int(local_ns) - self.origin_ns
+            return int(local_ns) + self.offset_ns + round(self.drift * since)
+        local = np.asarray(local_ns, np.int64)
+        # a float holds 53 bits: only the short way from the origin is multiplied, never a time
+        drifted = np.rint(self.drift * (local - np.int64(self.origin_ns))).astype(np.int64)
+        corrected: Integers = local + np.int64(self.offset_ns) + drifted
+        return corrected
+
+    def then(self, following: Correction) -> Correction:
+        """Give the one correction that does this one and then another; the bounds add."""
+        if self.source == "reference":
+            return following
+        if following.source == "reference":
+            return self
+        return Correction(
+            source=f"{self.source}+{following.source}",
+            origin_ns=self.origin_ns,
+            offset_ns=following.apply(self.origin_ns + self.offset_ns) - self.origin_ns,
+            drift=self.drift + following.drift + self.drift * following.drift,
+            # the first one's error is stretched by the second one's drift
+            bound_ns=_stretched(self.bound_ns, following.drift) + following.bound_ns,
+            residual_ns=self.residual_ns + following.residual_ns,
+            points=min(self.points, following.points),
+        )
+
+    def inverse(self) -> Correction:
+        """Give the correction from the target clock back to the local one."""
+        # target - (origin + offset) = (1 + drift) * (local - origin)
+        back = -self.drift / (1.0 + self.drift)
+        return replace(
+            self,
+            origin_ns=self.origin_ns + self.offset_ns,
+            offset_ns=-self.offset_ns,
+            drift=back,
+            bound_ns=_stretched(self.bound_ns, back),
+        )
+
+
+def fit_probes(probes: Integers, span: tuple[int, int] | None = None) -> Correction:
+    """Fit a correction to exchanges with the reference clock.
+
+    Each probe tells that ``D(t1) <= t2 - t1`` and ``D(t4) >= t3 - t4``, whatever its delays were.
+    Its middle, ``((t2 - t1) + (t3 - t4)) / 2``, is NTP's offset and half its round trip,
+    ``((t4 - t1) - (t3 - t2)) / 2``, bounds that offset's error (RFC 5905; Cristian 1989). All
+    probes together bound the lines that ``D`` can be; the correction is the line in the middle of
+    them at both ends of the span, so that none is nearer to the farthest of them, or the middle
+    one without drift as long as that is among them.
+
+    Where no line satisfies all probes (a clock stepped or changed its rate) the line is the one
+    that violates them least, `residual_ns` says by how much, and the bound holds every best probe
+    of a few in a row, with its half round trip, and what the clock did between two of them.
+
+    Parameters
+    ----------
+    probes : (n, 4) int64
+        Local send, reference receive, reference send, local receive, ns. Probes whose times run
+        backwards, or whose offset no clock can reach from those of both its neighbours, are left
+        out.
+    span : tuple of int, optional
+        Local times, ns, from which to which the correction will be used and the bound has to hold;
+        at least all probes.
+
+    Raises
+    ------
+    ValueError
+        If no probe is left.
+    """
+    accepted = _plausible(np.asarray(probes, np.int64).reshape(-1, 4))
+    if len(accepted) == 0:
+        raise ValueError("no clock probe could be used")
+    line = _fit(accepted, span, source="probes")
+    return replace(line, points=len(accepted))
+
+
+def fit_utc(
+    anchors: Integers,
+    reference_anchors: Integers,
+    same_clock: bool = False,
+) -> Correction:
+    """Fit a correction through UTC, for a clock that was never probed.
+
+    UTC read between two readings of the local clock is a probe whose reference is UTC (`fit_probes`
+    with ``t2 = t3``); so the local clock is corrected to UTC, and UTC to the reference clock. Linux
+    runs CLOCK_MONOTONIC and UTC at one rate, so that nothing is added for the time between anchors.
+
+    Parameters
+    ----------
+    anchors : (n, 3) int64
+        Of the local host: monotonic before, UTC, monotonic after, ns.
+    reference_anchors : (n, 3) int64
+        The same of the reference host.
+    same_clock
+        Whether both hosts' UTC is the same clock; otherwise `UTC_DISAGREEMENT_NS` is added to the
+        bound.
+
+    Raises
+    ------
+    ValueError
+        If one of the hosts has no anchor.
+    """
+    fitted = _fit_anchors(anchors).then(_fit_anchors(reference_anchors).inverse())
+    disagreement = 0 if same_clock else UTC_DISAGREEMENT_NS
+    return replace(fitted, source="utc", bound_ns=fitted.bound_ns + disagreement)
+
+
+def fit_marks(
+    session_ns: Integers,
+    clock_ns: Integers,
+    thread: Integers | None = None,
+    span: tuple[int, int] | None = None,
+) -> Correction:
+    """Fit a correction from a report's session time to the clock of one of its processes.
+
+    A mark's payload was read just before nsys stamped the mark, so ``D(session) >= clock -
+    session``: the lag is one-sided, and the marks with the smallest lag tell the offset. The next
+    mark of the same thread read its clock after that stamp, so ``D(session) <= next clock -
+    session``: a few marks back to back bound the lag by what one call takes (measured: 2 us).
+    Marks made singly bound it by an assumption, `MARK_LAG_NS`.
+
+    Parameters
+    ----------
+    session_ns, clock_ns : (n,) int64
+        When the report says the mark was, and what it carried, ns.
+    thread : (n,) int64, optional
+        Which thread made it; without, all are taken for one thread's.
+    span : tuple of int, optional
+        Session times over which the bound has to hold; at least all marks.
+
+    Raises
+    ------
+    ValueError
+        If there is no mark.
+    """
+    session = np.asarray(session_ns, np.int64)
+    clock = np.asarray(clock_ns, np.int64)
+    if len(session) == 0:
+        raise ValueError("the process left no clock mark in the report")
+    threads = np.zeros(len(session), np.int64) if thread is None else np.asarray(thread, np.int64)
+    order = np.lexsort((session, threads))
+    session, clock, threads = session[order], clock[order], threads[order]
+    # a next mark that came later than any lag tells nothing
+    near = np.diff(session) <= LONE_MARK_LAG_NS
+    follows = np.flatnonzero((threads[1:] == threads[:-1]) & near)
+    pairs = np.column_stack(
+        (session[follows], clock[follows + 1], clock[follows + 1], session[follows + 1])
+    )
+    best, lag = _least_lagging(session, clock)
+    # a probe in form only: at that session time the clock was between its reading and lag later
+    singles = np.column_stack((session[best], clock[best] + lag, clock[best], session[best]))
+    fitted = _fit(np.concatenate((pairs, singles)), span, "marks", np.stack((session, clock)))
+    return replace(fitted, points=len(session))
+
+
+def _fit_anchors(anchors: Integers) -> Correction:
+    before, utc, after = np.asarray(anchors, np.int64).reshape(-1, 3).T
+    return fit_probes(np.column_stack((before, utc, utc, after)))
+
+
+def _stretched(bound_ns: int, drift: float) -> int:
+    """Give a bound as the clock with this drift against it counts it, ns."""
+    return bound_ns + math.ceil(bound_ns * drift)
+
+
+def _plausible(probes: Integers) -> Integers:
+    """Leave out the probes that cannot have happened; gives the others in order of time."""
+    t1, t2, t3, t4 = probes.T
+    # beyond 2**62 ns (146 years) it is no time, and differences would overflow
+    sane = (np.abs(probes) < 2**62).all(axis=1) & (t4 >= t1) & (t3 >= t2) & (t4 - t1 >= t3 - t2)
+    probes = probes[sane]
+    probes = probes[np.argsort(probes[:, 0], kind="stable")]
+    if len(probes) < 3:
+        return probes
+    t1, t2, t3, t4 = probes.T
+    offset = ((t2 - t1) + (t3 - t4)) // 2
+    half = ((t4 - t1) - (t3 - t2)) / 2 + _ROUNDING_NS
+    apart = np.abs(np.diff(offset)) - (half[1:] + half[:-1])
+    reachable = apart <= DRIFT_LIMIT * (t4[1:] - t1[:-1])
+    # One that neither neighbour agrees with is no reading of this clock. The first and the last
+    # have one neighbour only: there it could be the clock that stepped, and the bound says so.
+    alone = np.zeros(len(probes), bool)
+    alone[1:-1] = ~reachable[1:] & ~reachable[:-1]
+    return probes[~alone] if 2 * alone.sum() < len(probes) else probes
+
+
+def _least_lagging(session: Integers, clock: Integers) -> tuple[npt.NDArray[np.intp], int]:
+    """Give the marks that lag least, one of every few in a row, and how much they may lag, ns."""
+    order = np.argsort(session, kind="stable")
+    ahead = (clock - session)[order]
+    if len(ahead) < MARKS_PER_WINDOW:
+        return order, LONE_MARK_LAG_NS
+    # seen from the straight line between the best of both halves, so that drift picks no side
+    relative = (ahead - ahead[0]).astype(np.float64)
+    at = (session[order] - session[order[0]]).astype(np.float64)
+    half = len(ahead) // 2
+    first, second = int(np.argmax(relative[:half])), half + int(np.argmax(relative[half:]))
+    rise = (relative[second] - relative[first]) / max(at[second] - at[first], 1.0)
+    level = relative - np.clip(rise, -DRIFT_LIMIT, DRIFT_LIMIT) * at
+    windows = np.lib.stride_tricks.sliding_window_view(level, MARKS_PER_WINDOW)
+    places = np.unique(np.argmax(windows, axis=1) + np.arange(len(windows)))
+    return order[places], MARK_LAG_NS
+
+
+def _fit(
+    probes: Integers,
+    span: tuple[int, int] | None,
+    source: str,
+    early: Integers | None = None,
+) -> Correction:
+    """Fit a line to probes, or let it rest on readings that are known to be early.
+
+    Parameters
+    ----------
+    probes : (n, 4) int64
+        ``D(t1) <= t2 - t1`` and ``D(t4) >= t3 - t4``.
+    span
+        Local times between which the bound has to hold, beside the observations' own.
+    source
+        For the result.
+    early : (2, n) int64, optional
+        Local times and readings of the reference shortly before: lower limits instead of the
+        probes', and the line then is the lowest over them and not the middle one.
+    """
+    lower_at, reading = (probes[:, 3], probes[:, 2]) if early is None else early
+    begin = min(int(probes[:, 0].min()), int(lower_at.min()))
+    end = max(int(probes[:, 3].max()), int(lower_at.max()))
+    ends = (begin, end) if span is None else (min(begin, *span), max(end, *span))
+    origin = (ends[0] + ends[1]) // 2
+    level = int(probes[0, 1] - probes[0, 0])
+    limits = _Limits(
+        upper_at=(probes[:, 0] - origin).astype(np.float64),
+        upper=(probes[:, 1] - probes[:, 0] - level).astype(np.float64),
+        lower_at=(lower_at - origin).astype(np.float64),
+        lower=(reading - lower_at - level).astype(np.float64),
+    )
+    lines = limits.lines()
+    first, last = float(ends[0] - origin), float(ends[1] - origin)
+    (low_first, high_first), (low_last, high_last) = lines.range(first), lines.range(last)
+    drift = 0.0  # as long as that is possible: a drift that is not told from none is noise
+    if not lines.least <= 0.0 <= lines.most:
+        drift = (lines.least + lines.most) / 2
+        if early is None:
+            drift = (high_last + low_last - high_first - low_first) / 2 / (last - first)
+    if early is not None:
+        offset = lines.limits.lowest(drift, 0.0)
+    elif drift == 0.0:
+        offset = (lines.limits.highest(0.0, 0.0) + lines.limits.lowest(0.0, 0.0)) / 2
+    else:
+        offset = (high_last + low_last + high_first + low_first) / 4 - drift * (first + last) / 2
+    bound = max(
+        lines.farthest(offset, drift, first, last),
+        # A rate that wanders a little is taken for a constant one: the parts of a run, each with a
+        # rate of its own, show how far that goes, and the best probe what nothing can beat.
+        *(part.lines().farthest(offset, drift) for part in limits.parts()),
+        float(((probes[:, 3] - probes[:, 0]) - (probes[:, 2] - probes[:, 1])).min()) / 2,
+    )
+    offset_ns = level + round(offset)
+    if lines.residual > _ROUNDING_NS:
+        bound = max(bound, _bound_of_bent(probes, origin, offset_ns, drift, ends))
+    return Correction(
+        source=source,
+        origin_ns=origin,
+        offset_ns=offset_ns,
+        drift=drift,
+        bound_ns=math.ceil(bound) + 1,  # 1: the offset and the drift's part are rounded
+        residual_ns=math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0,
+        points=len(probes),
+    )
+
+
+def _bound_of_bent(
+    probes: Integers, origin: int, offset_ns: int, drift: float, ends: tuple[int, int]
+) -> float:
+    """Bound a line's error where the probes prove that the clock's rate was not constant, ns.
+
+    Of every few probes in a row the one with the shortest round trip says where the clock was, give
+    or take half of it. Between two that lie apart by more than that the clock may have jumped at
+    any time, so the difference comes on top, and beyond the ends it may go on as it went.
+    """
+    t1, t2, t3, t4 = probes[np.argsort(probes[:, 0], kind="stable")].T
+    half = ((t4 - t1) - (t3 - t2)) / 2
+    at = ((t1 - origin) + (t4 - origin)) / 2
+    middle = ((t2 - t1 - offset_ns) + (t3 - t4 - offset_ns)) / 2 - drift * at
+    width = _PROBES_PER_WINDOW
+    # windows reach over both ends, so that the last probe is the best of a window, too
+    padded = np.pad(half, width - 1, constant_values=np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    best = np.unique(np.argmin(windows, axis=1) + np.arange(len(windows)) - (width - 1))
+    off, unsure, when = middle[best], half[best], at[best]
+    bound = float((np.abs(off) + unsure).max())
+    if len(best) > 1:
+        gap = np.maximum(np.diff(when), 1.0)
+        jump = np.maximum(np.abs(np.diff(off)) - unsure[1:] - unsure[:-1], 0.0)
+        # how fast clock and line part where it does not jump; two gaps or one cannot tell
+        rate = float(np.median(np.abs(np.diff(off)) / gap)) if len(gap) > 2 else 2 * DRIFT_LIMIT
+        beyond = max(when[0] + origin - ends[0], ends[1] - origin - when[-1], 0.0)
+        bound += float(np.where(jump > 0.0, jump + rate * gap, 0.0).max()) + rate * beyond
+    return bound
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Points that the line ``D`` passes under (``upper``) and over (``lower``).
+
+    Times are ns from an origin and values ns from a level, so that floats hold them to the ns.
+    """
+
+    upper_at: Floats
+    upper: Floats
+    lower_at: Floats
+    lower: Floats
+
+    def highest(self, drift: float, at: float) -> float:
+        """Give the value at a time of the highest line of this drift that is under all."""
+        return float((self.upper + drift * (at - self.upper_at)).min())
+
+    def lowest(self, drift: float, at: float) -> float:
+        """Give the value at a time of the lowest line of this drift that is over all."""
+        return float((self.lower + drift * (at - self.lower_at)).max())
+
+    def room(self, drift: float) -> float:
+        """Give how far a line of this drift can be moved between all; negative: it misses some."""
+        return self.highest(drift, 0.0) - self.lowest(drift, 0.0)
+
+    def parts(self) -> Iterator[_Limits]:
+        """Split the run into parts of `_PROBES_PER_PART` probes or halves, and `_PARTS` at most."""
+        count = min(max(len(self.upper) // _PROBES_PER_PART, 2), _PARTS)
+        if len(self.upper) < count * _FEWEST_PER_PART:
+            return
+        order = np.argsort(self.upper_at, kind="stable")
+        lower_order = np.argsort(self.lower_at, kind="stable")
+        lower_at = self.lower_at[lower_order]
+        for chosen in np.array_split(order, count):
+            # with the lower limit just outside: a part open at an end would say nothing there
+            since = np.searchsorted(lower_at, self.upper_at[chosen[0]], "right") - 1
+            until = np.searchsorted(lower_at, self.upper_at[chosen[-1]], "left")
+            around = lower_order[max(int(since), 0) : int(until) + 1]
+            yield _Limits(
+                self.upper_at[chosen], self.upper[chosen], self.lower_at[around], self.lower[around]
+            )
+
+    def lines(self) -> _Lines:
+        """Find the lines between all, or, where there is none, the one that misses them least."""
+        upper_at, negated = _hull(self.upper_at, -self.upper)
+        hull = _Limits(upper_at, -negated, *_hull(self.lower_at, self.lower))
+        # between an upper limit and a later lower one the line climbs at least so steeply, and
+        # between a lower and a later upper one at most so steeply
+        later = np.subtract.outer(hull.lower_at, hull.upper_at)
+        over = np.subtract.outer(hull.lower, hull.upper)
+        steepness = over / np.where(later == 0.0, 1.0, later)
+        least = max(-DRIFT_LIMIT, float(steepness.max(initial=-np.inf, where=later > 0.0)))
+        most = min(DRIFT_LIMIT, float(steepness.min(initial=np.inf, where=later < 0.0)))
+        if least <= most and not (over[later == 0.0] > 0.0).any():
+            return _Lines(hull, least, most, 0.0)
+        # room() is concave, so thirds close in on its top; 64 of them leave 1e-14 s/s
+        least, most = -DRIFT_LIMIT, DRIFT_LIMIT
+        for _ in range(64):
+            one, two = least + (most - least) / 3, most - (most - least) / 3
+            least, most = (one, most) if hull.room(one) < hull.room(two) else (least, two)
+        best = (least + most) / 2
+        missed = max(0.0, -hull.room(best) / 2)
+        moved = _Limits(upper_at, hull.upper + missed, hull.lower_at, hull.lower - missed)
+        return _Lines(moved, best, best, missed)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The straight lines between limits.
+
+    Attributes
+    ----------
+    limits
+        The corners of the limits' convex hulls, no others can hold a line's end; moved apart by
+        the residual.
+    least, most
+        The smallest and the largest drift of such a line, s/s.
+    residual
+        How far the limits had to be moved to let a line through, ns.
+    """
+
+    limits: _Limits
+    least: float
+    most: float
+    residual: float
+
+    def range(self, at: float) -> tuple[float, float]:
+        """Give the lowest and the highest value that such a line has, outside all limits' times."""
+        drifts = (self.least, self.most)
+        # after all limits the steepest lines are the outermost, before all the others are
+        return (
+            min(self.limits.lowest(drift, at) for drift in drifts),
+            max(self.limits.highest(drift, at) for drift in drifts),
+        )
+
+    def farthest(
+        self, offset: float, drift: float, first: float | None = None, last: float | None = None
+    ) -> float:
+        """Give how far such a line can be from the line with this offset and drift, ns.
+
+        It is farthest at one of the ends: ``first`` and ``last``, or those of the limits.
+        """
+        if first is None or last is None:
+            first = float(min(self.limits.upper_at.min(), self.limits.lower_at.min()))
+            last = float(max(self.limits.upper_at.max(), self.limits.lower_at.max()))
+        farthest = 0.0
+        for at in (first, last):
+            low, high = self.range(at)
+            value = offset + drift * at
+            farthest = max(farthest, high - value, value - low)
+        return farthest
+
+
+def _hull(at: Floats, value: Floats) -> tuple[Floats, Floats]:
+    """Give the corners of the upper convex hull, in order of time (Andrew's monotone chain)."""
+    corners: list[tuple[float, float]] = []
+    order = np.lexsort((value, at))
+    for x, y in zip(at[order].tolist(), value[order].tolist(), strict=True):
+        if corners and corners[-1][0] == x:
+            corners.pop()
+        while len(corners) > 1:
+            (x1, y1), (x2, y2) = corners[-2:]
+            if (y2 - y1) * (x - x1) > (y - y1) * (x2 - x1):
+                break
+            corners.pop()
+        corners.append((x, y))
+    hull_at, hull_value = np.array(corners, np.float64).T
+    return hull_at, hull_value

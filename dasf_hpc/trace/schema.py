@@ -1,0 +1,513 @@
+"""Trace, what it holds: every table, column, unit and dictionary of the merged trace, named once.
+
+Nothing else in the package spells a table's layout: `store` writes and reads what stands here, and
+`format_page` turns it into the page from which a stranger can read the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Root attribute ``format`` of every trace.
+FORMAT = "dasf-hpc trace"
+
+#: Root attribute ``version``. A reader refuses a larger one; added columns do not need one.
+VERSION = 1
+
+#: What stands for a NUL character, which no HDF5 string can hold, inside a stored string.
+NUL = "\u2400"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes
+    ----------
+    name
+        The dataset's name in the table's group.
+    dtype
+        NumPy's name of the stored type.
+    unit
+        Unit of the numbers; empty for codes, row numbers and plain counts.
+    meaning
+        One sentence or less; says what stands for "not available".
+    dictionary
+        For strings: the dictionary under ``/dictionaries`` of which the column holds positions
+        (-1: no string).
+    refers
+        For row numbers: the table whose rows the column counts, from 0 (-1: none).
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    meaning: str
+    dictionary: str | None = None
+    refers: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a group of columns of equal length.
+
+    Attributes
+    ----------
+    name
+        The group's name.
+    meaning
+        What one row is.
+    columns
+        In the order in which they are shown.
+    order
+        The time column by which rows are sorted, or None where rows have another order.
+    """
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+    order: str | None = None
+
+    def column(self, name: str) -> Column:
+        """Give a column by name.
+
+        Raises
+        ------
+        KeyError
+            If the table has no such column.
+        """
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise KeyError(name)
+
+
+def _time(name: str, meaning: str) -> Column:
+    return Column(name, "int64", "ns", meaning)
+
+
+def _text(name: str, meaning: str, dictionary: str | None = None, dtype: str = "int32") -> Column:
+    return Column(name, dtype, "", meaning, dictionary=dictionary or name)
+
+
+def _row(name: str, table: str, meaning: str) -> Column:
+    return Column(name, "int32", "", meaning, refers=table)
+
+
+_PROCESS = _row("process", "processes", "the process that recorded it")
+_KEY = _text("key", "the task's key, as text", "keys")
+
+#: Strings that several columns may share: name under ``/dictionaries`` and what it holds.
+DICTIONARIES: dict[str, str] = {
+    "hostnames": "host names",
+    "clocks": "identities of clocks: processes with an equal one share a CLOCK_MONOTONIC",
+    "sources": "where a clock correction comes from",
+    "roles": "what a process did in the run",
+    "names": "names of workers",
+    "addresses": "Dask addresses of workers",
+    "endings": "how a process ended",
+    "batch_jobs": "ids of batch jobs",
+    "uuids": "UUIDs of GPUs",
+    "gpu_names": "product names of GPUs",
+    "sentences": "sentences that say what was not available or went wrong",
+    "environment": "values of environment variables",
+    "versions": "versions of software",
+    "files": "names of files, relative to the run's directory or its journals",
+    "keys": "keys of tasks as text, in the order in which they first started",
+    "prefixes": "names of functions: Dask's key_split of the key",
+    "task_states": "how an execution of a task ended",
+    "types": "qualified names of the types of results",
+    "dtypes": "array element types of results, as text",
+    "shapes": "array shapes of results, as text",
+    "exceptions": "qualified names of exception types",
+    "states": "states of a Dask worker's state machine",
+    "actions": "activities that Dask reports for a task",
+    "directions": "directions of a transfer, seen from the recording process",
+    "reasons": "why something happened",
+    "gap_kinds": "what is missing",
+    "sha256": "SHA-256 digests, hexadecimal",
+    "report_states": "what became of a report",
+    "nvtx_domains": "NVTX domains",
+    "nvtx_messages": "NVTX messages",
+}
+
+_TABLES = (
+    Table(
+        "nodes",
+        "A host that took part in the run.",
+        (
+            _text("hostname", "the host's name", "hostnames"),
+            Column("cpus", "int32", "", "logical CPUs; -1: not known"),
+            Column("memory", "int64", "bytes", "main memory; -1: not known"),
+            Column("gpus", "int32", "", "GPUs known on the host"),
+            _text("gpu_status", "what the node's sampler says of its GPUs", "sentences"),
+            _time("start", "first time anything was recorded on the host"),
+            _time("stop", "last time anything was recorded on the host"),
+        ),
+    ),
+    Table(
+        "clocks",
+        "A CLOCK_MONOTONIC of the run and its correction to the reference clock: "
+        "reference = local + offset + drift * (local - origin).",
+        (
+            _text("clock", "identity of the clock", "clocks"),
+            _row("node", "nodes", "the host whose clock it is"),
+            _text(
+                "source",
+                "reference, probes (round trips to the scheduler; probes+probes: of both clocks), "
+                "utc (wall clocks compared) or none (put at the reference's first record)",
+                "sources",
+            ),
+            Column("origin", "int64", "ns", "local time at which the offset holds"),
+            Column("offset", "int64", "ns", "reference minus local time at the origin"),
+            Column("drift", "float64", "ns/ns", "change of the offset per local time"),
+            Column("bound", "int64", "ns", "largest error a corrected time may have; -1: unknown"),
+            Column("residual", "int64", "ns", "how far the points contradict steady clocks"),
+            Column("points", "int64", "", "number of points the correction rests on"),
+        ),
+    ),
+    Table(
+        "processes",
+        "A process that kept a journal: the scheduler, a worker or a node's sampler.",
+        (
+            _row("node", "nodes", "the host it ran on"),
+            _row("clock", "clocks", "the clock it read"),
+            _text("role", "scheduler, worker or sampler", "roles"),
+            Column("pid", "int64", "", "process id; -1: not known"),
+            _text("name", "the worker's name", "names"),
+            _text("address", "the worker's Dask address", "addresses"),
+            _time("start", "when its journal began"),
+            _time("stop", "when its journal was closed, else its last record"),
+            _text(
+                "ended",
+                "closed (by itself), killed (the scheduler saw it go, its journal was not closed) "
+                "or unknown (its journal was not closed: killed unseen, or still running)",
+                "endings",
+            ),
+            Column("task_id_base", "int64", "", "ids of its tasks begin here; -1: not known"),
+            Column("nthreads", "int32", "", "threads that run tasks; -1: not known"),
+            Column("memory_limit", "int64", "bytes", "the worker's limit; -1: none or not known"),
+            _text("gpus", "UUIDs of the worker's GPUs, separated by commas", "uuids"),
+            _text("cuda_visible_devices", "CUDA_VISIBLE_DEVICES; none: not set", "environment"),
+            _text("gpu_status", "what the worker says of its GPUs", "sentences"),
+            _text("batch_job", "the batch job it ran in", "batch_jobs"),
+            _text("python", "version of Python", "versions"),
+            _text("dask", "version of dask", "versions"),
+            _text("distributed", "version of distributed", "versions"),
+            _text("dasf_hpc", "version of dasf-hpc", "versions"),
+            _text("journal", "its journal's file name", "files"),
+            Column("damaged", "int64", "", "blocks of the journal that were given up"),
+            Column("dropped", "int64", "", "records it could not store, as far as it said"),
+        ),
+    ),
+    Table(
+        "gpus",
+        "A GPU of a node.",
+        (
+            _row("node", "nodes", "the host it is in"),
+            Column("index", "int32", "", "NVML's index on the host; -1: not known"),
+            _text("uuid", "the GPU's UUID", "uuids"),
+            _text("name", "product name", "gpu_names"),
+            Column("memory", "int64", "bytes", "memory of the GPU; -1: not known"),
+        ),
+    ),
+    Table(
+        "tasks",
+        "One execution of a task in a worker's thread; a task that was retried has several.",
+        (
+            Column("id", "int64", "", "globally unique; the payload of its NVTX range in Nsight"),
+            _KEY,
+            _text("prefix", "name of the function", "prefixes"),
+            _row("process", "processes", "the worker process that ran it"),
+            Column("thread", "int64", "", "native id of the thread that ran it"),
+            Column(
+                "attempt",
+                "int32",
+                "",
+                "1 for the key's first execution in the run, 2 …; -1: the key is not known",
+            ),
+            _time("start", "compute begins, read in the task's own thread"),
+            _time("stop", "compute ended; -1: never"),
+            _text(
+                "state", "memory, error, rescheduled or lost (never stopped)", "task_states", "int8"
+            ),
+            Column("nbytes", "int64", "bytes", "size of the result as Dask sees it; -1: none"),
+            _text("type", "qualified name of the result's type", "types"),
+            _text("dtype", "element type of an array result", "dtypes"),
+            _text("shape", "shape of an array result", "shapes"),
+            _text("exception", "qualified name of the exception's type", "exceptions"),
+        ),
+        order="start",
+    ),
+    Table(
+        "dependencies",
+        "A task needs another one's result; each pair of keys once, sorted by key.",
+        (
+            _KEY,
+            _text("dependency", "key of the task whose result it needs", "keys"),
+        ),
+    ),
+    Table(
+        "transitions",
+        "A task changed its state in a worker's state machine.",
+        (
+            _time("time", "when the worker's event loop made the change"),
+            _PROCESS,
+            _KEY,
+            _text("start_state", "state before", "states", "int8"),
+            _text("finish_state", "state after", "states", "int8"),
+        ),
+        order="time",
+    ),
+    Table(
+        "activities",
+        "A span of work for a task as Dask itself reports it (on Dask's clock readings).",
+        (
+            _time("start", "the span begins"),
+            _time("stop", "the span ends"),
+            _PROCESS,
+            _KEY,
+            _text("action", "transfer, deserialize, disk-read, compute, …", "actions", "int16"),
+            _text("peer", "address of the other worker, where there is one", "addresses"),
+        ),
+        order="start",
+    ),
+    Table(
+        "transfers",
+        "Data that went between two workers in one message.",
+        (
+            _time("start", "the request begins"),
+            _time("stop", "the data is there"),
+            _PROCESS,
+            _text("direction", "incoming or outgoing", "directions", "int8"),
+            _text("peer", "address of the other worker", "addresses"),
+            _row("peer_process", "processes", "the other worker, where its journal is known"),
+            Column("nbytes", "int64", "bytes", "size of the data"),
+            Column("keys", "int32", "", "number of keys in the message"),
+        ),
+        order="start",
+    ),
+    Table(
+        "memory",
+        "A worker's memory in task results changed (Dask's managed memory).",
+        (
+            _time("time", "when the change was made"),
+            _PROCESS,
+            Column("managed", "int64", "bytes", "size of all results in memory after the change"),
+            Column("tasks", "int32", "", "number of keys in memory after the change"),
+        ),
+        order="time",
+    ),
+    Table(
+        "reschedules",
+        "A task was taken from a worker or given back by it.",
+        (
+            _time("time", "when the worker learned it"),
+            _PROCESS,
+            _KEY,
+            _text("reason", "steal, reschedule, …", "reasons", "int16"),
+        ),
+        order="time",
+    ),
+    Table(
+        "node_samples",
+        "A sample of a host's resources; -1 or NaN: not available.",
+        (
+            _time("time", "when it was taken"),
+            _row("node", "nodes", "the host"),
+            Column("cpu", "float32", "%", "use of all CPUs since the sample before, 0 to 100"),
+            Column("memory_used", "int64", "bytes", "main memory in use"),
+            Column("memory_available", "int64", "bytes", "main memory a program could still get"),
+            Column("swap_used", "int64", "bytes", "swap space in use"),
+            Column("network_received", "int64", "bytes", "received since the host started"),
+            Column("network_sent", "int64", "bytes", "sent since the host started"),
+            Column("disk_read", "int64", "bytes", "read from disks since the host started"),
+            Column("disk_written", "int64", "bytes", "written to disks since the host started"),
+        ),
+        order="time",
+    ),
+    Table(
+        "gpu_samples",
+        "A sample of a GPU; -1 or NaN: not available.",
+        (
+            _time("time", "when it was taken"),
+            _row("gpu", "gpus", "the GPU"),
+            Column("utilization", "float32", "%", "time in which a kernel ran, 0 to 100"),
+            Column("memory_utilization", "float32", "%", "time in which memory was accessed"),
+            Column("memory_used", "int64", "bytes", "GPU memory in use"),
+            Column("power", "float32", "W", "power drawn"),
+            Column("temperature", "float32", "°C", "temperature of the GPU"),
+            Column("sm_clock", "float32", "MHz", "clock of the multiprocessors"),
+            Column("memory_clock", "float32", "MHz", "clock of the memory"),
+            Column("pcie_sent", "float32", "kB/s", "PCIe traffic out of the GPU"),
+            Column("pcie_received", "float32", "kB/s", "PCIe traffic into the GPU"),
+            Column("nvlink_sent", "int64", "KiB", "NVLink traffic out of the GPU, counted up"),
+            Column("nvlink_received", "int64", "KiB", "NVLink traffic into the GPU, counted up"),
+        ),
+        order="time",
+    ),
+    Table(
+        "process_samples",
+        "A sample of a worker process, taken by its node's sampler; -1 or NaN: not available.",
+        (
+            _time("time", "when it was taken"),
+            _row("node", "nodes", "the host"),
+            _row("process", "processes", "the process, where its journal is known"),
+            Column("pid", "int64", "", "process id"),
+            Column("cpu", "float32", "%", "CPU since the sample before; 100 is one CPU"),
+            Column("memory", "int64", "bytes", "resident memory"),
+            Column("fds", "int64", "", "open file descriptors"),
+            Column("threads", "int64", "", "threads"),
+        ),
+        order="time",
+    ),
+    Table(
+        "gaps",
+        "Something that is missing from the trace, named and counted.",
+        (
+            _text(
+                "kind",
+                "records dropped, blocks damaged, journal unreadable, journal duplicated, "
+                "stops without start, unknown keys, worker without journal, clock not aligned or "
+                "not available",
+                "gap_kinds",
+                "int16",
+            ),
+            _row("process", "processes", "the process it is missing from"),
+            _text("journal", "the journal's file name", "files"),
+            _time("start", "nothing is missing before; -1: not known"),
+            _time("stop", "nothing is missing after; -1: not known"),
+            Column("count", "int64", "", "how many are missing; -1: not known"),
+            _text("reason", "why", "sentences"),
+        ),
+    ),
+    Table(
+        "reports",
+        "An Nsight Systems report that was expected or found.",
+        (
+            _row("node", "nodes", "the host it was made on"),
+            _text("file", "the report, relative to the run's directory", "files"),
+            _text("sha256", "digest of the report's file", "sha256"),
+            _text("nsys_version", "version of the nsys that made it", "versions"),
+            Column(
+                "session_start_utc",
+                "int64",
+                "ns",
+                "start of its session, ns since 1970-01-01 UTC; -1: not known",
+            ),
+            _text("status", "what became of it", "report_states"),
+            _text("sentence", "why it is missing or not whole", "sentences"),
+            Column("ranges", "int64", "", "NVTX ranges in it"),
+            Column("compute_ranges", "int64", "", "NVTX ranges around tasks"),
+            Column("linked", "int64", "", "NVTX ranges that were linked to a task"),
+            Column("processes", "int32", "", "processes of the run that it covers"),
+            _text("correction_source", "where its clock correction comes from", "sources"),
+            Column("correction_offset", "int64", "ns", "trace time minus session time"),
+            Column("correction_drift", "float64", "ns/ns", "change of the offset per time"),
+            Column("correction_bound", "int64", "ns", "largest error; -1: unknown"),
+        ),
+    ),
+    Table(
+        "nvtx_ranges",
+        "An NVTX range of a report.",
+        (
+            _row("report", "reports", "the report it stands in"),
+            _row("process", "processes", "the process, where its journal is known"),
+            Column("thread", "int64", "", "native id of the thread"),
+            _time("start", "the range was pushed or started"),
+            _time("stop", "the range was popped or ended; -1: never"),
+            _text("domain", "NVTX domain", "nvtx_domains"),
+            _text("message", "NVTX message", "nvtx_messages"),
+            Column("payload", "int64", "", "NVTX payload; -1: none"),
+            Column("task", "int64", "", "the task it belongs to", refers="tasks"),
+            _text("reason", "why it belongs to no task", "reasons"),
+        ),
+        order="start",
+    ),
+)
+
+#: Every table by name.
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+#: Root attributes: name, type and meaning.
+ATTRIBUTES: tuple[tuple[str, str, str], ...] = (
+    ("format", "string", f"always ``{FORMAT}``"),
+    ("version", "int64", f"version of this format, {VERSION}; a reader refuses a larger one"),
+    ("producer", "string", "the program that wrote the file"),
+    ("reference_host", "string", "host whose clock all times are on"),
+    ("reference_clock", "string", "identity of that clock (see table ``clocks``)"),
+    ("origin_monotonic_ns", "int64", "reading of the reference clock at time 0 of the trace"),
+    (
+        "origin_utc_ns",
+        "int64",
+        "ns since 1970-01-01 UTC at time 0 as the reference host's wall clock said; -1: not known",
+    ),
+)
+
+
+def format_page() -> str:
+    """Give the description of the file format, in Markdown, from which a stranger can read it."""
+    lines = [
+        "# The trace file",
+        "",
+        f"This page is generated from `dasf_hpc/trace/schema.py`; it describes version {VERSION}.",
+        "",
+        "A trace is an HDF5 file. A group of the root is a table, each one-dimensional dataset in",
+        "it a column; all columns of a table have the same length, and a row is the same position",
+        "in each. Columns are chunked, shuffled and compressed with gzip, which every HDF5 reader",
+        "undoes by itself.",
+        "",
+        "- **Times** are 64-bit integers: nanoseconds on the reference clock, counted from time 0",
+        "  of the trace, its first record. Wall time in ns since 1970 is `origin_utc_ns + time`.",
+        "  A time of -1 stands for none. How far a corrected time may be wrong stands in `clocks`.",
+        "- **Strings** are stored once, in a dataset of the group `/dictionaries`; the column",
+        "  holds positions in it, from 0 (-1: no string), and its attribute `dictionary` names it.",
+        "  Strings are UTF-8 of fixed length, padded with zeros (of variable length where one is",
+        f"  longer than 512 bytes). A NUL inside a string is written as U+{ord(NUL):04X}.",
+        "- **Row numbers** count from 0 (-1: none); the attribute `refers` names the table.",
+        "- Every column carries the attributes `unit` and `meaning`, every table `meaning`, `rows`",
+        "  and, where its rows are sorted by time, `order`: the name of the column.",
+        "- A table that the run gave no reason to write may be absent; readers must not mind",
+        "  tables, columns and attributes they do not know.",
+        "",
+        "## Attributes of the root",
+        "",
+        "| name | type | meaning |",
+        "|---|---|---|",
+        *(f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in ATTRIBUTES),
+        "",
+        "## Tables",
+    ]
+    for table in TABLES.values():
+        lines += ["", f"### `{table.name}`", "", table.meaning]
+        if table.order:
+            lines[-1] += f" Sorted by `{table.order}`."
+        lines += ["", "| column | type | unit | holds | meaning |", "|---|---|---|---|---|"]
+        for column in table.columns:
+            holds = ""
+            if column.dictionary:
+                holds = f"strings of `{column.dictionary}`"
+            elif column.refers:
+                holds = f"rows of `{column.refers}`"
+            lines.append(
+                f"| `{column.name}` | {column.dtype} | {column.unit} | {holds} | {column.meaning} |"
+            )
+    lines += ["", "## Dictionaries", "", "| name | strings |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in DICTIONARIES.items()]
+    lines += [
+        "",
+        "## Reading it with h5py alone",
+        "",
+        "```python",
+        "import h5py",
+        "",
+        'with h5py.File("trace.h5") as file:',
+        '    keys = file["dictionaries/keys"].asstr()[:]',
+        '    tasks = file["tasks"]',
+        '    seconds = (tasks["stop"][:] - tasks["start"][:]) / 1e9',
+        '    for code, duration in zip(tasks["key"][:], seconds):',
+        '        print(keys[code] if code >= 0 else "?", duration)',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

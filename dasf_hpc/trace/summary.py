@@ -1,0 +1,172 @@
+"""Trace, in short: the few figures that a run's end shows, from whatever tables a trace holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from dasf_hpc.trace.open import Trace
+
+#: Functions in a summary.
+LONGEST = 10
+
+
+@dataclass(frozen=True)
+class FunctionTime:
+    """Compute time of one function (prefix of keys) over the whole run; times in ns."""
+
+    prefix: str
+    count: int
+    total: int
+    mean: int
+    max: int
+
+
+@dataclass(frozen=True)
+class ReportLinks:
+    """An Nsight report and how many of its ranges around tasks were linked to a task."""
+
+    node: str | None
+    file: str | None
+    status: str | None
+    ranges: int
+    compute_ranges: int
+    linked: int
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Things of one kind that are missing; ``count`` is what is known of their number."""
+
+    kind: str
+    places: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a trace holds, in figures that can go into JSON (`dataclasses.asdict`).
+
+    Attributes
+    ----------
+    nodes
+        Host names.
+    workers
+        Number of worker processes.
+    tasks
+        Number of executions by state (memory, error, rescheduled, lost).
+    keys
+        Number of distinct keys that were executed.
+    duration
+        From the first to the last record of the run, ns.
+    reports
+        Each Nsight report.
+    bound
+        Largest error that a corrected time may have, over all clocks, ns; -1: unknown for at least
+        one clock; None: no clock was recorded.
+    bound_source
+        Where the correction of the clock with that bound comes from.
+    gaps
+        What is missing, by kind.
+    functions
+        The functions with the longest compute time in total, longest first.
+    """
+
+    nodes: list[str] = field(default_factory=list)
+    workers: int = 0
+    tasks: dict[str, int] = field(default_factory=dict)
+    keys: int = 0
+    duration: int = 0
+    reports: list[ReportLinks] = field(default_factory=list)
+    bound: int | None = None
+    bound_source: str | None = None
+    gaps: list[Gap] = field(default_factory=list)
+    functions: list[FunctionTime] = field(default_factory=list)
+
+
+def summarise(trace: Trace) -> Summary:
+    """Summarise a trace.
+
+    Raises
+    ------
+    TraceError
+        If the trace is damaged.
+    """
+    tasks = trace.table("tasks", ["key", "prefix", "state", "start", "stop"])
+    processes = trace.processes
+    bound, source = _worst_bound(trace.clocks)
+    return Summary(
+        nodes=[str(name) for name in trace.nodes["hostname"].dropna()],
+        workers=int((processes["role"] == "worker").sum()),
+        tasks={str(s): int(n) for s, n in tasks["state"].value_counts().items() if n},
+        keys=int(tasks["key"].cat.codes[tasks["key"].notna()].nunique()),
+        duration=_duration(processes, tasks),
+        reports=_reports(trace),
+        bound=bound,
+        bound_source=source,
+        gaps=_gap_kinds(trace.gaps),
+        functions=_functions(tasks),
+    )
+
+
+def _duration(processes: pd.DataFrame, tasks: pd.DataFrame) -> int:
+    starts = processes["start"][processes["start"] >= 0]
+    stops = processes["stop"][processes["stop"] >= 0]
+    times = np.concatenate([starts, stops, tasks["start"], tasks["stop"][tasks["stop"] >= 0]])
+    return int(times.max() - times.min()) if len(times) else 0
+
+
+def _worst_bound(clocks: pd.DataFrame) -> tuple[int | None, str | None]:
+    if not len(clocks):
+        return None, None
+    bounds = clocks["bound"].to_numpy()
+    # an unknown bound is worse than any
+    worst = int(np.argmax(np.where(bounds < 0, np.iinfo(np.int64).max, bounds)))
+    return int(bounds[worst]), _text(clocks["source"].iloc[worst])
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _reports(trace: Trace) -> list[ReportLinks]:
+    reports = trace.reports
+    hostnames = trace.nodes["hostname"].tolist()
+    return [
+        ReportLinks(
+            node=_text(hostnames[row["node"]]) if 0 <= row["node"] < len(hostnames) else None,
+            file=_text(row["file"]),
+            status=_text(row["status"]),
+            ranges=int(row["ranges"]),
+            compute_ranges=int(row["compute_ranges"]),
+            linked=int(row["linked"]),
+        )
+        for row in reports.to_dict("records")
+    ]
+
+
+def _gap_kinds(gaps: pd.DataFrame) -> list[Gap]:
+    kinds = []
+    for kind, rows in gaps.groupby("kind", observed=True, sort=False):
+        count = rows["count"]
+        kinds.append(Gap(str(kind), len(rows), int(count[count > 0].sum())))
+    return kinds
+
+
+def _functions(tasks: pd.DataFrame) -> list[FunctionTime]:
+    ended = tasks[(tasks["stop"] >= 0) & tasks["prefix"].notna()]
+    times = (ended["stop"] - ended["start"]).groupby(ended["prefix"], observed=True)
+    figures = times.agg(["count", "sum", "max"])
+    figures = figures.sort_values("sum", ascending=False, kind="stable").head(LONGEST)
+    return [
+        FunctionTime(
+            prefix=str(prefix),
+            count=int(row["count"]),
+            total=int(row["sum"]),
+            mean=int(row["sum"] // row["count"]),
+            max=int(row["max"]),
+        )
+        for prefix, row in figures.iterrows()
+    ]
