@@ -28,7 +28,7 @@ from dasf_hpc.errors import (
 )
 from dasf_hpc.launch.credentials import client_environment, delete_credentials, make_credentials
 from dasf_hpc.launch.job import JobProcess, find_job
-from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.local import LocalLauncher
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.pbs import PbsLauncher
@@ -154,6 +154,7 @@ def submit(
     script = find_job(job)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
+    run_shape(settings, launcher_class.local)
     if settings.gpus_per_node and not settings.worker_python and not find_spec("dask_cuda"):
         raise ProgramMissingError(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."

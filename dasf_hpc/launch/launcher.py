@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import shlex
+import socket
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -324,6 +325,7 @@ class Launcher(ABC):
         BatchError
             If a job is refused.
         """
+        self._check_port()
         try:
             self.cluster = JobQueueCluster(
                 job_cls=self.job_class,
@@ -338,11 +340,6 @@ class Launcher(ABC):
             )
         except (RuntimeError, ValueError, OSError) as error:
             text = str(error)
-            if "in use" in text:
-                raise PortError(
-                    f"Port {self.settings.scheduler_port} of this host is taken: choose another "
-                    "with --scheduler-port, or 0 for any free one."
-                ) from None
             if "interface" in text:
                 raise PortError(
                     f"The interface {self.settings.interface!r} cannot be used on this host: "
@@ -353,6 +350,19 @@ class Launcher(ABC):
         while len(self.jobs()) < self.shape.nodes and not self.refusals:
             time.sleep(0.02)
         self.check_refused()
+
+    def _check_port(self) -> None:
+        """Try the scheduler's port: Dask's own complaint about a taken one names another cause."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1" if self.local else "", self.settings.scheduler_port))
+            except OSError as error:
+                raise PortError(
+                    f"Port {self.settings.scheduler_port} of this host cannot be used "
+                    f"({(error.strerror or str(error)).lower()}): choose another with "
+                    "--scheduler-port, or 0 for any free one."
+                ) from None
 
     def check_refused(self) -> None:
         """Raise the first refusal of the batch scheduler, if there is one."""

@@ -284,7 +284,7 @@ def read_report(sqlite: Path) -> Report:
             sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)
         ) as connection:
             return _Export(connection).report()
-    except (sqlite3.Error, ValueError, OverflowError, DeprecationWarning) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
         raise ReportDamaged(
             f"{sqlite} is no whole Nsight Systems export ({error}); export the report again"
         ) from error
@@ -599,12 +599,14 @@ class _Export:
 
 def _parse(text: str | None, count: int, what: str) -> Integers:
     """Parse what ``group_concat`` joined; anything but integers is an error, never a wrong one."""
-    if count == 0 or text is None:
-        values = np.empty(0, np.int64)
-    else:
+    if count == 0:
+        return np.empty(0, np.int64)
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring(text, dtype=np.int64, sep=",")
+            values = np.fromstring(text or "", dtype=np.int64, sep=",")
+    except (ValueError, DeprecationWarning):  # which of them depends on NumPy's version
+        values = np.empty(0, np.int64)
     if len(values) != count:
         raise ValueError(f"{what} holds something else than integers")
     return values

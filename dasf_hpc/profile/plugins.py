@@ -44,13 +44,13 @@ COMPUTE_DOMAIN = "compute"
 #: Domain of the NVTX marks whose payload is the process's CLOCK_MONOTONIC in ns.
 CLOCK_DOMAIN = "dasf_hpc.clock"
 
-#: The first marks of a process are up to 100 us late (measured), later ones a few us: several.
-MARKS_AT_START = 10
-MARKS_AT_END = 5
+#: A mark after a pause is 5 to 50 us late, a process's first one up to 2.4 ms; in a burst each mark
+#: bounds the lag of the one before to about 2 us (measured).
+MARKS = 8
 MARK_INTERVAL_S = 1.0
 
-PROBES_AT_START = 8
-PROBES_AT_END = 3
+PROBES_AT_START = 10
+PROBES = 4
 PROBE_INTERVAL_S = 5.0
 #: A probe at the end must not hold up a worker whose scheduler is gone.
 PROBE_TIMEOUT_S = 2.0
@@ -139,7 +139,7 @@ class WorkerTaskPlugin(WorkerPlugin):
             self._executions.remove(self._threads)
             try:
                 self._outgoing()
-                await asyncio.wait_for(self._probe_clock(PROBES_AT_END), PROBE_TIMEOUT_S)
+                await asyncio.wait_for(self._probe_clock(PROBES), PROBE_TIMEOUT_S)
             except Exception:  # the scheduler may be gone: then the earlier probes must do
                 logger.debug("no clock probe at the end", exc_info=True)
         leave_recording(worker, {})
@@ -267,7 +267,7 @@ class WorkerTaskPlugin(WorkerPlugin):
                 raise
             except Exception:
                 logger.debug("no clock probe", exc_info=True)
-            count = 2
+            count = PROBES
             await asyncio.sleep(PROBE_INTERVAL_S)
 
     async def _probe_clock(self, count: int) -> bool:
@@ -402,14 +402,14 @@ class GPUAnnotationPlugin(WorkerPlugin):
                     {"kind": "unavailable", "what": "nvtx", "why": "package nvtx not installed"}
                 )
             return
-        self._ranges.mark_clock(MARKS_AT_START)
+        self._ranges.mark_clock(2 * MARKS)
         recording.executions.add(self._ranges)
         self._marking = asyncio.ensure_future(self._keep_marking(self._ranges))
 
     async def _keep_marking(self, ranges: _Ranges) -> None:
         while True:
             await asyncio.sleep(MARK_INTERVAL_S)
-            ranges.mark_clock(2)
+            ranges.mark_clock(MARKS)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ranges are set in the task's thread, not on the event loop."""
@@ -422,7 +422,7 @@ class GPUAnnotationPlugin(WorkerPlugin):
         if self._ranges is not None:
             self._marking.cancel()
             recording.executions.remove(self._ranges)
-            self._ranges.mark_clock(MARKS_AT_END)
+            self._ranges.mark_clock(MARKS)
         leave_recording(worker, {"nvtx": installed_version("nvtx")})
 
 

@@ -48,7 +48,8 @@ _PROBES_PER_PART, _FEWEST_PER_PART, _PARTS = 32, 5, 64
 """A clock's rate may wander, but is taken for constant over so many probes.
 
 Measured in simulations with a sinusoidal wander of up to 300 us or a jump too small to be seen: 32
-keeps the bound true where 64 does not always, and 16 makes it twice as wide. 64 parts: 20 ms.
+keeps the bound true where 64 does not always, and 16 makes it twice as wide. More than 64 parts
+would only cost time: 10,000 probes are fitted in 40 ms.
 """
 
 _ROUNDING_NS = 2
@@ -273,7 +274,12 @@ def _plausible(probes: Integers) -> Integers:
     """Leave out the probes that cannot have happened; gives the others in order of time."""
     t1, t2, t3, t4 = probes.T
     # beyond 2**62 ns (146 years) it is no time, and differences would overflow
-    sane = (np.abs(probes) < 2**62).all(axis=1) & (t4 >= t1) & (t3 >= t2) & (t4 - t1 >= t3 - t2)
+    sane = (
+        ((probes > -(2**62)) & (probes < 2**62)).all(axis=1)
+        & (t4 >= t1)
+        & (t3 >= t2)
+        & (t4 - t1 >= t3 - t2)
+    )
     probes = probes[sane]
     probes = probes[np.argsort(probes[:, 0], kind="stable")]
     if len(probes) < 3:

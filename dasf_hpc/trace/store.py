@@ -128,8 +128,8 @@ def _numbers(
 ) -> NDArray[Any]:
     """Give a column as the numbers to store; strings are put into their dictionary."""
     array = np.asarray(data)
-    if column.dictionary and array.dtype.kind in "OUS":
-        strings = dictionaries.setdefault(column.dictionary, Strings())
+    strings = dictionaries.setdefault(column.dictionary, Strings()) if column.dictionary else None
+    if strings is not None and array.dtype.kind in "OUS":
         array = strings.codes(None if s is None or s != s else str(s) for s in array.tolist())
     elif array.dtype.kind == "O":
         array = np.array([_missing(column) if v is None else v for v in array.tolist()])
@@ -142,6 +142,8 @@ def _numbers(
                     f"column {table}.{column.name} holds a number that does not fit {wanted}."
                 )
         array = array.astype(wanted)
+    if strings is not None and len(array) and int(array.max()) >= len(strings):
+        raise TraceError(f"column {table}.{column.name} holds a code without a string.")
     return np.ascontiguousarray(array)
 
 
@@ -163,10 +165,8 @@ def _write_table(
     if table.order:
         group.attrs["order"] = table.order
     for column in table.columns:
-        if column.name in data:
-            values = _numbers(name, column, data[column.name], dictionaries)
-        else:
-            values = np.full(length, _missing(column), column.dtype)
+        missing = np.full(length, _missing(column), column.dtype)
+        values = _numbers(name, column, data.get(column.name, missing), dictionaries)
         _number_dataset(group, column, values)
 
 

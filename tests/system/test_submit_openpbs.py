@@ -1,0 +1,125 @@
+"""The main job on PBS as OpenPBS documents it: jobs that start at home, with little environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from system.conftest import Submit
+from testbed.openpbs import OpenPbsTestbed
+
+PBS = ("--on", "pbs", "--interface", "lo", "--threads-per-worker", "1")
+
+SQUARES = """
+    import os, sys, time
+    from distributed import Client
+
+    def square(number):
+        time.sleep(0.01)
+        return number * number
+
+    with Client() as client:
+        workers = client.scheduler_info()["workers"].values()
+        print(len(workers), "workers", len({worker["name"] for worker in workers}), "names")
+        print(sum(client.gather(client.map(square, range(100)))))
+    sys.exit(5)
+"""
+
+
+@pytest.fixture
+def server(openpbs: OpenPbsTestbed) -> Iterator[OpenPbsTestbed]:
+    """Give the PBS server with its defaults; nothing may be left in its queue afterwards."""
+    kept = dict(openpbs.settings)
+    assert openpbs.queue() == {}
+    yield openpbs
+    openpbs.configure(**kept)
+    left = openpbs.queue()
+    for job in left:
+        openpbs.run("qdel", "-W", "force", job)
+    openpbs.wait_until_empty()
+    assert left == {}
+
+
+@pytest.mark.needs("nsys")
+def test_two_nodes_run_the_script_and_leave_two_reports(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    done = submit(
+        *PBS, "--nodes", "2", "--workers-per-node", "1", "--nsys",
+        script(SQUARES), environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 5, done.err
+    assert "2 workers 2 names" in done.out
+    assert "328350" in done.out
+    assert server.queue() == {}
+
+    stop = done.manifest["stop"]
+    assert stop["cancelled"] == []
+    assert sorted(stop["by_themselves"]) == sorted(done.manifest["batch_jobs"])
+    assert len(stop["by_themselves"]) == 2
+
+    reports = sorted((done.directory / "nsight").glob("*.nsys-rep"))
+    assert len(reports) == 2
+    for job in stop["by_themselves"]:
+        assert any(f"-{job}.pbsserver" in report.name for report in reports)
+        # PBS delivered what the job wrote beside the other logs, not where the user stands.
+        assert list((done.directory / "logs").glob(f"*.o{job}"))
+    assert done.manifest["merged"]["reports_found"] == 2
+    assert done.manifest["merged"]["workers_found"] == 2
+
+
+@pytest.mark.parametrize("history", [True, False], ids=["history", "forgetting"])
+def test_a_server_that_forgets_jobs_at_once_and_one_that_does_not_end_the_same(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str], history: bool
+) -> None:
+    server.configure(history=history)
+    done = submit(*PBS, "--no-nsys", script(SQUARES), environment=server.environment)
+    assert done.code == 5, done.err
+    assert done.manifest["stop"]["cancelled"] == []
+    assert len(done.manifest["stop"]["by_themselves"]) == 1
+
+
+def test_a_job_that_waits_behind_another_is_told_with_its_reason_and_cancelled(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    server.configure(max_running=1)
+    done = submit(
+        *PBS, "--nodes", "2", "--no-nsys", "--start-timeout", "12",
+        script(SQUARES), environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 71, done.err
+    assert "1 of 2 workers" in done.err
+    assert "Server job limit has been reached" in done.err
+
+
+def test_a_run_may_begin_with_fewer_workers_than_asked_for(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    server.configure(max_running=1)
+    done = submit(
+        *PBS, "--nodes", "2", "--min-workers", "1", "--no-nsys",
+        script(SQUARES), environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 5, done.err
+    assert "1 workers" in done.out
+    assert len(done.manifest["stop"]["by_themselves"]) == 1
+    assert len(done.manifest["stop"]["cancelled"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--partition", "nosuch"], "Unknown queue"),
+        (["--partition", "closed"], "Queue is not enabled"),
+        (["--walltime", "3-00:00:00"], "Job violates queue and/or server resource limits"),
+        (["--directive=-l nosuch=1"], "Unknown resource: nosuch"),
+    ],
+)
+def test_what_qsub_refuses_is_told_in_its_own_words(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str],
+    words: list[str], says: str,
+) -> None:  # fmt: skip
+    done = submit(*PBS, *words, script("pass"), environment=server.environment)
+    assert done.code == 70, done.err
+    assert says in done.err
+    assert done.err.count("\n") == 1
