@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dasf_hpc.errors import DasfHpcError, exit_code_table
+from dasf_hpc.errors import DasfHpcError, InterruptedRun, PartialRecording, exit_code_table
 from dasf_hpc.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -31,6 +30,12 @@ app = typer.Typer(
 
 #: Whether a command prints JSON.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+#: Whether anything that is missing is an error.
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with a code above 0 if anything is missing.")
+]
 
 
 def _console() -> Console:
@@ -119,6 +124,8 @@ def submit(
     with progress(console) as told:
         result = run.submit(settings, job, arguments or [], told)
     _print_summary(result.directory, as_json, console, show_summary)
+    if result.error is not None:
+        raise result.error
     raise typer.Exit(result.exit_code)
 
 
@@ -133,6 +140,7 @@ def merge(
     nsys_path: Annotated[
         str | None, typer.Option(help="The nsys that exports the reports; default: from PATH.")
     ] = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge a run's journals and join its reports again, from what is on disk."""
@@ -142,7 +150,7 @@ def merge(
     console = _console()
     with progress(console) as told:
         run.merge_run(run_path, nsys_path, told)
-    _print_summary(run_path, as_json, console, show_summary)
+    _print_summary(run_path, as_json, console, show_summary, strict)
 
 
 @app.command()
@@ -150,18 +158,70 @@ def show(
     run_path: Annotated[
         Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
     ],
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run's trace holds."""
+    """Show what a run's trace holds, and what is missing from it."""
     from dasf_hpc.show.terminal import show_summary
 
-    _print_summary(run_path, as_json, Console(), show_summary)
+    _print_summary(run_path, as_json, Console(), show_summary, strict)
+
+
+@app.command()
+def runs(
+    runs_dir: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a folder and their states."""
+    from dasf_hpc.runs import list_runs
+    from dasf_hpc.show.terminal import show_runs
+
+    found = list_runs(runs_dir)
+    if as_json:
+        print(json.dumps([asdict(run) for run in found], indent=1))
+    else:
+        show_runs(Console(), found)
+
+
+@app.command()
+def cancel(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for the run to end gracefully.")
+    ] = 300.0,
+) -> None:
+    """Stop a run gracefully, from any host; one whose submit died has its jobs cancelled."""
+    from dasf_hpc.runs import cancel_run
+
+    print(cancel_run(run_path, wait))
+
+
+@app.command()
+def logs(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    node: Annotated[
+        str | None, typer.Argument(help="A node's host name, or job or scheduler; default: job.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run is over.")
+    ] = False,
+) -> None:
+    """Print what the job, the scheduler or a node of a run said."""
+    from dasf_hpc.runs import read_logs
+
+    for text in read_logs(run_path, node or "job", follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _print_summary(
-    path: Path, as_json: bool, console: Console, show_summary: Callable[..., None]
+    path: Path,
+    as_json: bool,
+    console: Console,
+    show_summary: Callable[..., None],
+    strict: bool = False,
 ) -> None:
-    from dasf_hpc.run import show_run
+    from dasf_hpc.run import missing, show_run
 
     summary, manifest, trace = show_run(path)
     if as_json:
@@ -173,6 +233,9 @@ def _print_summary(
         )
     else:
         show_summary(console, summary, manifest, trace)
+    gaps = missing(summary, manifest)
+    if strict and gaps:
+        raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
 
 
 def _public(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -180,15 +243,12 @@ def _public(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name != "settings"}
 
 
-def _terminated(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run the command line; errors a user can meet are one sentence and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(InterruptedRun.exit_code)
     except DasfHpcError as error:
         print(f"dasf-hpc: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -49,6 +49,12 @@ class WorkersError(DasfHpcError):
     exit_code = 71
 
 
+class WalltimeError(DasfHpcError):
+    """The node jobs reached their walltime before the job ended; what was recorded was kept."""
+
+    exit_code = 72
+
+
 class RunDirectoryError(DasfHpcError):
     """A run's directory cannot be made, written or found."""
 
@@ -71,6 +77,12 @@ class TraceFileError(DasfHpcError):
     """A trace, journal or report cannot be read."""
 
     exit_code = 76
+
+
+class PartialRecording(DasfHpcError):
+    """The job ended with 0, but what was recorded of it is not complete (run.json says why)."""
+
+    exit_code = 80
 
 
 class InterruptedRun(DasfHpcError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import subprocess
+import threading
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,14 @@ from dasf_hpc.profile.recording import installed_version
 from dasf_hpc.settings import Settings
 
 MANIFEST = "run.json"
+#: Touched while a run's `submit` lives, whatever host it is on.
+HEARTBEAT = ".alive"
+HEARTBEAT_S = 5.0
+#: A run whose heartbeat is older than this is not running any more: NFS clients cache a file's
+#: attributes for up to a minute (nfs(5), acregmax).
+DEAD_AFTER_S = 75.0
+#: Made by ``dasf-hpc cancel``.
+STOP_REQUEST = ".stop"
 TRACE = "trace.h5"
 FOLDERS = ("scripts", "logs", "journals", "nsight", "nodes")
 
@@ -89,6 +100,32 @@ def git_revision(directory: Path) -> str | None:
     return answers[0] + ("+" if answers[1] else "")
 
 
+class Heartbeat:
+    """Touches a file of the run for as long as the run is being made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / HEARTBEAT
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="dasf-hpc-heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                self._path.touch(mode=0o600)
+            if self._stop.wait(HEARTBEAT_S):
+                return
+
+
 class Manifest:
     """The contents of ``run.json``; every change is on file at once, whole.
 
@@ -134,3 +171,22 @@ class Manifest:
 def versions() -> dict[str, str | None]:
     """Give the installed versions of what matters to a run."""
     return {name: installed_version(name) for name in PACKAGES}
+
+
+#: States of a run that is over.
+FINAL = ("complete", "partial", "failed")
+
+
+def run_state(directory: Path) -> str:
+    """Give the state of a run: running, complete, partial, failed, or abandoned.
+
+    A run is abandoned when its `submit` died without a word; ``dasf-hpc merge`` completes it.
+    """
+    state = str(Manifest(directory).content.get("state", "abandoned"))
+    if state in FINAL:
+        return state
+    try:
+        age = time.time() - (directory / HEARTBEAT).stat().st_mtime
+    except OSError:
+        return "abandoned"
+    return "running" if age < DEAD_AFTER_S else "abandoned"

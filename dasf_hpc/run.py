@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,11 +23,14 @@ from distributed import Client
 from dasf_hpc.errors import (
     DasfHpcError,
     InterruptedRun,
+    PartialRecording,
     ProgramMissingError,
     TraceFileError,
     VersionsError,
+    WalltimeError,
     WorkersError,
 )
+from dasf_hpc.interrupts import Interrupts
 from dasf_hpc.launch.credentials import client_environment, delete_credentials, make_credentials
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
@@ -33,8 +38,11 @@ from dasf_hpc.launch.local import LocalLauncher
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.pbs import PbsLauncher
 from dasf_hpc.launch.slurm import SlurmLauncher
+from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.manifest import (
+    STOP_REQUEST,
     TRACE,
+    Heartbeat,
     Manifest,
     find_run,
     git_revision,
@@ -83,14 +91,17 @@ class RunResult:
     directory
         The run's directory.
     exit_code
-        The script's exit code.
+        The script's exit code, or that of ``error``.
     summary
         What the trace holds.
+    error
+        What ended the run early, or that its recording is partial.
     """
 
     directory: Path
     exit_code: int
     summary: Summary
+    error: DasfHpcError | None = None
 
 
 def choose_launcher(settings: Settings) -> type[Launcher]:
@@ -144,17 +155,18 @@ def submit(
     Returns
     -------
     RunResult
+        Also where the run ended early but something was recorded: then ``error`` says why.
 
     Raises
     ------
     DasfHpcError
-        What kept the run from being made; what was recorded is on disk, the queue is empty.
+        What kept the run from being made; the queue is empty, what was recorded is on disk.
     """
     launcher_class = choose_launcher(settings)
     script = find_job(job)
+    run_shape(settings, launcher_class.local)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
-    run_shape(settings, launcher_class.local)
     if settings.gpus_per_node and not settings.worker_python and not find_spec("dask_cuda"):
         raise ProgramMissingError(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
@@ -167,27 +179,48 @@ def submit(
         job=job,
         arguments=list(arguments),
         started=time.time(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
         on=launcher_class.name,
         settings=settings.model_dump(mode="json"),
         versions=versions(),
         git_revision=git_revision(script.parent),
     )
     place = RunPlace(directory, directory.name, Path.cwd())
-    with _logging_to(directory / "logs" / "scheduler.log"):
-        security = make_credentials(directory / "tls") if settings.tls else None
-        launcher = launcher_class(settings, place, security)
-        manifest.update(shape=asdict(launcher.shape))
+    error: DasfHpcError | None = None
+    exit_code = 0
+    with Interrupts() as interrupts, Heartbeat(directory):
         try:
-            exit_code = _run_job(launcher, script, arguments, manifest, told)
-        except BaseException as error:
-            state = "interrupted" if isinstance(error, InterruptedRun) else "failed"
-            manifest.update(state=state, ended=time.time(), error=str(error))
+            with _logging_to(directory / "logs" / "scheduler.log"):
+                security = make_credentials(directory / "tls") if settings.tls else None
+                launcher = launcher_class(settings, place, security)
+                manifest.update(shape=asdict(launcher.shape))
+                exit_code = _run_job(launcher, script, arguments, manifest, interrupts, told)
+        except DasfHpcError as caught:
+            error = caught
+            manifest.update(error=str(error), exit_code=error.exit_code)
+        except BaseException as bug:
+            manifest.update(state="failed", ended=time.time(), error=repr(bug))
             raise
         finally:
             delete_credentials(directory / "tls")
-    manifest.update(state="merging", exit_code=exit_code)
-    summary = merge_run(directory, settings.nsys_path, told)
-    return RunResult(directory, exit_code, summary)
+        if interrupts.at_once or not any((directory / "journals").glob("worker-*")):
+            manifest.update(state="failed", ended=time.time())
+            raise error or WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
+        manifest.update(state="merging", exit_code=error.exit_code if error else exit_code)
+        interrupts.release()
+        try:
+            summary = merge_run(directory, settings.nsys_path, told)
+        except KeyboardInterrupt:
+            manifest.update(state="partial", ended=time.time())
+            raise InterruptedRun(
+                f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
+            ) from None
+    if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
+        error = PartialRecording(
+            f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
+        )
+    return RunResult(directory, error.exit_code if error else exit_code, summary, error)
 
 
 def require_nsys(settings: Settings) -> None:
@@ -202,6 +235,7 @@ def _run_job(
     script: Path,
     arguments: Sequence[str],
     manifest: Manifest,
+    interrupts: Interrupts,
     told: Told,
 ) -> int:
     """Have the workers, the plugins and the script; whatever happens, end the workers."""
@@ -212,42 +246,51 @@ def _run_job(
         told(Step("Submitting node jobs"))
         launcher.start()
         recorder = _attach_recording(launcher)
-        manifest.update(state="waiting", batch_jobs=[job.job_id for job in launcher.jobs()])
+        manifest.update(state="waiting", batch_jobs=launcher.job_ids())
         wanted = min(
             launcher.settings.min_workers or launcher.shape.workers, launcher.shape.workers
         )
-        launcher.wait_for_workers(
-            wanted,
-            lambda there, why: told(
-                Step(f"Waiting for workers{': ' + why if why else ''}", there, wanted)
-            ),
-        )
+
+        def waiting(there: int, why: str) -> None:
+            told(Step(f"Waiting for workers{': ' + why if why else ''}", there, wanted))
+            if manifest.content.get("waiting_for") != why:
+                manifest.update(waiting_for=why)
+            _heed_request(directory)
+
+        launcher.wait_for_workers(wanted, waiting)
         _check_versions(launcher)
-        manifest.update(state="running", job_started=time.time())
+        manifest.update(state="running", job_started=time.time(), waiting_for="")
         told(Step("Running the job"))
         process = JobProcess(
             script, arguments, _job_environment(launcher, directory), directory / "logs"
         )
-        exit_code = _wait_for_job(process, launcher)
+        exit_code = _wait_for_job(process, launcher, manifest)
         manifest.update(job_ended=time.time())
         return exit_code
     except KeyboardInterrupt:
-        if process is not None:
-            process.terminate()
         raise InterruptedRun(
-            f"Interrupted; the workers were ended and what was recorded is in {directory}: "
-            f"dasf-hpc merge {directory}"
+            f"Interrupted; the workers were ended and what was recorded is in {directory}"
+            + (f": dasf-hpc merge {directory}" if interrupts.at_once else ".")
         ) from None
     finally:
+        interrupts.hold(launcher.cancel_on_stop)
+        if process is not None:
+            process.terminate()
         told(Step("Ending the workers and writing their reports"))
         manifest.update(state="stopping")
         report = launcher.stop()
         if recorder is not None:
             recorder.end()
             manifest.update(workers_joined=len(recorder.joined))
-        manifest.update(stop=asdict(report))
+        manifest.update(stop=asdict(report), batch_jobs=launcher.job_ids())
         if process is not None:
             process.wait_output()
+
+
+def _heed_request(directory: Path) -> None:
+    """End gracefully where ``dasf-hpc cancel`` asked for it, from whatever host."""
+    if (directory / STOP_REQUEST).exists():
+        raise KeyboardInterrupt
 
 
 def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
@@ -263,6 +306,7 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
 
     launcher.cluster.sync(attach)
     with Client(launcher.cluster, set_as_default=False) as client:
+        client.register_plugin(EndBeforeWalltime())
         client.register_plugin(WorkerTaskPlugin(directory=journals))
         client.register_plugin(
             GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message)
@@ -299,27 +343,39 @@ def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
     return environment
 
 
-def _wait_for_job(process: JobProcess, launcher: Launcher) -> int:
-    """Wait for the script; where all node jobs are gone it waits for workers that cannot come.
+def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -> int:
+    """Wait for the script, replacing node jobs that are lost where that was asked for.
 
     Raises
     ------
-    WorkersError
-        If the node jobs ended while the script ran.
+    WalltimeError, WorkersError
+        If no node job is left: the script would wait for workers that cannot come.
     """
+    settings, directory = launcher.settings, launcher.place.directory
     looked = time.monotonic()
     while (code := process.poll()) is None:
         time.sleep(0.05)
-        if time.monotonic() - looked < 2.0:
+        if time.monotonic() - looked < 1.0:
             continue
         looked = time.monotonic()
-        statuses = launcher.cluster.sync(launcher.statuses)
-        if not any(s.state.in_queue for s in statuses.values()) and process.poll() is None:
-            process.terminate()
-            raise WorkersError(
-                "All node jobs ended while the job was running; the last words of one: "
-                f"{launcher.last_words()} (more in {launcher.place.directory / 'logs'})."
-            )
+        _heed_request(directory)
+        for lost in launcher.cluster.sync(launcher.losses):
+            manifest.update(lost=[*manifest.content.get("lost", []), asdict(lost)])
+            wish = settings.on_walltime if lost.walltime else settings.on_lost
+            if wish == "replace":
+                launcher.replace(lost)
+                manifest.update(batch_jobs=launcher.job_ids())
+            if launcher.alive() == 0 and process.poll() is None:
+                if lost.walltime:
+                    raise WalltimeError(
+                        f"The node jobs reached their walltime of {settings.walltime} before the "
+                        "job ended; ask for more with --walltime, or have them replaced with "
+                        "--on-walltime replace."
+                    )
+                raise WorkersError(
+                    "All node jobs ended while the job was running; the last words of one: "
+                    f"{launcher.last_words()} (more in {directory / 'logs'})."
+                )
     process.wait_output()
     return code
 
@@ -408,6 +464,19 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
         for sentence in record["notes"]:
             manifest.note(f"{record['hostname']}: {sentence}")
     return summary
+
+
+def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
+    """Name everything that a run's recording lacks, a sentence's part each."""
+    merged = manifest.get("merged", {})
+    named = []
+    for what in ("workers", "reports"):
+        expected, found = merged.get(f"{what}_expected", 0), merged.get(f"{what}_found", 0)
+        if found < expected:
+            named.append(f"{found} of {expected} {what}")
+    named += [f"{name} unreadable" for name, _ in merged.get("skipped", [])]
+    named += [f"{gap.kind}: {gap.count} in {gap.places}" for gap in summary.gaps]
+    return named
 
 
 def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manifest) -> None:

@@ -68,6 +68,21 @@ class Settings(BaseSettings):
         False, description="Have every node job take a whole node, so that no two share one."
     )
     walltime: str = Field("00:30:00", description="Time limit of a node job, [D-]HH:MM:SS.")
+    walltime_margin: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds before the walltime at which workers end, so that reports get "
+        "written; default: 60, at most a quarter of the walltime.",
+    )
+    on_walltime: Literal["stop", "replace"] = Field(
+        "stop",
+        description="When node jobs reach their walltime: stop the run, or replace them.",
+    )
+    on_lost: Literal["continue", "replace"] = Field(
+        "continue",
+        description="When a node job is lost (cancelled, node down): continue with the others, or "
+        "replace it by a new one.",
+    )
     partition: str | None = Field(None, description="SLURM partition or PBS queue.")
     account: str | None = Field(None, description="Account to charge.")
     directive: list[str] = Field(

@@ -18,8 +18,8 @@ from dasf_hpc.errors import JobFileError
 #: Prefix of the example jobs shipped in the package.
 EXAMPLE = "example:"
 
-#: How long a script may take to end after it was told to.
-TERMINATE_WAIT_S = 10.0
+#: How long a script may take to end after each signal.
+TERMINATE_WAIT_S = 5.0
 
 
 def find_job(job: str) -> Path:
@@ -75,7 +75,10 @@ class JobProcess:
         self, script: Path, arguments: Sequence[str], environment: Mapping[str, str], logs: Path
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            [
+                *(sys.executable, "-m", "dasf_hpc.launch.leash", str(os.getpid())),
+                *(sys.executable, str(script), *arguments),
+            ],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,7 +107,7 @@ class JobProcess:
 
     def terminate(self) -> None:
         """End the script, at first politely."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is not None:
                 return
             self.process.send_signal(number)

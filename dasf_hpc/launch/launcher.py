@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import dask
 import psutil
 from dask.utils import format_bytes, parse_bytes
 from dask_jobqueue.core import Job, JobQueueCluster
@@ -24,8 +25,9 @@ from distributed.security import Security
 
 from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
+from dasf_hpc.launch.walltime import STARTED_VARIABLE, TOPIC, margin_seconds
 from dasf_hpc.launch.worker_command import file_stem, node_command
-from dasf_hpc.settings import Settings
+from dasf_hpc.settings import Settings, walltime_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ POLL_S = 1.0
 #: A reason for which waiting cannot help must last this long: SLURM corrects itself a few seconds
 #: after a submission (measured: PartitionConfig became PartitionTimeLimit).
 HOPELESS_AFTER_S = 8.0
+#: SLURM's KillWait is 30 s by default, PBS's kill_delay 10 s: what was cancelled is gone by then.
+CANCEL_WAIT_S = 45.0
+#: The same where the user or the system wants us to end at once.
+HURRY_WAIT_S = 3.0
 #: How long the batch scheduler may not know a job yet that it has just accepted.
 UNKNOWN_GRACE_S = 5.0
 
@@ -124,6 +130,31 @@ class StopReport:
     cancelled: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def job_ids(self) -> list[str]:
+        """All of them."""
+        return [*self.by_themselves, *self.cancelled]
+
+
+@dataclass(frozen=True)
+class LostJob:
+    """A node job that left the queue before the run was over.
+
+    Attributes
+    ----------
+    job_id, name
+        The batch job, and its name in the run.
+    walltime
+        Whether its workers ended because its walltime was near.
+    time
+        When it was noticed, seconds of the epoch.
+    """
+
+    job_id: str
+    name: str
+    walltime: bool
+    time: float
+
 
 class NodeJob:
     """What our batch jobs do otherwise than dask-jobqueue's; mixed into its job classes.
@@ -202,6 +233,7 @@ class Launcher(ABC):
       submitted, and raises `BatchError` with the batch scheduler's own words where one is refused.
     - `wait_for_workers` returns when enough workers are there. It raises where that cannot happen
       any more: a job that is refused while it waits, all jobs gone from the queue, time out.
+    - `losses` names node jobs that left the queue before `stop`; `replace` submits them anew.
     - `statuses` asks the batch scheduler once for all jobs, at most once a second.
     - `stop` asks every worker to exit and waits, bounded, until the jobs have left the queue by
       themselves; nothing that is left afterwards stays in the queue. It may be called at any time
@@ -227,6 +259,7 @@ class Launcher(ABC):
         self.refusals: list[BatchError] = []
         self.cluster: Any = None
         self.stop_report = StopReport()
+        self._lost: dict[str, LostJob] = {}
         self._statuses: dict[str, JobStatus] = {}
         self._asked_at = 0.0
         self._asking: asyncio.Lock | None = None
@@ -271,9 +304,13 @@ class Launcher(ABC):
                 settings.nsys,
                 settings.nsys_path,
                 settings.nsys_arg,
+                None
+                if self.local
+                else (walltime_seconds(settings.walltime), margin_seconds(settings)),
             ),
             "job_name": "dasf-" + place.name,
             "job_script_prologue": [
+                f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",
                 "umask 077",
                 f"cd -- {shlex.quote(str(place.working_directory))} || exit 1",
                 *settings.prologue,
@@ -326,6 +363,9 @@ class Launcher(ABC):
             If a job is refused.
         """
         self._check_port()
+        # SpecCluster ends the job of a worker it has not seen for 15 s; a nanny may take longer to
+        # restart one, and whether a node job is lost is for the batch scheduler to say.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
         try:
             self.cluster = JobQueueCluster(
                 job_cls=self.job_class,
@@ -372,6 +412,11 @@ class Launcher(ABC):
     def jobs(self) -> list[Any]:
         """Give the node jobs that were submitted."""
         return [] if self.cluster is None else list(self.cluster.workers.values())
+
+    def job_ids(self) -> list[str]:
+        """Give the ids of all batch jobs that were submitted, also of those that are gone."""
+        ids = [job.job_id for job in self.jobs() if job.job_id is not None]
+        return list(dict.fromkeys([*self._lost, *ids, *self.stop_report.job_ids]))
 
     def workers(self) -> int:
         """Give the number of workers that are connected."""
@@ -465,6 +510,41 @@ class Launcher(ABC):
                 self._asked_at = time.monotonic()
             return {i: self._statuses.get(i, JobStatus(JobState.PENDING, "None")) for i in ids}
 
+    async def losses(self) -> list[LostJob]:
+        """Look for node jobs that left the queue since the last call."""
+        statuses = await self.statuses()
+        events = self.cluster.scheduler.get_events(TOPIC)
+        ended = any(True for _ in events)
+        fresh = []
+        for job in self.jobs():
+            status = statuses.get(job.job_id)
+            if job.job_id in self._lost or status is None or status.state.in_queue:
+                continue
+            lost = LostJob(job.job_id, str(job.name), ended, time.time())
+            self._lost[job.job_id] = lost
+            fresh.append(lost)
+        return fresh
+
+    def alive(self) -> int:
+        """Give the number of node jobs that are still with the batch scheduler, as last asked."""
+        return sum(job.job_id not in self._lost for job in self.jobs())
+
+    def replace(self, lost: LostJob) -> None:
+        """Submit a node job anew in place of a lost one.
+
+        Raises
+        ------
+        BatchError
+            If it is refused.
+        """
+
+        async def submit_again() -> None:
+            del self.cluster.workers[lost.name]
+            await self.cluster._correct_state()
+
+        self.cluster.sync(submit_again)
+        self.check_refused()
+
     # -- the end
 
     def _workers_of(self, job: Any) -> list[str]:
@@ -494,8 +574,18 @@ class Launcher(ABC):
             if unstarted or self._cancel_now or time.monotonic() > deadline:
                 await self.cancel_job(job)
                 self.stop_report.cancelled.append(job.job_id)
+                await self._wait_gone(job, HURRY_WAIT_S if self._cancel_now else CANCEL_WAIT_S)
                 return
             await asyncio.sleep(0.1)
+
+    async def _wait_gone(self, job: Any, seconds: float) -> None:
+        """Give a cancelled job the time to be killed, which is when its report may be written."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            status = (await self.statuses()).get(job.job_id)
+            if status is None or not status.state.in_queue:
+                return
+            await asyncio.sleep(0.2)
 
     async def cancel_job(self, job: Any) -> None:
         """Cancel a job at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,6 +45,14 @@ class LocalNodeJob(NodeJob, LocalJob):
                 start_new_session=True,
             )
         return str(self.process.pid)
+
+    def running(self) -> bool:
+        """Say whether the script runs; what it left behind is ended, as a batch scheduler does."""
+        if self.process.poll() is None:
+            return True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return False
 
     def cancel(self) -> None:
         """End the job's processes, at first politely."""
@@ -92,7 +101,7 @@ class LocalLauncher(Launcher):
 
     async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         """Look at the processes."""
-        alive = {job.job_id: job.process.poll() is None for job in self.jobs() if job.job_id}
+        alive = {job.job_id: job.running() for job in self.jobs() if job.job_id}
         return {i: JobStatus(JobState.RUNNING if alive.get(i) else JobState.GONE) for i in job_ids}
 
     async def cancel_job(self, job: Any) -> None:

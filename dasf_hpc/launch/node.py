@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dasf_hpc.launch.walltime import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys, nvtx_problem
 from dasf_hpc.profile.recording import installed_version
@@ -130,6 +131,8 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument("--nsys", action=argparse.BooleanOptionalAction, default=None)
     parsed.add_argument("--nsys-path", default=None)
     parsed.add_argument("--nsys-arg", action="append", default=[])
+    parsed.add_argument("--walltime", type=float, default=None, help="seconds")
+    parsed.add_argument("--margin", type=float, default=0.0, help="seconds")
     parsed.add_argument("command", nargs=argparse.REMAINDER)
     return parsed
 
@@ -140,6 +143,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
     os.umask(0o077)
+    if arguments.walltime is not None:
+        set_deadline(arguments.walltime, arguments.margin)
     try:
         command, record = decide(arguments)
     except NsysUnusable as error:

@@ -89,11 +89,13 @@ def node_command(
     nsys: bool | None,
     nsys_path: str | None,
     nsys_arg: Sequence[str],
+    walltime: tuple[float, float] | None,
 ) -> str:
     """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
 
     dask-jobqueue pastes it in front of ``-m distributed.cli.dask_worker …``, so every word is
-    quoted for the shell here.
+    quoted for the shell here. ``walltime`` is the job's time limit and the margin before it, in
+    seconds; None where there is no limit.
     """
     words = [python, "-m", "dasf_hpc.launch.node", "--run", run_directory, "--name", name]
     if nsys is not None:
@@ -101,4 +103,6 @@ def node_command(
     if nsys_path:
         words += ["--nsys-path", nsys_path]
     words += [f"--nsys-arg={argument}" for argument in nsys_arg]
+    if walltime is not None:
+        words += ["--walltime", f"{walltime[0]:g}", "--margin", f"{walltime[1]:g}"]
     return shlex.join([*words, "--", python])

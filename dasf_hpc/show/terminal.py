@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from dasf_hpc.run import Step, Told
+from dasf_hpc.runs import ListedRun
 from dasf_hpc.trace.summary import Summary
 
 
@@ -117,3 +119,25 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
             )
         console.print(table)
     console.print(f"Trace: {trace}", soft_wrap=True, highlight=False)
+
+
+def show_runs(console: Console, runs: Sequence[ListedRun]) -> None:
+    """Print a list of runs."""
+    table = Table(box=None)
+    for name in ("Run", "State", "On", "Job", "Took", "Exit"):
+        table.add_column(name, no_wrap=True, overflow="fold")
+    table.add_column("", no_wrap=True, overflow="ellipsis")
+    colours = {"complete": "green", "partial": "yellow", "failed": "red", "abandoned": "red"}
+    for run in runs:
+        took = "" if not run.started or not run.ended else f"{run.ended - run.started:.0f} s"
+        colour = colours.get(run.state, "cyan")
+        table.add_row(
+            run.name,
+            f"[{colour}]{run.state}[/]",
+            run.on,
+            escape(run.job),
+            took,
+            "" if run.exit_code is None else str(run.exit_code),
+            escape(run.doing[:100]),
+        )
+    console.print(table)

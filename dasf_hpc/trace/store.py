@@ -8,9 +8,10 @@ file layout).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,14 @@ def _string_dataset(group: h5py.Group, name: str, strings: Sequence[str], meanin
     dtype = h5py.string_dtype("utf-8", None if longest > LONGEST_FIXED else longest)
     data = np.array(encoded, dtype)
     options: dict[str, Any] = {}
-    if len(strings) * longest >= SMALL:
-        rows = max(1, min(len(strings), STRING_CHUNK // min(longest, LONGEST_FIXED)))
-        options = {"chunks": (rows,), "compression": "gzip", "compression_opts": 1}
+    if longest <= LONGEST_FIXED and len(strings) * longest >= SMALL:
+        rows = max(1, min(len(strings), STRING_CHUNK // longest))
+        options = {
+            "chunks": (rows,),
+            "compression": "gzip",
+            "compression_opts": 1,
+            "fletcher32": True,
+        }
     dataset = group.create_dataset(name, shape=(len(strings),), dtype=dtype, **options)
     if len(strings):
         dataset[:] = data
@@ -109,6 +115,7 @@ def _number_dataset(group: h5py.Group, column: Column, data: NDArray[Any]) -> No
             "compression": "gzip",
             "compression_opts": 1,
             "shuffle": True,
+            "fletcher32": True,
         }
     dataset = group.create_dataset(column.name, data=data, **options)
     dataset.attrs["unit"] = column.unit
@@ -148,7 +155,11 @@ def _numbers(
 
 
 def _write_table(
-    file: h5py.File, name: str, data: TableData, dictionaries: dict[str, Strings]
+    file: h5py.File,
+    name: str,
+    data: TableData,
+    dictionaries: dict[str, Strings],
+    check: Callable[[], None],
 ) -> None:
     table = TABLES[name]
     unknown = set(data) - {c.name for c in table.columns}
@@ -168,23 +179,99 @@ def _write_table(
         missing = np.full(length, _missing(column), column.dtype)
         values = _numbers(name, column, data.get(column.name, missing), dictionaries)
         _number_dataset(group, column, values)
+        check()
+
+
+class _Sink(io.RawIOBase):
+    """The file that HDF5 writes to; to HDF5 it never fails.
+
+    Where a disk is full, HDF5 (2.0) keeps what it could not write in the process for good, and
+    crashes it later. So what the disk refuses is kept in memory, read back from there, and the
+    error told to us: `check` raises it after every column.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._position = 0
+        self._size = 0
+        self._refused: list[tuple[int, bytes]] = []
+        self.error: OSError | None = None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._position if size is None else size
+        try:
+            os.ftruncate(self._descriptor, self._size)
+        except OSError as error:
+            self.error = self.error or error
+        return self._size
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self.error is None:
+                done += os.pwrite(self._descriptor, view[done:], self._position + done)
+        except OSError as error:
+            self.error = error
+        if done < len(view):
+            self._refused.append((self._position + done, bytes(view[done:])))
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        start = self._position
+        count = max(0, min(len(view), self._size - start))
+        data = os.pread(self._descriptor, count, start)
+        view[:count] = data + bytes(count - len(data))
+        for offset, refused in self._refused:
+            first, last = max(offset, start), min(offset + len(refused), start + count)
+            if first < last:
+                view[first - start : last - start] = refused[first - offset : last - offset]
+        self._position += count
+        return count
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what was written takes `path`'s place at the end, in one step.
+def _written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Give a new HDF5 file that takes `path`'s place at the end, in one step, and its check.
 
     A crash at any moment leaves `path` as it was, or whole; at worst a ``.part`` file is left.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        yield part
-        written = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(part, flags, 0o600)
         try:
-            os.fsync(written)
+            sink = _Sink(descriptor)
+            with h5py.File(sink, "w") as file:
+                yield file, sink.check
+            sink.check()
+            os.fsync(descriptor)
         finally:
-            os.close(written)
+            os.close(descriptor)
         part.replace(path)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -194,7 +281,6 @@ def _beside(path: Path) -> Iterator[Path]:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:
-        # h5py reports a full disk as either
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number else _first_line(error)
         raise TraceError(f"{path} could not be written: {reason}.") from error
@@ -230,21 +316,23 @@ def write_trace(
         If the file cannot be written or a table does not fit the schema.
     """
     strings = {name: Strings(values) for name, values in (dictionaries or {}).items()}
-    with _beside(path) as part, h5py.File(part, "w", locking=False) as file:
+    with _written(path) as (file, check):
         file.attrs.update({**(attributes or {}), "format": FORMAT, "version": VERSION})
         for name, data in tables.items():
-            _write_table(file, name, data, strings)
-        _write_dictionaries(file, strings, strings)
+            _write_table(file, name, data, strings, check)
+        _write_dictionaries(file, strings, strings, check)
 
 
 def _write_dictionaries(
-    file: h5py.File, dictionaries: Mapping[str, Strings], names: Iterable[str]
+    file: h5py.File,
+    dictionaries: Mapping[str, Strings],
+    names: Iterable[str],
+    check: Callable[[], None],
 ) -> None:
     group = file.require_group(_GROUP)
     for name in names:
-        if name in group:
-            del group[name]
         _string_dataset(group, name, dictionaries[name].list(), DICTIONARIES[name])
+        check()
 
 
 def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
@@ -262,7 +350,7 @@ def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
     TraceError
         If there is no readable trace at `path`, it cannot be written, or a table does not fit.
     """
-    with open_file(path) as old, _beside(path) as part:
+    with open_file(path) as old, _written(path) as (file, check):
         touched = {
             column.dictionary
             for name in tables
@@ -274,23 +362,24 @@ def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
             for name in touched
         }
         before = {name: len(values) for name, values in strings.items()}
-        with h5py.File(part, "w", locking=False) as file:
-            file.attrs.update(dict(old.attrs))
-            for name in old:
-                if name not in tables and name != _GROUP:
-                    old.copy(name, file)
-            for name, data in tables.items():
-                _write_table(file, name, data, strings)
-            group = file.create_group(_GROUP)
-            grown = {
-                name
-                for name, values in strings.items()
-                if len(values) != before[name] or name not in old[_GROUP]
-            }
-            for name in old[_GROUP]:
-                if name not in grown:
-                    old.copy(f"{_GROUP}/{name}", group)
-            _write_dictionaries(file, strings, sorted(grown))
+        file.attrs.update(dict(old.attrs))
+        for name in old:
+            if name not in tables and name != _GROUP:
+                old.copy(name, file)
+                check()
+        for name, data in tables.items():
+            _write_table(file, name, data, strings, check)
+        group = file.create_group(_GROUP)
+        grown = {
+            name
+            for name, values in strings.items()
+            if len(values) != before[name] or name not in old[_GROUP]
+        }
+        for name in old[_GROUP]:
+            if name not in grown:
+                old.copy(f"{_GROUP}/{name}", group)
+                check()
+        _write_dictionaries(file, strings, sorted(grown), check)
 
 
 # ------------------------------------------------------------------------------------- reading

@@ -1,0 +1,181 @@
+"""Runs on disk: which there are and in what state, how to stop one, what it said."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dasf_hpc.errors import BatchError, RunDirectoryError
+from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
+from dasf_hpc.run import LAUNCHERS
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run in a folder of runs.
+
+    Attributes
+    ----------
+    name, directory, job, on
+        What it is.
+    state
+        running, complete, partial, failed or abandoned (its submit died).
+    doing
+        The step it is at while it runs, or why it failed.
+    started, ended
+        Seconds of the epoch, None where not known.
+    exit_code
+        The script's, None where it did not end.
+    """
+
+    name: str
+    directory: str
+    job: str
+    on: str
+    state: str
+    doing: str
+    started: float | None
+    ended: float | None
+    exit_code: int | None
+
+
+def list_runs(runs_dir: Path) -> list[ListedRun]:
+    """List the runs of a folder, oldest first.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no such folder.
+    """
+    if not runs_dir.is_dir():
+        raise RunDirectoryError(f"There is no folder {runs_dir}; give the folder of the runs.")
+    found = []
+    for path in sorted(runs_dir.glob(f"*/{MANIFEST}")):
+        content = Manifest(path.parent).content
+        state = run_state(path.parent)
+        doing = str(content.get("error") or content.get("waiting_for") or "")
+        if state == "running" and not doing:
+            doing = str(content.get("state", ""))
+        found.append(
+            ListedRun(
+                name=path.parent.name,
+                directory=str(path.parent),
+                job=str(content.get("job", "")),
+                on=str(content.get("on", "")),
+                state=state,
+                doing=doing,
+                started=content.get("started"),
+                ended=content.get("ended"),
+                exit_code=content.get("exit_code"),
+            )
+        )
+    return found
+
+
+def cancel_run(run: Path, wait_s: float) -> str:
+    """Stop a run gracefully and say how that went, in a sentence.
+
+    A run whose `submit` lives, on whatever host, finds the request in its directory. Where it does
+    not, the run's batch jobs are cancelled by their ids.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no run.
+    BatchError
+        If a job could not be cancelled.
+    """
+    directory = find_run(run)
+    if run_state(directory) in FINAL:
+        return f"{directory.name} is over already ({run_state(directory)})."
+    if run_state(directory) == "running":
+        try:
+            (directory / STOP_REQUEST).touch(mode=0o600)
+        except OSError as error:
+            raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}.") from None
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            state = run_state(directory)
+            if state != "running":
+                return f"{directory.name} has ended ({state})."
+            time.sleep(0.5)
+        return f"{directory.name} was asked to end and has not yet, after {wait_s:g} s."
+    content = Manifest(directory).content
+    jobs = [str(job) for job in content.get("batch_jobs", [])]
+    command = LAUNCHERS.get(str(content.get("on")), LAUNCHERS["local"]).job_class.cancel_command
+    if command is None:
+        return (
+            f"The submit of {directory.name} is gone; its workers on this machine end by "
+            f"themselves: dasf-hpc merge {directory}"
+        )
+    for job in jobs:
+        try:
+            subprocess.run(
+                [*shlex.split(command), job],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=60,
+                check=False,  # a job that is gone is what we want
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BatchError(f"{command} {job} could not be run: {error}.") from None
+    return (
+        f"The submit of {directory.name} is gone; {len(jobs)} batch job(s) were cancelled: "
+        f"dasf-hpc merge {directory}"
+    )
+
+
+def log_files(directory: Path, who: str) -> list[Path]:
+    """Give the log files of a run's job, scheduler or node, also of one that is to come.
+
+    Raises
+    ------
+    RunDirectoryError
+        If the run has no such node.
+    """
+    logs = directory / "logs"
+    if who == "job":
+        return [logs / "job.out", logs / "job.err"]
+    if who == "scheduler":
+        return [logs / "scheduler.log"]
+    records = read_node_records(directory)
+    names = [
+        name
+        for record in records
+        if who in (record["hostname"], record.get("batch_job"), record.get("name"))
+        for name in (f"*{record.get('batch_job')}*", f"{record.get('name')}.log")
+    ]
+    files = sorted({path for name in names for path in logs.glob(name)})
+    if not files:
+        known = ", ".join(sorted({str(record["hostname"]) for record in records})) or "none yet"
+        raise RunDirectoryError(
+            f"{directory.name} has no log of {who!r}; there are: job, scheduler, and the nodes "
+            f"{known}."
+        )
+    return files
+
+
+def read_logs(run: Path, who: str, follow: bool) -> Iterator[str]:
+    """Give the text of a run's logs, and with ``follow`` what is added until the run is over."""
+    directory = find_run(run)
+    files = log_files(directory, who)
+    positions = dict.fromkeys(files, 0)
+    while True:
+        over = run_state(directory) != "running"
+        for path in files:
+            if not path.exists():
+                continue
+            with path.open(errors="replace") as file:
+                file.seek(positions[path])
+                text = file.read()
+                positions[path] = file.tell()
+            if text:
+                yield text
+        if not follow or over:
+            return
+        time.sleep(0.3)
