@@ -307,7 +307,7 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
     launcher.cluster.sync(attach)
     with Client(launcher.cluster, set_as_default=False) as client:
         client.register_plugin(EndBeforeWalltime())
-        client.register_plugin(WorkerTaskPlugin(directory=journals))
+        client.register_plugin(WorkerTaskPlugin(directory=journals, probe_clock=True))
         client.register_plugin(
             GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message)
         )

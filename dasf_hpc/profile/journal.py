@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import mmap
@@ -72,8 +73,10 @@ _SLOT_OFFSETS = (40, 48)
 #: Seconds between two attempts to reserve space once it failed.
 RETRY_S = 1.0
 
-#: Text longer than this is cut: a record must fit a block.
+#: Text longer than this, in bytes, is cut: a record must fit a block.
 MAX_TEXT = BLOCK - HEADER - 1
+#: Keys longer than this, in characters, are cut to a quarter and given a digest.
+MAX_KEY = 900
 
 
 class Stream(IntEnum):
@@ -417,6 +420,12 @@ class Journal:
         head, separator, tail = text.partition("', ")
         if separator and type(key) is tuple:
             text = f"\x01{self.string(head):x}\x02{tail}"
+        elif text.startswith("\x01"):
+            text = f"\x01\x02{text}"
+        if len(text) > MAX_KEY:
+            # Cut, but still another text than that of another key with the same beginning.
+            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            text = f"{text[: MAX_KEY // 4]}…{digest}"
         with _DEFINITIONS:
             return self._text_id(Stream.KEYS, text)
 
@@ -424,10 +433,13 @@ class Journal:
         """Store a META document (JSON); one too long is stored without its longest values."""
         document = dict(document)
         text = json.dumps(document, default=str)
-        while len(text.encode()) > MAX_TEXT and len(document) > 1:
-            longest = max((k for k in document if k != "kind"), key=lambda k: len(str(document[k])))
+        while len(text.encode()) > MAX_TEXT:
+            candidates = [k for k in document if k not in ("kind", "left_out")]
+            if not candidates:
+                return
+            longest = max(candidates, key=lambda k: len(str(document[k])))
             document.pop(longest)
-            document["left_out"] = [*document.get("left_out", []), longest][:20]
+            document["left_out"] = [*document.get("left_out", []), longest[:40]][:20]
             text = json.dumps(document, default=str)
         with _DEFINITIONS:
             self._text_id(Stream.META, text)
@@ -452,7 +464,7 @@ class Journal:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called; records after it are dropped."""
+        """Whether `close` was called: no new block is given out after it."""
         return self._closed
 
 
@@ -592,7 +604,7 @@ def _read_blocks(data: memoryview, contents: JournalContents) -> Iterator[_ReadB
         block = data[offset : offset + BLOCK]
         if len(block) < HEADER or bytes(block[:4]) != MAGIC:
             # Reserved and never used reads as zeros; anything else is damage.
-            if any(block):
+            if block.tobytes().strip(b"\0"):
                 contents.damaged += 1
             continue
         _, version, stream, _, writer, number, first, base, base_key = _HEAD.unpack_from(block)
@@ -691,11 +703,16 @@ def read_journal(path: Path) -> JournalContents:
         for block in streams[stream]:
             for i, raw in enumerate(block.data.split(b"\0")[:-1]):
                 target[block.first + i] = _decode_text(raw)
-    for number, text in contents.keys.items():
-        if text.startswith("\x01"):
-            head, _, tail = text[1:].partition("\x02")
-            whole = contents.strings.get(int(head, 16), "(?")
-            contents.keys[number] = f"{whole}', {tail}"
+    for number, text in list(contents.keys.items()):
+        if not text.startswith("\x01"):
+            continue
+        head, _, tail = text[1:].partition("\x02")
+        if not head:
+            contents.keys[number] = tail
+        elif int(head, 16) in contents.strings:
+            contents.keys[number] = f"{contents.strings[int(head, 16)]}', {tail}"
+        else:  # without its head it could be taken for another key
+            del contents.keys[number]
     for block in sorted(streams[Stream.META], key=lambda b: b.first):
         for raw in block.data.split(b"\0")[:-1]:
             with contextlib.suppress(ValueError):

@@ -80,17 +80,26 @@ class WorkerTaskPlugin(WorkerPlugin):
     directory
         Folder for the journals, seen by every worker. The default is given by
         `dasf_hpc.profile.recording.default_directory` in the process that makes the plugin.
+    probe_clock
+        Whether to ask the scheduler for its clock, which only a scheduler with a
+        `SchedulerRecorder` answers; without, hosts are lined up by UTC.
     """
 
     idempotent = True
 
-    def __init__(self, name: str = "TracePlugin", directory: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "TracePlugin",
+        directory: str | Path | None = None,
+        probe_clock: bool = False,
+    ) -> None:
         self.name = name
         self.directory = Path(directory) if directory else default_directory()
+        self.probe_clock = probe_clock
         self._recording: Recording | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.directory)
+        return type(self), (self.name, self.directory, self.probe_clock)
 
     def setup(self, worker: Worker) -> None:
         """Open the worker's journal and start to record."""
@@ -139,7 +148,8 @@ class WorkerTaskPlugin(WorkerPlugin):
             self._executions.remove(self._threads)
             try:
                 self._outgoing()
-                await asyncio.wait_for(self._probe_clock(PROBES), PROBE_TIMEOUT_S)
+                if self.probe_clock:
+                    await asyncio.wait_for(self._probe_clock(PROBES), PROBE_TIMEOUT_S)
             except Exception:  # the scheduler may be gone: then the earlier probes must do
                 logger.debug("no clock probe at the end", exc_info=True)
         leave_recording(worker, {})
@@ -255,14 +265,13 @@ class WorkerTaskPlugin(WorkerPlugin):
     # ------------------------------------------------------------------ clocks
 
     async def _keep_clock(self) -> None:
-        probing = True
         count = PROBES_AT_START
         while True:
             try:
                 self._recording.anchor(*read_anchor())  # type: ignore[union-attr]
                 self._outgoing()
-                if probing:
-                    probing = await self._probe_clock(count)
+                if self.probe_clock:
+                    await self._probe_clock(count)
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -270,17 +279,14 @@ class WorkerTaskPlugin(WorkerPlugin):
             count = PROBES
             await asyncio.sleep(PROBE_INTERVAL_S)
 
-    async def _probe_clock(self, count: int) -> bool:
-        """Ask the scheduler for its clock; False where it has no answer (a scheduler of others)."""
+    async def _probe_clock(self, count: int) -> None:
+        """Ask the scheduler for its clock."""
         ask = getattr(self._worker.scheduler, PROBE_HANDLER)
         for _ in range(count):
             t1 = clock.monotonic_ns()
             answer = await ask()
             t4 = clock.monotonic_ns()
-            if not isinstance(answer, (list, tuple)) or len(answer) != 2:
-                return False
             self._probe(t1, answer[0], answer[1], t4)
-        return True
 
 
 class _ThreadRecorder:

@@ -52,7 +52,7 @@ class Summary:
     Attributes
     ----------
     nodes
-        Host names.
+        Names of the hosts that ran workers, sorted.
     workers
         Number of worker processes.
     tasks
@@ -98,7 +98,7 @@ def summarise(trace: Trace) -> Summary:
     processes = trace.processes
     bound, source = _worst_bound(trace.clocks)
     return Summary(
-        nodes=[str(name) for name in trace.nodes["hostname"].dropna()],
+        nodes=_worker_nodes(trace),
         workers=int((processes["role"] == "worker").sum()),
         tasks={str(s): int(n) for s, n in tasks["state"].value_counts().items() if n},
         keys=int(tasks["key"].cat.codes[tasks["key"].notna()].nunique()),
@@ -109,6 +109,12 @@ def summarise(trace: Trace) -> Summary:
         gaps=_gap_kinds(trace.gaps),
         functions=_functions(tasks),
     )
+
+
+def _worker_nodes(trace: Trace) -> list[str]:
+    processes, hostnames = trace.processes, trace.nodes["hostname"].tolist()
+    rows = processes["node"][processes["role"] == "worker"].unique().tolist()
+    return sorted({str(hostnames[row]) for row in rows if 0 <= row < len(hostnames)})
 
 
 def _duration(processes: pd.DataFrame, tasks: pd.DataFrame) -> int:

@@ -1,0 +1,544 @@
+"""Whatever happens to a run, what was recorded is readable, what is missing is named, nothing stays.
+
+Every job here keeps a ledger: a task writes a line when it has done its work. A task that is in the
+ledger must be in the trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from system.conftest import Submit, Submitted, command
+from testbed.slurm import SlurmTestbed
+
+from dasf_hpc import open_trace
+
+LEDGER = """
+    import os, signal, sys, time
+    from distributed import Client, wait
+
+    LEDGER = os.path.abspath("ledger")
+
+    def work(number, seconds=0.05):
+        time.sleep(seconds)
+        with open(LEDGER, "a") as ledger:
+            ledger.write(f"{number} {os.getpid()}\\n")
+        return number
+
+    client = Client()
+    futures = [client.submit(work, i, key=f"work-{i}") for i in range(COUNT)]
+"""
+
+
+def ledger_job(ending: str, count: int = 60) -> str:
+    """Give a job that runs tasks and then ends in its own way."""
+    return LEDGER.replace("COUNT", str(count)) + "\n".join(
+        "    " + line for line in ending.strip().splitlines()
+    )
+
+
+def ledger(folder: Path) -> list[tuple[str, int]]:
+    """Read the key and pid of every task that did its work."""
+    path = folder / "ledger"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(f"work-{number}", int(pid)) for number, pid in map(str.split, lines)]
+
+
+def check_nothing_lost(directory: Path, done: list[tuple[str, int]]) -> None:
+    """Check that every task of the ledger is in the trace, in the process that ran it."""
+    assert done
+    with open_trace(directory) as trace:
+        tasks = trace.tasks
+        pids = trace.processes["pid"].to_numpy()[tasks["process"]]
+        recorded = list(zip(tasks["key"].astype(str), pids, strict=True))
+    missing = [entry for entry in done if entry not in recorded]
+    assert missing == []
+
+
+def check_reports(directory: Path, joined: int) -> None:
+    """Check that so many reports are joined, with every range linked."""
+    with open_trace(directory) as trace:
+        reports = trace.reports
+        good = reports[reports["status"] == "joined"]
+        assert len(good) == joined, reports.to_string()
+        assert (good["linked"] == good["compute_ranges"]).all(), good.to_string()
+
+
+@pytest.fixture
+def cluster(slurm: SlurmTestbed) -> Iterator[SlurmTestbed]:
+    """Give the testbed with all hosts idle; nothing may be left in its queue."""
+    slurm.wait_until_idle()
+    yield slurm
+    deadline = time.monotonic() + 60
+    while slurm.queue() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert slurm.queue() == []
+
+
+NODES = (
+    "--on", "slurm", "--nodes", "2", "--workers-per-node", "1", "--memory", "8GB",
+    "--interface", "lo", "--nsys",
+)  # fmt: skip
+
+
+@dataclass
+class Running:
+    """A ``dasf-hpc submit`` that runs in the background."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    words: list[str] = field(default_factory=list)
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        (directory,) = (self.folder / "runs").iterdir()
+        return directory
+
+    def manifest(self) -> dict[str, Any]:
+        """Read run.json as it is now."""
+        content: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+        return content
+
+    def wait_for_tasks(self, count: int, seconds: float = 90) -> None:
+        """Wait until so many tasks did their work."""
+        self.wait_until(lambda: len(ledger(self.folder)) >= count, seconds, f"{count} tasks")
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for a condition while the run goes on."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, f"no {what} in {seconds} s"
+            time.sleep(0.1)
+
+    def end(self, seconds: float = 120) -> Submitted:
+        """Wait for its end."""
+        out, err = self.process.communicate(timeout=seconds)
+        return Submitted(self.process.returncode, out, err, self.folder / "runs")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Give a function that starts ``dasf-hpc submit`` in the background."""
+    started: list[Running] = []
+
+    def run(*words: str, environment: dict[str, str] | None = None) -> Running:
+        process = subprocess.Popen(
+            command("submit", "--runs-dir", str(tmp_path / "runs"), *words),
+            cwd=tmp_path,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(Running(process, tmp_path))
+        return started[-1]
+
+    yield run
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def worker_pids(run: Path, host: str | None = None) -> list[int]:
+    """Give the pids of a run's living worker processes by the names of their journals."""
+    pids = [
+        int(path.name.rsplit("-", 2)[1])
+        for path in (run / "journals").glob(f"worker-{host or ''}*")
+    ]
+    return [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def process_of_run(run: Path, words: list[str]) -> list[psutil.Process]:
+    """Find processes of a run by words of their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(run) in line and all(word in line for word in words):
+            found.append(process)
+    return found
+
+
+# ------------------------------------------------------------------------- how a script may end
+
+
+@pytest.mark.needs("slurm", "nsys")
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("client.gather(futures)", 0),
+        ("client.gather(futures); raise ValueError('no more')", 1),
+        ("client.gather(futures); client.shutdown()", 0),
+        ("client.gather(futures); client.close(); sys.exit(3)", 3),
+        ("client.gather(futures); client.restart(); client.submit(work, 99, key='work-99').result()",
+         0),
+        ("client.gather(futures); os._exit(7)", 7),
+        ("client.gather(futures); os.kill(os.getpid(), signal.SIGKILL)", 137),
+    ],
+    ids=["end", "raise", "shutdown", "exit", "restart", "_exit", "sigkill"],
+)  # fmt: skip
+def test_however_the_script_ends_everything_is_there(
+    ending: str, code: int, cluster: SlurmTestbed, submit: Submit,
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    done = submit(*NODES, script(ledger_job(ending)), environment=cluster.environment)
+    assert done.code == code, done.err
+    assert len(ledger(tmp_path)) >= 60
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 2)
+    assert done.manifest["state"] == "complete"
+    assert done.manifest["stop"]["cancelled"] == []
+    strict = subprocess.run(command("show", "--strict", str(done.directory)), capture_output=True)
+    # A restart kills workers on purpose: that is told, and is no loss.
+    assert strict.returncode == (80 if "restart" in ending else 0), strict.stderr
+
+
+# ------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_ctrl_c_ends_gracefully(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES, script(ledger_job("client.gather(futures)", 5000)), environment=cluster.environment
+    )
+    running.wait_for_tasks(50)
+    running.process.send_signal(signal.SIGINT)
+    done = running.end()
+    assert done.code == 130, done.err
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 2)
+    assert "Traceback" not in done.err.split("dasf-hpc:")[-1]
+
+
+@pytest.mark.needs("slurm", "nsys")
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP]],
+    ids=["ctrl-c twice", "SIGTERM", "SIGHUP"],
+)
+def test_an_end_at_once_cancels_the_jobs_and_can_be_merged(
+    signals: list[signal.Signals], cluster: SlurmTestbed, start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES, script(ledger_job("client.gather(futures)", 5000)), environment=cluster.environment
+    )
+    running.wait_for_tasks(50)
+    for number in signals:
+        running.process.send_signal(number)
+        time.sleep(0.5)
+    done = running.end(60)
+    assert done.code == 130, done.err
+    assert done.manifest["state"] in ("failed", "partial", "complete")
+    deadline = time.monotonic() + 60
+    while cluster.queue() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    merged = subprocess.run(command("merge", str(done.directory)), capture_output=True, text=True)
+    assert merged.returncode == 0, merged.stderr
+    check_nothing_lost(done.directory, ledger(tmp_path))
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_a_killed_submit_leaves_nothing_running_and_can_be_merged(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    job = script(ledger_job("client.gather(futures)", 5000))
+    running = start(*NODES, job, environment=cluster.environment)
+    running.wait_for_tasks(50)
+    directory = running.directory
+    running.process.kill()
+    running.process.wait()
+    deadline = time.monotonic() + 75  # the workers' death timeout is 60 s
+    while cluster.queue() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert cluster.queue() == []
+    assert process_of_run(directory, []) == []
+    assert [p for p in psutil.process_iter(["cmdline"]) if job in (p.info["cmdline"] or [])] == []
+    merged = subprocess.run(command("merge", str(directory)), capture_output=True, text=True)
+    assert merged.returncode == 0, merged.stderr
+    check_nothing_lost(directory, ledger(tmp_path))
+    check_reports(directory, 2)
+
+
+@pytest.mark.needs("slurm")
+def test_cancel_from_elsewhere_ends_a_run_gracefully(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES[:-1], "--no-nsys", script(ledger_job("client.gather(futures)", 5000)),
+        environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(20)
+    listed = subprocess.run(
+        command("runs", str(tmp_path / "runs"), "--json"), capture_output=True, check=True
+    )
+    assert [run["state"] for run in json.loads(listed.stdout)] == ["running"]
+    said = subprocess.run(
+        command("cancel", str(running.directory)), capture_output=True, text=True, check=True
+    )
+    assert "has ended" in said.stdout
+    done = running.end()
+    assert done.code == 130
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    logs = subprocess.run(
+        command("logs", str(done.directory), "node1"), capture_output=True, text=True
+    )
+    assert "Registered to" in logs.stdout, logs.stderr
+
+
+# --------------------------------------------------------------------------- what gets killed
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_a_killed_worker_loses_no_event_and_its_task_is_tried_again(
+    cluster: SlurmTestbed, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    ending = """
+def victim():
+    if not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+client.gather(futures)
+print(client.submit(victim, key="victim").result())
+"""
+    done = submit(*NODES, script(ledger_job(ending)), environment=cluster.environment)
+    assert done.code in (0, 80), done.err
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    with open_trace(done.directory) as trace:
+        victim = trace.tasks[trace.tasks["key"] == "victim"]
+        assert list(victim["state"]) == ["lost", "memory"]
+        assert list(victim["attempt"]) == [1, 2]
+        assert victim["process"].nunique() == 2
+        workers = trace.processes[trace.processes["role"] == "worker"]
+        assert sorted(workers["ended"]) == ["closed", "closed", "killed"]
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_a_killed_nsys_costs_its_own_report_only(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES, script(ledger_job("client.gather(futures)", 400)), environment=cluster.environment
+    )
+    running.wait_for_tasks(50)
+    claims = sorted((running.directory / "nsight").glob("node1*.claim"))
+    (nsys,) = [
+        p
+        for p in process_of_run(running.directory, ["profile", str(claims[0].with_suffix(""))])
+        if p.name() == "nsys"
+    ]
+    nsys.kill()
+    done = running.end(200)
+    assert done.code == 80, done.err
+    assert done.manifest["state"] == "partial"
+    assert len({key for key, _ in ledger(tmp_path)}) == 400
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 1)
+    merged = done.manifest["merged"]
+    assert (merged["reports_expected"], merged["reports_found"]) == (2, 1)
+    (missing,) = [r for r in merged["reports"] if r["status"] != "joined"]
+    assert "node1" in missing["file"]
+    assert missing["sentence"]
+
+
+@pytest.mark.needs("slurm")
+def test_a_killed_sampler_is_replaced(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES[:-1], "--no-nsys", script(ledger_job("client.gather(futures)", 200)),
+        environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(20)
+    samplers = process_of_run(running.directory, ["dasf_hpc.profile.sampler"])
+    assert len(samplers) == 2
+    samplers[0].kill()
+    done = running.end()
+    assert done.code in (0, 80), done.err
+    with open_trace(done.directory) as trace:
+        rows = trace.processes[trace.processes["role"] == "sampler"]
+        assert len(rows) == 3
+        assert sorted(rows["ended"].astype(str).value_counts().to_dict().values()) == [1, 2]
+
+
+@pytest.mark.needs("slurm", "nsys")
+@pytest.mark.parametrize("replace", [False, True], ids=["continue", "replace"])
+def test_a_node_job_cancelled_from_outside(
+    replace: bool, cluster: SlurmTestbed, start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    wish = ["--on-lost", "replace"] if replace else []
+    running = start(
+        *NODES, *wish, script(ledger_job("client.gather(futures)", 500)),
+        environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    cluster.command("scancel", running.manifest()["batch_jobs"][0])
+    done = running.end(200)
+    assert done.code in (0, 80), done.err
+    assert len({key for key, _ in ledger(tmp_path)}) == 500
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    assert len(done.manifest["lost"]) == 1
+    assert len(done.manifest["batch_jobs"]) == (3 if replace else 2)
+    check_reports(done.directory, 3 if replace else 2)
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_a_node_that_goes_down(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *NODES, script(ledger_job("client.gather(futures)", 300)), environment=cluster.environment
+    )
+    try:
+        running.wait_for_tasks(50)
+        cluster.kill_node("node1")
+        done = running.end(300)
+    finally:
+        cluster.start_node("node1")
+    assert done.code == 80, done.err
+    assert len({key for key, _ in ledger(tmp_path)}) == 300
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 1)
+    assert done.manifest["state"] == "partial"
+
+
+# ------------------------------------------------------------------------------------ walltime
+
+
+@pytest.mark.needs("slurm", "nsys")
+@pytest.mark.parametrize("wish", ["stop", "replace"])
+def test_walltime_ends_workers_before_the_batch_scheduler_does(
+    wish: str, cluster: SlurmTestbed, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    # 45 s of walltime, 20 of them margin; the job would take over two minutes on two workers.
+    count = 2400 if wish == "stop" else 1000
+    done = submit(
+        *NODES, "--walltime", "00:45", "--walltime-margin", "20", "--on-walltime", wish,
+        script(ledger_job("client.gather(futures)", count)), environment=cluster.environment,
+    )  # fmt: skip
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    assert all(lost["walltime"] for lost in done.manifest["lost"])
+    if wish == "stop":
+        assert done.code == 72, done.err
+        assert "00:45" in done.err
+        check_reports(done.directory, 2)
+    else:
+        assert done.code in (0, 80), done.err
+        assert len({key for key, _ in ledger(tmp_path)}) == count
+        assert len(done.manifest["batch_jobs"]) >= 4
+        check_reports(done.directory, len(done.manifest["batch_jobs"]))
+
+
+# ------------------------------------------------------------------------- the runs directory
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder on a file system of 24 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("a small file system needs root to be mounted: run the tests as root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_recording_and_not_the_job(
+    small_disk: Path, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    ending = f"""
+client.gather(futures[:30])
+filler = open({str(small_disk / "filler")!r}, "wb")
+try:
+    while True:
+        filler.write(bytes(65536)); filler.flush()
+except OSError:
+    pass
+def quick(i):
+    return i
+assert sum(client.gather(client.map(quick, range(20000), pure=False))) == sum(range(20000))
+client.gather(futures)
+os.unlink(filler.name)
+time.sleep(2)
+client.gather([client.submit(work, i, key=f"work-{{i}}") for i in range(1000, 1030)])
+"""
+    done = submit(
+        "--on", "local", "--no-nsys", script(ledger_job(ending)), runs=small_disk / "runs"
+    )
+    assert done.code == 80, done.err
+    with open_trace(done.directory) as trace:
+        gaps = trace.gaps
+        assert gaps["count"].sum() > 1000, gaps.to_string()
+        recorded = set(trace.tasks["key"].astype(str))
+    assert {f"work-{i}" for i in range(30)} <= recorded  # before the disk was full
+    assert {f"work-{i}" for i in range(1000, 1030)} <= recorded  # and after
+    assert done.manifest["state"] == "partial"
+
+
+@pytest.mark.parametrize("fault", ["read-only", "gone"])
+def test_a_runs_directory_that_fails_does_not_stop_the_job(
+    fault: str, small_disk: Path, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    harm = {
+        "read-only": f"subprocess.run(['mount', '-o', 'remount,ro,size=24m', {str(small_disk)!r}])",
+        "gone": f"shutil.rmtree({str(small_disk / 'runs')!r})",
+    }[fault]
+    ending = f"""
+import shutil, subprocess
+client.gather(futures)
+{harm}
+assert sum(client.gather(client.map(abs, range(5000), pure=False))) == sum(range(5000))
+print("the job went on")
+"""
+    done = submit(
+        "--on", "local", "--no-nsys", script(ledger_job(ending)), runs=small_disk / "runs"
+    )
+    assert "the job went on" in done.out
+    assert "Traceback" not in done.err
+    assert done.code != 0
+    assert len(ledger(tmp_path)) == 60
+
+
+# -------------------------------------------------------------------------------- never starts
+
+
+@pytest.mark.needs("slurm")
+def test_a_job_that_waits_for_ever_is_given_up_with_the_reason(
+    cluster: SlurmTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    cluster.command("scontrol", "update", "nodename=node[1-3]", "state=drain", "reason=test")
+    try:
+        done = submit(
+            *NODES, "--start-timeout", "12", script("pass"), environment=cluster.environment
+        )
+    finally:
+        cluster.command("scontrol", "update", "nodename=node[1-3]", "state=resume")
+    assert done.code == 71, done.err
+    assert "--start-timeout" in done.err
+    assert "drained" in done.err or "node" in done.err
+    assert done.err.count("\n") == 1
