@@ -113,10 +113,10 @@ def submit(
     The script runs as a process of its own, unmodified: Client() in it finds the cluster. The
     command's exit code is the script's, or one of those listed in the README.
     """
+    settings = load_settings(given or {})
     from dasf_hpc import run
     from dasf_hpc.show.terminal import progress, show_summary
 
-    settings = load_settings(given or {})
     if dry_run:
         print(run.dry_run(settings, job, arguments or []))
         return

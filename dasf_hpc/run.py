@@ -64,6 +64,9 @@ LAUNCHERS: dict[str, type[Launcher]] = {
     launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
 }
 
+#: Kind of gap for what a node does not have, such as the package nvtx.
+NOT_AVAILABLE = "not available"
+
 #: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
 #: up to a minute (nfs(5), acdirmax), for a few seconds where it changes.
 REPORT_WAIT_S = 10.0
@@ -359,13 +362,19 @@ def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -
             continue
         looked = time.monotonic()
         _heed_request(directory)
+        if settings.on_walltime == "replace":
+            for job in launcher.expiring():
+                if not job.replaced:
+                    job.replaced = True
+                    launcher.add_job()
+                    manifest.update(batch_jobs=launcher.job_ids())
         for lost in launcher.cluster.sync(launcher.losses):
             manifest.update(lost=[*manifest.content.get("lost", []), asdict(lost)])
             wish = settings.on_walltime if lost.walltime else settings.on_lost
-            if wish == "replace":
-                launcher.replace(lost)
+            if wish == "replace" and not lost.replaced:
+                launcher.add_job()
                 manifest.update(batch_jobs=launcher.job_ids())
-            if launcher.alive() == 0 and process.poll() is None:
+            if not launcher.jobs() and process.poll() is None:
                 if lost.walltime:
                     raise WalltimeError(
                         f"The node jobs reached their walltime of {settings.walltime} before the "
@@ -444,9 +453,7 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
     shape = manifest.content.get("shape") or {}
     workers = shape.get("nodes", 0) * shape.get("workers_per_node", 0) or summary.workers
     found = sum(report.status == "joined" for report in reports)
-    complete = not merged.skipped and found == len(reports) and summary.workers >= workers
     manifest.update(
-        state="complete" if complete and not manifest.content.get("error") else "partial",
         ended=manifest.content.get("ended") or time.time(),
         merged={
             "journals": merged.journals,
@@ -460,6 +467,8 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
             "gaps": [asdict(gap) for gap in summary.gaps],
         },
     )
+    complete = not missing(summary, manifest.content) and not manifest.content.get("error")
+    manifest.update(state="complete" if complete else "partial")
     for record in records:
         for sentence in record["notes"]:
             manifest.note(f"{record['hostname']}: {sentence}")
@@ -475,7 +484,11 @@ def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
         if found < expected:
             named.append(f"{found} of {expected} {what}")
     named += [f"{name} unreadable" for name, _ in merged.get("skipped", [])]
-    named += [f"{gap.kind}: {gap.count} in {gap.places}" for gap in summary.gaps]
+    named += [
+        f"{gap.kind}: {gap.count} in {gap.places} place(s)"
+        for gap in summary.gaps
+        if gap.kind != NOT_AVAILABLE  # what a node cannot give is told, and is no loss
+    ]
     return named
 
 

@@ -33,7 +33,9 @@ TOML_FILES = (
 
 # [D-]HH:MM:SS, HH:MM:SS or MM:SS, as SLURM's sbatch(1) and OpenPBS's qsub(1B) both take them;
 # the day form is SLURM's alone and is turned into hours for PBS.
-_WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)")
+_WALLTIME = re.compile(
+    r"(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)", re.ASCII
+)
 
 
 class Settings(BaseSettings):
@@ -145,7 +147,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_walltime(cls, value: str) -> str:
         walltime_seconds(value)
-        return value
+        return value.strip()
 
     @field_validator("memory")
     @classmethod
@@ -153,7 +155,7 @@ class Settings(BaseSettings):
         if value is not None:
             try:
                 size = parse_bytes(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise ValueError("it is not an amount of memory such as 4GB") from None
             if size < 2**20:
                 raise ValueError("it is less than a MiB; write a unit, such as 4GB")
@@ -165,6 +167,14 @@ class Settings(BaseSettings):
         for text in [value] if isinstance(value, str) else value or []:
             if "\n" in text or "\r" in text or "\0" in text:
                 raise ValueError("it must be one line")
+        return value
+
+    @field_validator("nsys_arg")
+    @classmethod
+    def _check_nsys_arg(cls, value: list[str]) -> list[str]:
+        for word in value:
+            if word.startswith("--output") or (word.startswith("-o") and not word.startswith("--")):
+                raise ValueError("reports are named by dasf-hpc, one for each node job")
         return value
 
     @field_validator("partition", "account", "interface")
@@ -232,13 +242,14 @@ def load_settings(given: dict[str, Any]) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise SettingsError(_sentence(error.errors()[0])) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         files = ", ".join(str(path) for path in TOML_FILES if path.expanduser().is_file())
-        raise SettingsError(f"A settings file ({files}) is not TOML: {error}.") from None
+        raise SettingsError(f"A settings file ({files}) cannot be read as TOML: {error}.") from None
     except Exception as error:  # pydantic-settings wraps what a source could not parse
         if type(error).__name__ == "SettingsError":
             raise SettingsError(
-                f"A setting from the environment cannot be read: {error}."
+                f"A variable DASF_HPC_… cannot be read: {error} (a list is written as JSON, such "
+                "as '[\"--qos=debug\"]')."
             ) from None
         raise
 
@@ -249,7 +260,7 @@ def _sentence(error: Any) -> str:
         known = sorted(Settings.model_fields)
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"There is no setting {name!r}; {hint}The settings are: {', '.join(known)}."
+        return f"There is no setting {name!r}; {hint}the settings are: {', '.join(known)}."
     reason = error["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     return f"Option --{name.replace('_', '-')} is {error['input']!r}: {reason}."

@@ -25,6 +25,7 @@ import pytest
 TESTBED = Path(__file__).parent / "testbed"
 sys.path.insert(0, str(TESTBED.parent))  # so that `testbed` is found from wherever pytest is run
 
+from testbed import openpbs as openpbs_testbed  # noqa: E402
 from testbed import slurm as slurm_testbed  # noqa: E402
 
 REQUIRED_VARIABLE = "DASF_HPC_REQUIRE"
@@ -169,3 +170,10 @@ def nsys() -> Path:
     path = shutil.which("nsys")
     assert path is not None
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def openpbs() -> Iterator[openpbs_testbed.OpenPbsTestbed]:
+    """Give a started server that behaves like OpenPBS's, the same one for all tests."""
+    with openpbs_testbed.OpenPbsTestbed() as testbed:
+        yield testbed

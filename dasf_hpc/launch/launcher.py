@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import dask
 import psutil
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import parse_bytes
 from dask_jobqueue.core import Job, JobQueueCluster
 from distributed.core import Status
 from distributed.security import Security
@@ -36,6 +36,8 @@ POLL_S = 1.0
 #: A reason for which waiting cannot help must last this long: SLURM corrects itself a few seconds
 #: after a submission (measured: PartitionConfig became PartitionTimeLimit).
 HOPELESS_AFTER_S = 8.0
+#: A controller that does not answer within this does not answer (SLURM's own MessageTimeout is 10).
+COMMAND_TIMEOUT_S = 60.0
 #: SLURM's KillWait is 30 s by default, PBS's kill_delay 10 s: what was cancelled is gone by then.
 CANCEL_WAIT_S = 45.0
 #: The same where the user or the system wants us to end at once.
@@ -146,6 +148,8 @@ class LostJob:
         The batch job, and its name in the run.
     walltime
         Whether its workers ended because its walltime was near.
+    replaced
+        Whether another one was submitted in its place before it went.
     time
         When it was noticed, seconds of the epoch.
     """
@@ -153,6 +157,7 @@ class LostJob:
     job_id: str
     name: str
     walltime: bool
+    replaced: bool
     time: float
 
 
@@ -192,21 +197,30 @@ class NodeJob:
         # The placeholder of the node step's name, filled in where the name is known.
         self._command_template = self._command_template.replace(NAME_PLACE, shlex.quote(str(name)))
         self.submitted_at = 0.0
+        self.started_at: float | None = None
+        self.replaced = False
+
+    @staticmethod
+    async def _call(cmd: list[str], **kwargs: Any) -> str:
+        """Run a command of the batch scheduler, bounded in time."""
+        answer: str = await asyncio.wait_for(Job._call(cmd, **kwargs), COMMAND_TIMEOUT_S)
+        return answer
 
     @contextlib.contextmanager
     def job_file(self) -> Iterator[str]:
         """Write the script into the run's directory, where it stays."""
         directory = self.launcher.place.directory / "scripts"
         path = directory / f"{file_stem(str(self.name))}.sh"
-        path.write_text(self.job_script())  # type: ignore[attr-defined]
+        path.write_text(self.job_script(), encoding="utf-8")  # type: ignore[attr-defined]
         yield str(path)
 
     async def start(self) -> None:
         """Submit the job."""
         try:
             await super().start()  # type: ignore[misc]
-        except (RuntimeError, OSError, ValueError) as error:
-            self.launcher.refusals.append(self.launcher.refusal(str(error)))
+        except (TimeoutError, RuntimeError, OSError, ValueError) as error:
+            said = str(error) or "no answer"
+            self.launcher.refusals.append(self.launcher.refusal(said))
             self.status = Status.failed
             self.status = Status.running  # SpecCluster asserts it; the launcher ends the run
         self.submitted_at = time.monotonic()
@@ -233,7 +247,8 @@ class Launcher(ABC):
       submitted, and raises `BatchError` with the batch scheduler's own words where one is refused.
     - `wait_for_workers` returns when enough workers are there. It raises where that cannot happen
       any more: a job that is refused while it waits, all jobs gone from the queue, time out.
-    - `losses` names node jobs that left the queue before `stop`; `replace` submits them anew.
+    - `losses` names node jobs that left the queue before `stop`, `expiring` those that soon will;
+      `add_job` submits another one.
     - `statuses` asks the batch scheduler once for all jobs, at most once a second.
     - `stop` asks every worker to exit and waits, bounded, until the jobs have left the queue by
       themselves; nothing that is left afterwards stays in the queue. It may be called at any time
@@ -259,7 +274,7 @@ class Launcher(ABC):
         self.refusals: list[BatchError] = []
         self.cluster: Any = None
         self.stop_report = StopReport()
-        self._lost: dict[str, LostJob] = {}
+        self._lost: list[str] = []
         self._statuses: dict[str, JobStatus] = {}
         self._asked_at = 0.0
         self._asking: asyncio.Lock | None = None
@@ -296,7 +311,7 @@ class Launcher(ABC):
         options: dict[str, Any] = {
             "cores": shape.workers_per_node * shape.threads_per_worker,
             "processes": shape.workers_per_node,
-            "memory": format_bytes(shape.memory),
+            "memory": f"{shape.memory} B",
             "python": node_command(
                 python,
                 str(place.directory),
@@ -321,7 +336,7 @@ class Launcher(ABC):
         }
         if shape.gpus_per_node:
             options["worker_command"] = "dask_cuda.cli"
-        elif not settings.dashboard:
+        if not settings.dashboard:
             extra.append("--no-dashboard")
         if settings.local_directory:
             options["local_directory"] = shlex.quote(settings.local_directory)
@@ -459,10 +474,18 @@ class Launcher(ABC):
                     f"A node job can never start ({hopeless[0].reason}): "
                     f"{pending_reason(hopeless[0].reason).sentence}."
                 )
-            if statuses and not any(s.state.in_queue for s in statuses.values()):
+            waited_for = sum(s.state.in_queue for s in statuses.values())
+            possible = waited_for * self.shape.workers_per_node
+            possible += sum(
+                len(self.workers_of(job))
+                for job in self.jobs()
+                if job.job_id in statuses and not statuses[job.job_id].state.in_queue
+            )
+            if statuses and possible < wanted:
                 raise WorkersError(
-                    f"All node jobs ended before {wanted} workers were there; the last words of "
-                    f"one: {self.last_words()} (more in {self.place.directory / 'logs'})."
+                    f"{len(statuses) - waited_for} of {len(statuses)} node jobs ended before their "
+                    f"workers were there; the last words of one: {self.last_words()} (more in "
+                    f"{self.place.directory / 'logs'}); --min-workers starts with fewer."
                 )
             timeout = self.settings.start_timeout
             if timeout is not None and now - begun > timeout:
@@ -507,47 +530,60 @@ class Launcher(ABC):
                         if not status.state.in_queue and fresh and job.job_id not in answer:
                             status = JobStatus(JobState.PENDING, "None")
                         self._statuses[job.job_id] = status
+                        if status.state is JobState.RUNNING and job.started_at is None:
+                            job.started_at = now
                 self._asked_at = time.monotonic()
             return {i: self._statuses.get(i, JobStatus(JobState.PENDING, "None")) for i in ids}
 
     async def losses(self) -> list[LostJob]:
-        """Look for node jobs that left the queue since the last call."""
+        """Look for node jobs that left the queue since the last call, and let them go."""
         statuses = await self.statuses()
-        events = self.cluster.scheduler.get_events(TOPIC)
-        ended = any(True for _ in events)
+        walltime = any(True for _ in self.cluster.scheduler.get_events(TOPIC))
         fresh = []
         for job in self.jobs():
             status = statuses.get(job.job_id)
-            if job.job_id in self._lost or status is None or status.state.in_queue:
+            if status is None or status.state.in_queue:
                 continue
-            lost = LostJob(job.job_id, str(job.name), ended, time.time())
-            self._lost[job.job_id] = lost
-            fresh.append(lost)
+            fresh.append(LostJob(job.job_id, str(job.name), walltime, job.replaced, time.time()))
+            self._lost.append(job.job_id)
+            self.cluster.worker_spec.pop(job.name, None)
+            del self.cluster.workers[job.name]
         return fresh
 
-    def alive(self) -> int:
-        """Give the number of node jobs that are still with the batch scheduler, as last asked."""
-        return sum(job.job_id not in self._lost for job in self.jobs())
+    def expiring(self) -> list[Any]:
+        """Give the node jobs whose workers will end for the walltime soon.
 
-    def replace(self, lost: LostJob) -> None:
-        """Submit a node job anew in place of a lost one.
+        Soon is early enough for another job to start and take over what the workers hold, if the
+        queue is short: three margins, at most half of the time there is.
+        """
+        if self.local:
+            return []
+        usable = walltime_seconds(self.settings.walltime) - margin_seconds(self.settings)
+        lead = min(3 * margin_seconds(self.settings), usable / 2)
+        now = time.monotonic()
+        return [
+            job
+            for job in self.jobs()
+            if job.started_at is not None and now - job.started_at > usable - lead
+        ]
+
+    def add_job(self) -> None:
+        """Submit one more node job.
 
         Raises
         ------
         BatchError
             If it is refused.
         """
-
-        async def submit_again() -> None:
-            del self.cluster.workers[lost.name]
-            await self.cluster._correct_state()
-
-        self.cluster.sync(submit_again)
+        wanted = len(self.cluster.worker_spec) + 1
+        self.cluster.scale(jobs=wanted)
+        while len(self.jobs()) < wanted and not self.refusals:
+            time.sleep(0.02)
         self.check_refused()
 
     # -- the end
 
-    def _workers_of(self, job: Any) -> list[str]:
+    def workers_of(self, job: Any) -> list[str]:
         """Give the addresses of a job's workers: named as the job, or NAME-0, NAME-1 …"""
         name = str(job.name)
         member = re.compile(re.escape(name) + r"(-\d+)?")
@@ -563,7 +599,7 @@ class Launcher(ABC):
         deadline = time.monotonic() + self.settings.stop_timeout
         asked: set[str] = set()
         while True:
-            for address in set(self._workers_of(job)) - asked:
+            for address in set(self.workers_of(job)) - asked:
                 asked.add(address)
                 scheduler.close_worker(address)
             status = (await self.statuses()).get(job.job_id, JobStatus(JobState.GONE))
@@ -577,6 +613,16 @@ class Launcher(ABC):
                 await self._wait_gone(job, HURRY_WAIT_S if self._cancel_now else CANCEL_WAIT_S)
                 return
             await asyncio.sleep(0.1)
+
+    async def _close(self, job: Any) -> None:
+        """End one job; whatever goes wrong on the way, cancel it."""
+        try:
+            await job.close()
+        except Exception:
+            logger.exception("the node job %s could not be ended gracefully", job.job_id)
+            if job.job_id is not None:
+                await self.cancel_job(job)
+                self.stop_report.cancelled.append(job.job_id)
 
     async def _wait_gone(self, job: Any, seconds: float) -> None:
         """Give a cancelled job the time to be killed, which is when its report may be written."""
@@ -603,7 +649,7 @@ class Launcher(ABC):
         begun = time.monotonic()
 
         async def end_all() -> None:
-            await asyncio.gather(*(job.close() for job in self.jobs()))
+            await asyncio.gather(*(self._close(job) for job in self.jobs()))
 
         self.cluster.sync(end_all)
         self.stop_report.seconds = time.monotonic() - begun

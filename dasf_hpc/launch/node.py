@@ -101,7 +101,7 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             raise NsysUnusable(problem)
         record["notes"].append(problem)
         return command, record
-    choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver(), nsys.version)
+    choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver())
     report = claim_report(arguments.run / "nsight", host, job)
     record["notes"] += choice.reductions
     record["report"] = f"nsight/{report.name}.nsys-rep"

@@ -77,6 +77,8 @@ class PbsLauncher(Launcher):
         """Ask qstat for all jobs at once; where one is gone, for each of them."""
         try:
             return parse_qstat(await PbsNodeJob._call(["qstat", "-f", *job_ids]))
+        except (OSError, TimeoutError) as error:
+            raise BatchError(f"qstat does not answer: {error or 'time out'}") from None
         except RuntimeError as error:
             if len(job_ids) == 1:
                 code = re.search(r"Exit code: (\d+)", str(error))
@@ -102,6 +104,7 @@ def parse_qstat(answer: str) -> dict[str, JobStatus]:
     Job ids are cut to their number, as dask-jobqueue does: ``12.server`` and ``12`` are one.
     """
     found: dict[str, JobStatus] = {}
+    answer = answer.replace("\n\t", "")  # qstat wraps lines at 78 columns
     for block in re.split(r"^Job Id:", answer, flags=re.MULTILINE)[1:]:
         number = re.match(r"\s*(\d+)", block)
         state = re.search(r"^\s*job_state = (\w)", block, re.MULTILINE)

@@ -67,7 +67,7 @@ class SlurmLauncher(Launcher):
         command = ["squeue", "-h", "-o", "%i|%T|%r", "-j", ",".join(job_ids)]
         try:
             answer = await SlurmNodeJob._call(command)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, TimeoutError) as error:
             if "Invalid job id" in str(error):
                 return {}
             raise BatchError(f"squeue does not answer: {_last_line(str(error))}") from None
@@ -80,6 +80,7 @@ class SlurmLauncher(Launcher):
     def refusal(self, message: str) -> BatchError:
         """Make one sentence of sbatch's words."""
         said = re.findall(r"(?:sbatch|slurm_\w+)?: ?error: (.+)", message)
+        said = said or re.findall(r"^sbatch: (.+)", message, re.MULTILINE)
         said = [re.sub(r"^Batch job submission failed: ", "", line).strip() for line in said]
         unique = list(dict.fromkeys(said)) or [_last_line(message)]
         return BatchError(

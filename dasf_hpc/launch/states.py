@@ -101,6 +101,12 @@ SLURM_REASONS = {
 
 def pending_reason(reason: str) -> PendingReason:
     """Give the sentence for a scheduler's reason, its own words where there is none."""
+    if reason.startswith("Can Never Run"):  # OpenPBS's comment on a request beyond every node
+        return PendingReason(
+            f"{reason}: lower the cores (--workers-per-node, --threads-per-worker), --memory or "
+            "--gpus-per-node",
+            True,
+        )
     word = reason.strip("()").split(",")[0].split(" ")[0]
     known = SLURM_REASONS.get(word)
     if known is not None:

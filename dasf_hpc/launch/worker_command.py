@@ -35,7 +35,7 @@ class NsysChoice:
 
 def file_stem(name: str) -> str:
     """Make a file name of a run's, host's or job's name: what is not a word becomes ``_``."""
-    return re.sub(r"[^\w.-]", "_", name)
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
 
 
 def _sets(arguments: Sequence[str], long: str, short: str | None) -> bool:
@@ -47,7 +47,7 @@ def _sets(arguments: Sequence[str], long: str, short: str | None) -> bool:
     )
 
 
-def choose_nsys(extra: Sequence[str], has_gpu: bool, version: tuple[int, ...]) -> NsysChoice:
+def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
     """Choose nsys's arguments for a node.
 
     Parameters
@@ -56,8 +56,6 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool, version: tuple[int, ...]) -
         The user's ``--nsys-arg``; what they set is not set by us.
     has_gpu
         Whether the node has an NVIDIA driver.
-    version
-        Version of the node's nsys, such as (2022, 4, 2).
     """
     arguments: list[str] = []
     reductions: list[str] = []

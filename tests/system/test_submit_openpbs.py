@@ -68,23 +68,12 @@ def test_two_nodes_run_the_script_and_leave_two_reports(
     assert done.manifest["merged"]["workers_found"] == 2
 
 
-@pytest.mark.parametrize("history", [True, False], ids=["history", "forgetting"])
-def test_a_server_that_forgets_jobs_at_once_and_one_that_does_not_end_the_same(
-    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str], history: bool
-) -> None:
-    server.configure(history=history)
-    done = submit(*PBS, "--no-nsys", script(SQUARES), environment=server.environment)
-    assert done.code == 5, done.err
-    assert done.manifest["stop"]["cancelled"] == []
-    assert len(done.manifest["stop"]["by_themselves"]) == 1
-
-
 def test_a_job_that_waits_behind_another_is_told_with_its_reason_and_cancelled(
     server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
 ) -> None:
     server.configure(max_running=1)
     done = submit(
-        *PBS, "--nodes", "2", "--no-nsys", "--start-timeout", "12",
+        *PBS, "--nodes", "2", "--no-nsys", "--start-timeout", "9",
         script(SQUARES), environment=server.environment,
     )  # fmt: skip
     assert done.code == 71, done.err
@@ -95,7 +84,8 @@ def test_a_job_that_waits_behind_another_is_told_with_its_reason_and_cancelled(
 def test_a_run_may_begin_with_fewer_workers_than_asked_for(
     server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
 ) -> None:
-    server.configure(max_running=1)
+    # Without a history qstat does not know a job any more as soon as it has ended.
+    server.configure(max_running=1, history=False)
     done = submit(
         *PBS, "--nodes", "2", "--min-workers", "1", "--no-nsys",
         script(SQUARES), environment=server.environment,
@@ -104,6 +94,18 @@ def test_a_run_may_begin_with_fewer_workers_than_asked_for(
     assert "1 workers" in done.out
     assert len(done.manifest["stop"]["by_themselves"]) == 1
     assert len(done.manifest["stop"]["cancelled"]) == 1
+
+
+def test_workers_that_can_not_come_any_more_are_not_waited_for(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    done = submit(
+        *PBS, "--nodes", "2", "--no-nsys", "--start-timeout", "12",
+        "--prologue", "mkdir only-one-job-may-go-on || exit 7",
+        script(SQUARES), environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 71, done.err
+    assert "After 12 s" not in done.err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,289 @@
+"""What ``qsub``, ``qstat`` and ``qdel`` do: read words, ask the server, print its answer.
+
+Options, messages and exit codes are those of OpenPBS's manual pages and of its table of errors: a
+command exits with the lowest eight bits of the server's error number, so that 15001 (unknown job)
+becomes 153.
+"""
+
+from __future__ import annotations
+
+import getopt
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+from typing import Any
+
+DIRECTORY_VARIABLE = "OPENPBS_TESTBED"
+"""Names the directory in which the server keeps its socket and its files."""
+
+SERVER = "pbsserver"
+NO_SERVER = 15034
+LINE_LENGTH = 78
+"""``qstat -f`` wraps longer values: the next line begins with a tab."""
+
+QSUB_OPTIONS = "a:A:c:C:e:fhj:k:l:m:M:N:o:p:P:q:r:R:S:u:v:VW:z"
+QSUB_USAGE = """\
+usage: qsub [-a date_time] [-A account_string] [-c interval]
+	[-C directive_prefix] [-e path] [-f ] [-h ] [-j oe|eo] [-k keep]
+	[-l resource_list] [-m mail_options] [-M user_list] [-N jobname]
+	[-o path] [-p priority] [-P project] [-q destination] [-r y|n]
+	[-R o|e|oe] [-S path] [-u user_list] [-v variable_list] [-V ]
+	[-W otherattributes=value...] [-z] [script | -- command [arg1 ...]]
+       qsub --version
+"""
+QSTAT_USAGE = """\
+usage: qstat [-f [-w]] [-x] [ job_identifier... | destination... ]
+       qstat --version
+"""
+QDEL_USAGE = """\
+usage:
+	qdel [-W force|suppress_email=X] [-x] job_identifier...
+	qdel --version
+"""
+SUBMITTER_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "MAIL", "SHELL", "TZ")
+"""What qsub hands to a job of its own environment, with ``PBS_O_`` in front of each name."""
+
+
+def ask(command: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a request to the server and return its answer; exits where there is none."""
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    if not directory:
+        print("No default server name", file=sys.stderr)
+        print(f"{command}: cannot connect to server  (errno={NO_SERVER})", file=sys.stderr)
+        sys.exit(NO_SERVER & 0xFF)
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(os.path.join(directory, "socket"))  # noqa: PTH118
+        except OSError as error:
+            print(error.strerror, file=sys.stderr)
+            print(
+                f"{command}: cannot connect to server {SERVER} (errno={error.errno})",
+                file=sys.stderr,
+            )
+            sys.exit((error.errno or 1) & 0xFF)
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile("rb") as answers:
+            answer = json.loads(answers.readline() or b'{"error": [15031, "End of File"]}')
+    assert isinstance(answer, dict)
+    return answer
+
+
+def fail(command: str, error: list[Any]) -> int:
+    """Print an error of the server and return the exit code that goes with it."""
+    number, text = error
+    print(f"{command}: {text}", file=sys.stderr)
+    return int(number) & 0xFF
+
+
+# ------------------------------------------------------------------------------------------ qsub
+
+
+def qsub(words: list[str]) -> int:
+    """Submit a script, from a file or from standard input."""
+    if words == ["--version"]:
+        print("pbs_version = 22.05.11")
+        return 0
+    try:
+        given, operands = getopt.getopt(words, QSUB_OPTIONS)
+    except getopt.GetoptError as error:
+        print(f"qsub: {error.msg}", file=sys.stderr)
+        sys.stderr.write(QSUB_USAGE)
+        return 2
+    if len(operands) > 1:
+        sys.stderr.write(QSUB_USAGE)
+        return 2
+    if operands:
+        try:
+            with open(operands[0], "rb") as file:  # noqa: PTH123
+                script = file.read()
+        except OSError as error:
+            print(f"qsub: script file:: {error.strerror}", file=sys.stderr)
+            return 1
+        name = os.path.basename(operands[0])  # noqa: PTH119
+    else:
+        script, name = sys.stdin.buffer.read(), "STDIN"
+    prefix = dict(given).get("-C", os.environ.get("PBS_DPREFIX", "#PBS"))
+    try:
+        directives = read_directives(script, prefix)
+        options = merge_options(directives, given)
+    except ValueError as error:
+        print(f"qsub: {error}", file=sys.stderr)
+        return 2
+    answer = ask(
+        "qsub",
+        {
+            "do": "submit",
+            "name": options["N"] or name,
+            "script": script.decode("utf-8", "surrogateescape"),
+            "options": options,
+            "directory": os.getcwd(),  # noqa: PTH109
+            "variables": job_variables(options),
+            "arguments": " ".join(map(shlex.quote, words)),
+        },
+    )
+    if "error" in answer:
+        return fail("qsub", answer["error"])
+    if not options["z"]:
+        print(answer["id"])
+    return 0
+
+
+def read_directives(script: bytes, prefix: str) -> list[tuple[str, str]]:
+    """Read the directives above the first line that a shell would execute."""
+    directives: list[tuple[str, str]] = []
+    for line in script.decode("utf-8", "surrogateescape").splitlines():
+        text = line.strip()
+        if prefix and text.startswith(prefix):
+            words = shlex.split(text[len(prefix) :], comments=False)
+            try:
+                options, rest = getopt.getopt(words, QSUB_OPTIONS)
+            except getopt.GetoptError as error:
+                raise ValueError(f"directive error: {text[len(prefix) :].strip()}") from error
+            if rest:
+                raise ValueError(f"directive error: {text[len(prefix) :].strip()}")
+            directives += options
+        elif text and not text.startswith(("#", ":")):
+            break
+    return directives
+
+
+def merge_options(
+    directives: list[tuple[str, str]], given: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """Put directives and command line together: the command line wins, resource by resource."""
+    options: dict[str, Any] = dict.fromkeys(
+        ("A", "N", "S", "e", "j", "k", "o", "p", "P", "q", "r", "v"), ""
+    )
+    options |= {"h": False, "V": False, "z": False, "l": {}}
+    for name, value in [*directives, *given]:
+        letter = name[1]
+        if letter == "l":
+            for request in value.split(","):
+                resource, equals, amount = request.partition("=")
+                if not equals or not resource.strip() or not amount.strip():
+                    raise ValueError("illegal -l value")
+                options["l"][resource.strip()] = amount.strip()
+        elif letter in "hVz":
+            options[letter] = True
+        elif letter == "j" and value not in ("oe", "eo", "n"):
+            raise ValueError("illegal -j value")
+        elif letter == "N" and not re.fullmatch(r"[A-Za-z0-9][!-~]{0,235}", value):
+            raise ValueError("illegal -N value")
+        elif letter == "r" and value not in ("y", "n"):
+            raise ValueError("illegal -r value")
+        elif letter in options:
+            options[letter] = value
+    return options
+
+
+def job_variables(options: dict[str, Any]) -> dict[str, str]:
+    """Choose what of this environment the job gets: little, unless -V or -v ask for more."""
+    variables = {
+        f"PBS_O_{name}": os.environ[name] for name in SUBMITTER_VARIABLES if name in os.environ
+    }
+    variables["PBS_O_HOST"] = socket.gethostname()
+    variables["PBS_O_SYSTEM"] = os.uname().sysname
+    variables["PBS_O_WORKDIR"] = os.getcwd()  # noqa: PTH109
+    if options["V"]:
+        variables = dict(os.environ) | variables
+    for item in filter(None, options["v"].split(",")):
+        name, equals, value = item.partition("=")
+        if equals:
+            variables[name] = value
+        elif name in os.environ:
+            variables[name] = os.environ[name]
+    variables.pop(DIRECTORY_VARIABLE, None)
+    return variables
+
+
+# ----------------------------------------------------------------------------------------- qstat
+
+
+def qstat(words: list[str]) -> int:
+    """Show jobs, one to a line, or with -f all their attributes."""
+    if words == ["--version"]:
+        print("pbs_version = 22.05.11")
+        return 0
+    try:
+        given, operands = getopt.getopt(words, "fwx")
+    except getopt.GetoptError as error:
+        print(f"qstat: {error.msg}", file=sys.stderr)
+        sys.stderr.write(QSTAT_USAGE)
+        return 2
+    options = {name for name, _ in given}
+    code = 0
+    jobs: list[dict[str, Any]] = []
+    for operand in operands or [""]:
+        answer = ask("qstat", {"do": "status", "what": operand, "history": "-x" in options})
+        if "error" in answer:
+            code = fail("qstat", answer["error"])
+        else:
+            jobs += answer["jobs"]
+    if "-f" in options:
+        for job in jobs:
+            print(f"Job Id: {job['id']}")
+            for name, value in job["attributes"].items():
+                print(attribute_lines(name, str(value), wide="-w" in options))
+            print()
+    elif jobs:
+        print("Job id            Name             User              Time Use S Queue")
+        print("----------------  ---------------- ----------------  -------- - -----")
+        for job in jobs:
+            facts = job["attributes"]
+            print(
+                f"{job['id'][:17]:<17} {facts['Job_Name'][:15]:<16} "
+                f"{facts['Job_Owner'].split('@')[0][:16]:<16}  "
+                f"{facts.get('resources_used.cput', '0'):>8} {facts['job_state']} "
+                f"{facts['queue'][:16]:<16}"
+            )
+    return code
+
+
+def attribute_lines(name: str, value: str, wide: bool) -> str:
+    """Write ``name = value`` as ``qstat -f`` does: wrapped, at commas where that is possible."""
+    text = f"    {name} = "
+    if wide:
+        return text + value
+    lines: list[str] = []
+    for number, part in enumerate(value.split(",")):
+        piece = ("," if number else "") + part
+        if len(text) + len(piece) < LINE_LENGTH:
+            text += piece
+            continue
+        if number:
+            lines.append(text + ",")
+            text, piece = "\t", part
+        while len(text) + len(piece) > LINE_LENGTH:
+            cut = LINE_LENGTH - len(text)
+            lines.append(text + piece[:cut])
+            text, piece = "\t", piece[cut:]
+        text += piece
+    return "\n".join([*lines, text])
+
+
+# ------------------------------------------------------------------------------------------ qdel
+
+
+def qdel(words: list[str]) -> int:
+    """Delete jobs: those that wait go at once, those that run are signalled."""
+    if words == ["--version"]:
+        print("pbs_version = 22.05.11")
+        return 0
+    try:
+        given, operands = getopt.getopt(words, "W:x")
+    except getopt.GetoptError as error:
+        print(f"qdel: {error.msg}", file=sys.stderr)
+        operands = []
+    if not operands:
+        sys.stderr.write(QDEL_USAGE)
+        return 2
+    code = 0
+    for operand in operands:
+        force = ("-W", "force") in given
+        answer = ask("qdel", {"do": "delete", "what": operand, "force": force})
+        if "error" in answer:
+            code = fail("qdel", answer["error"])
+    return code
