@@ -62,6 +62,16 @@ def make_run_directory(settings: Settings, job: str) -> Path:
     return directory
 
 
+def close_to_others(directory: Path) -> None:
+    """Take every file of a run away from group and others: nsys gives its own permissions."""
+    for folder, _, names in os.walk(directory):
+        for path in (Path(folder), *(Path(folder) / name for name in names)):
+            with contextlib.suppress(OSError):
+                mode = path.lstat().st_mode
+                if mode & 0o077 and not path.is_symlink():
+                    path.chmod(mode & 0o7700)
+
+
 def find_run(path: Path) -> Path:
     """Give the run's directory for what a user named: the directory, or a file in it.
 

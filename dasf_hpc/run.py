@@ -44,6 +44,7 @@ from dasf_hpc.manifest import (
     TRACE,
     Heartbeat,
     Manifest,
+    close_to_others,
     find_run,
     git_revision,
     make_run_directory,
@@ -189,6 +190,10 @@ def submit(
         versions=versions(),
         git_revision=git_revision(script.parent),
     )
+    if not settings.tls:
+        manifest.note(
+            "--no-tls: whoever reaches the scheduler's port while the job runs can run code as you"
+        )
     place = RunPlace(directory, directory.name, Path.cwd())
     error: DasfHpcError | None = None
     exit_code = 0
@@ -467,6 +472,7 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
             "gaps": [asdict(gap) for gap in summary.gaps],
         },
     )
+    close_to_others(directory)
     complete = not missing(summary, manifest.content) and not manifest.content.get("error")
     manifest.update(state="complete" if complete else "partial")
     for record in records:

@@ -307,7 +307,8 @@ class Launcher(ABC):
         """Give the keywords for dask-jobqueue's job class that do not depend on the scheduler."""
         settings, shape, place = self.settings, self.shape, self.place
         python = settings.worker_python or sys.executable
-        extra: list[str] = []
+        # Without the address a worker's HTTP server would listen for everybody.
+        extra: list[str] = ["--dashboard-address", "127.0.0.1:0"]
         options: dict[str, Any] = {
             "cores": shape.workers_per_node * shape.threads_per_worker,
             "processes": shape.workers_per_node,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from dask_jobqueue.core import Job
 from dask_jobqueue.local import LocalJob
 
@@ -27,6 +26,10 @@ class LocalNodeJob(NodeJob, LocalJob):
     """A node job that is a process of this machine; its job id is the pid."""
 
     process: subprocess.Popen[bytes]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._descendants: set[psutil.Process] = set()
 
     def job_script(self) -> str:
         """Give the script, which bash runs as a batch scheduler would."""
@@ -49,25 +52,30 @@ class LocalNodeJob(NodeJob, LocalJob):
     def running(self) -> bool:
         """Say whether the script runs; what it left behind is ended, as a batch scheduler does."""
         if self.process.poll() is None:
+            # nsys puts the workers into sessions of their own: they are known by their parents.
+            with contextlib.suppress(psutil.Error):
+                self._descendants |= set(psutil.Process(self.process.pid).children(recursive=True))
             return True
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._end(self._descendants)
         return False
 
     def cancel(self) -> None:
         """End the job's processes, at first politely."""
-        if self.process.poll() is not None:
-            return
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, number)
-            except ProcessLookupError:
-                return
-            deadline = time.monotonic() + KILL_WAIT_S
-            while time.monotonic() < deadline:
-                if self.process.poll() is not None:
-                    return
-                time.sleep(0.05)
+        if self.running():
+            with contextlib.suppress(psutil.Error):
+                self._end({*self._descendants, psutil.Process(self.process.pid)})
+            self.process.wait()
+
+    @staticmethod
+    def _end(processes: set[psutil.Process]) -> None:
+        alive = [p for p in processes if p.is_running()]
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _, alive = psutil.wait_procs(alive, timeout=KILL_WAIT_S)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 class LocalLauncher(Launcher):
