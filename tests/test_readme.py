@@ -1,0 +1,30 @@
+"""What the documents say is what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dasf_hpc.errors import exit_code_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_exit_code_is_documented_as_it_is() -> None:
+    table = README[README.index("| code | meaning |") :]
+    rows = [tuple(map(str.strip, line.strip("|").split("|"))) for line in table.splitlines()[2:]]
+    assert rows == [(str(code), meaning) for code, meaning in exit_code_table()]
+
+
+def test_every_test_that_the_readme_points_at_exists() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "system").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)…`", README)
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}" not in tests] == []
+
+
+def test_the_commands_that_ci_runs_are_there() -> None:
+    for name in ("run", "test"):
+        block = README.split(f"<!-- ci: {name} -->")[1].split("```")[1]
+        assert block.startswith("bash\npython3 -m venv .venv\n")
