@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -106,7 +107,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         facts.add_row("Note", note)
     console.print(facts)
     if summary.functions:
-        table = Table(title="Longest functions", title_justify="left")
+        table = Table(title="Longest functions", title_justify="left", box=SIMPLE_HEAD)
         for name in ("Function", "Tasks", "Total", "Mean", "Max"):
             table.add_column(name, justify="left" if name == "Function" else "right")
         for function in summary.functions:
