@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from testbed.slurm import SlurmTestbed  # noqa: E402
+from testbed.slurm import SlurmTestbed
 
 NODES, WORKERS = 3, 2
 
