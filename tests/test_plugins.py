@@ -503,10 +503,12 @@ def test_tasks_in_a_process_pool_keep_their_compute_time(one: Recorded) -> None:
     assert pid != os.getpid()
     assert ("executing", "memory") in transitions(one.directory, "in-pool")
     # No code of ours runs in the pool's process: Dask's own span of the compute is what there is.
-    spans = [r for r in rows(one.directory, Stream.ACTIVITIES) if r["key"] == "in-pool"]
-    assert [r["action"] for r in spans] == ["compute"]
-    assert spans[0]["start"] <= entry + WALL_CLOCK_SLACK_NS
-    assert spans[0]["stop"] >= leave - WALL_CLOCK_SLACK_NS
+    found = execution(one.directory, "in-pool")
+    assert found.stop is not None
+    assert found.thread == 0
+    assert found.status == "memory"
+    assert found.start <= entry + WALL_CLOCK_SLACK_NS
+    assert found.stop >= leave - WALL_CLOCK_SLACK_NS
 
 
 def test_cancelled_and_released_tasks(one: Recorded) -> None:

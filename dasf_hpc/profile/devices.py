@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
@@ -76,7 +78,8 @@ def nvml_devices() -> tuple[list[Device], NvmlState]:
     except pynvml.NVMLError as error:
         return [], nvml_state(error)
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
     return devices, NvmlState.READY if devices else NvmlState.NO_DEVICE
 
 
@@ -111,13 +114,16 @@ def visible_devices(
     visible : list of dict
         One a GPU, in the process's own order: ``index``, ``uuid``, ``name``, ``memory``; a MIG
         device has its ``uuid`` alone. The rule is the driver's: entries are taken from the left,
-        and the first one that names no GPU hides all that follow.
+        and the first one that names no GPU, or is of another kind than the ones before, hides all
+        that follow; of MIG devices only the first is used; an entry that comes twice hides all.
     status : str
         How sure this is, in a sentence.
 
     Notes
     -----
-    Source: CUDA C++ Programming Guide, section "CUDA Environment Variables".
+    Sources: CUDA C++ Programming Guide, section "CUDA Environment Variables" (which also says that
+    a single MIG device is supported); for repeated and mixed entries, which it does not tell of,
+    what PyTorch's and nvitop's readings of the variable agree on.
     """
     if value is None:
         return [asdict(d) for d in devices], "CUDA_VISIBLE_DEVICES is not set: all GPUs"
@@ -125,27 +131,16 @@ def visible_devices(
     if not value.strip():
         return [], "CUDA_VISIBLE_DEVICES is empty: no GPU"
     visible: list[dict[str, Any]] = []
-    by_index = False
+    kinds = set()
     for entry in entries:
-        if entry.startswith("MIG-"):
-            visible.append({"uuid": entry})
-            continue
-        if entry.startswith("GPU-"):
-            matching = [d for d in devices if d.uuid.startswith(entry)]
-            if not devices:
-                visible.append({"uuid": entry})
-                continue
-        elif entry.isdigit():
-            matching = [d for d in devices if d.index == int(entry)]
-            by_index = True
-            if not devices:
-                visible.append({"index": int(entry)})
-                continue
-        else:
-            matching = []
-        if len(matching) != 1:
+        kind, found = _named_device(entry, devices)
+        kinds.add(kind)
+        if found is None or len(kinds) > 1 or (kind == "MIG" and visible):
             break
-        visible.append(asdict(matching[0]))
+        if found in visible:
+            return [], f"CUDA_VISIBLE_DEVICES names a GPU twice (entry {entries.index(entry) + 1})"
+        visible.append(found)
+    by_index = "index" in kinds
     hidden = len(entries) - len(visible)
     status = f"CUDA_VISIBLE_DEVICES selects {len(visible)}"
     if hidden:
@@ -153,3 +148,25 @@ def visible_devices(
     if by_index and not pci_order and len({d.name for d in devices}) > 1:
         status += "; indices are uncertain: GPUs differ and CUDA_DEVICE_ORDER is not PCI_BUS_ID"
     return visible, status
+
+
+def _named_device(entry: str, devices: list[Device]) -> tuple[str, dict[str, Any] | None]:
+    """Give what kind of name an entry is, and the device it names; None where there is not one.
+
+    Where NVML lists no device, what the entry itself says is taken.
+    """
+    if entry.startswith("MIG-"):
+        return "MIG", {"uuid": entry}
+    if entry.startswith("GPU-"):
+        matching = [d for d in devices if d.uuid.startswith(entry)]
+        unlisted: dict[str, Any] = {"uuid": entry}
+        kind = "UUID"
+    elif number := re.match(r"\d+", entry, re.ASCII):  # read as strtoul(3) does
+        matching = [d for d in devices if d.index == int(number[0])]
+        unlisted = {"index": int(number[0])}
+        kind = "index"
+    else:
+        return "none", None
+    if not devices:
+        return kind, unlisted
+    return kind, asdict(matching[0]) if len(matching) == 1 else None

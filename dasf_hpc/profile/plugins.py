@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import threading
 import time as clock
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,6 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
-from dasf_hpc.profile.execution import Executions
 from dasf_hpc.profile.journal import STATES, STATUSES, Journal, Stream
 from dasf_hpc.profile.recording import (
     Recording,
@@ -54,6 +55,10 @@ PROBES = 4
 PROBE_INTERVAL_S = 5.0
 #: A probe at the end must not hold up a worker whose scheduler is gone.
 PROBE_TIMEOUT_S = 2.0
+
+OUTGOING_INTERVAL_S = 0.1
+#: Bounds what one look at the sent transfers costs the event loop to about 0.4 ms (measured).
+TRANSFERS_AT_ONCE = 50
 
 _STATE_CODES = {state: code for code, state in enumerate(STATES)}
 _PAIRS = {
@@ -103,11 +108,22 @@ class WorkerTaskPlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Open the worker's journal and start to record."""
-        recording = join_recording(worker, self.directory)
-        self._recording = recording
-        if recording.journal is None:
-            logger.warning("dasf-hpc records nothing of this worker: %s", recording.problem)
+        if self._recording is not None:
+            # Dask tells a plugin of a transition but not of which worker, so that an object given
+            # to several workers of one process is replaced by its twin on all but the first.
+            twin = type(self)(self.name, self.directory, self.probe_clock)
+            for name in [name for name, plugin in worker.plugins.items() if plugin is self]:
+                worker.plugins[name] = twin
+            twin.setup(worker)
             return
+        recording = join_recording(worker, self.directory)
+        if recording.journal is None or recording.task_plugin is not None:
+            why = recording.problem or f"{recording.task_plugin!r} records this worker already"
+            logger.warning("dasf-hpc: %r records nothing of this worker: %s", self.name, why)
+            leave_recording(worker, {})
+            return
+        recording.task_plugin = self.name
+        self._recording = recording
         self._worker = worker
         self._journal = recording.journal
         self._executions = recording.executions
@@ -134,20 +150,27 @@ class WorkerTaskPlugin(WorkerPlugin):
         }
         for key in list(self._tasks):
             self._id(key)
-        self._threads = _ThreadRecorder(self._journal, self._executions, self._ids)
+        self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
-        self._clock_task = asyncio.ensure_future(self._keep_clock())
+        self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
+        self._background = [
+            asyncio.ensure_future(self._keep_clock()),
+            asyncio.ensure_future(self._keep_outgoing()),
+        ]
 
     async def teardown(self, worker: Worker) -> None:
         """Record the clocks once more and close the journal."""
-        recording, self._recording = self._recording, None
-        if recording is None:
+        if self._recording is None or worker is not self._worker:
             return
+        recording, self._recording = self._recording, None
+        recording.task_plugin = None
         if recording.journal is not None:
-            self._clock_task.cancel()
+            for task in self._background:
+                task.cancel()
             self._executions.remove(self._threads)
             try:
-                self._outgoing()
+                while self._outgoing():
+                    pass
                 if self.probe_clock:
                     await asyncio.wait_for(self._probe_clock(PROBES), PROBE_TIMEOUT_S)
             except Exception:  # the scheduler may be gone: then the earlier probes must do
@@ -164,6 +187,8 @@ class WorkerTaskPlugin(WorkerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Record a transition of a task's state. Called by Dask on the event loop."""
+        if self._recording is None:
+            return
         try:
             now = clock.monotonic_ns()
             number = self._ids.get(key)
@@ -175,9 +200,8 @@ class WorkerTaskPlugin(WorkerPlugin):
             if more is not None:
                 more(key, start, number, now)
         except Exception:
-            if self._recording is not None and self._recording.journal is not None:
-                self._executions.failed()
-                self._journal.drop()
+            self._executions.failed()
+            self._journal.drop()
 
     def _on_executing(self, key: Any, start: str, number: int, now: int) -> None:
         ids = self._ids
@@ -190,7 +214,12 @@ class WorkerTaskPlugin(WorkerPlugin):
         executed = start in ("executing", "long-running")
         if len(task.startstops) > executed:
             self._activities(key, task.startstops, number)
-        if not executed:
+        if executed:
+            if number in self._threads.seen:
+                self._threads.seen.discard(number)
+            else:
+                self._executed_elsewhere(task, number)
+        else:
             if task.state == "memory":
                 self._stored(now, number, task.nbytes or 0)
             self._incoming()
@@ -228,30 +257,74 @@ class WorkerTaskPlugin(WorkerPlugin):
                 _NONE if peer is None else string(peer),
             )
 
+    def _executed_elsewhere(self, task: Any, number: int) -> None:
+        """Record an execution that no thread of this process ran, by Dask's own clock readings.
+
+        So does a task in a pool of processes; its thread is not known (0).
+        """
+        spans = [span for span in task.startstops if span["action"] == "compute"]
+        if not spans:
+            return
+        if self._outside is None:
+            self._outside = (
+                self._journal.timed_recorder(Stream.STARTS),
+                self._journal.timed_recorder(Stream.STOPS),
+            )
+        shift = clock.monotonic_ns() - clock.time_ns()
+        delay = self._scheduler_delay()
+        sequence = next(self._executions.sequence)
+        start, stop = self._outside
+        start(round((spans[-1]["start"] - delay) * 1e9) + shift, sequence, number, 0)
+        failed = task.state == "error"
+        what = (task.exception_text or "").partition("(")[0] if failed else type_name(task.type)
+        stop(
+            round((spans[-1]["stop"] - delay) * 1e9) + shift,
+            sequence,
+            self._journal.string(what if failed else f"{what}||"),
+            int(failed),
+            0 if failed else byte_count(task.nbytes),
+        )
+
     def _scheduler_delay(self) -> float:
-        # Dask adds its latest heartbeat's guess to the times of transfers, and to nothing else here
+        # Dask adds its latest heartbeat's guess to the times of computing and of transfers
         delay: float = self._worker.scheduler_delay
         return delay
 
     def _incoming(self) -> None:
         log = self._worker.transfer_incoming_log
         if log and log[-1] is not self._last_incoming:
-            self._last_incoming = self._transfers(log, self._last_incoming, 0)
+            self._last_incoming = self._transfers(log, self._last_incoming, 0, len(log))
 
-    def _outgoing(self) -> None:
+    def _outgoing(self) -> bool:
+        """Record some of what was sent; True where there is more."""
         log = self._worker.transfer_outgoing_log
         if log and log[-1] is not self._last_outgoing:
-            self._last_outgoing = self._transfers(log, self._last_outgoing, 1)
+            self._last_outgoing = self._transfers(log, self._last_outgoing, 1, TRANSFERS_AT_ONCE)
+            return log[-1] is not self._last_outgoing
+        return False
 
-    def _transfers(self, log: Any, last: Any, direction: int) -> Any:
+    async def _keep_outgoing(self) -> None:
+        """Look for what was sent: Dask tells nobody."""
+        while True:
+            await asyncio.sleep(OUTGOING_INTERVAL_S)
+            try:
+                self._outgoing()
+            except Exception:
+                self._executions.failed()
+
+    def _transfers(self, log: Any, last: Any, direction: int, most: int) -> Any:
         fresh: list[Any] = []
         for entry in reversed(log):
             if entry is last:
                 break
             fresh.append(entry)
+        fresh = fresh[::-1][:most]
         shift = clock.monotonic_ns() - clock.time_ns()
-        delay = self._scheduler_delay()
-        for entry in reversed(fresh):
+        for entry in fresh:
+            if direction:  # here the middle stands in the log without the delay
+                delay = (entry["start"] + entry["stop"]) / 2 - entry["middle"]
+            else:
+                delay = self._scheduler_delay()
             self._transfer(
                 round((entry["start"] - delay) * 1e9) + shift,
                 round((entry["stop"] - delay) * 1e9) + shift,
@@ -260,7 +333,7 @@ class WorkerTaskPlugin(WorkerPlugin):
                 min(len(entry["keys"]), 0xFFFF),
                 direction,
             )
-        return log[-1]
+        return fresh[-1]
 
     # ------------------------------------------------------------------ clocks
 
@@ -269,7 +342,6 @@ class WorkerTaskPlugin(WorkerPlugin):
         while True:
             try:
                 self._recording.anchor(*read_anchor())  # type: ignore[union-attr]
-                self._outgoing()
                 if self.probe_clock:
                     await self._probe_clock(count)
             except asyncio.CancelledError:
@@ -292,71 +364,139 @@ class WorkerTaskPlugin(WorkerPlugin):
 class _ThreadRecorder:
     """Records executions in the threads that run them."""
 
-    def __init__(self, journal: Journal, executions: Executions, ids: dict[Any, int]) -> None:
+    def __init__(self, journal: Journal, ids: dict[Any, int]) -> None:
         self._journal = journal
-        self._executions = executions
         self._ids = ids
         self._local = threading.local()
         self._results: dict[Any, int] = {}
+        #: Recorders of threads that ended: a task that submits tasks leaves its thread for ever.
+        self._idle: list[tuple[Callable[..., None], Callable[..., None]]] = []
+        #: Keys whose execution was seen in a thread, until the event loop tells of its end.
+        self.seen: set[int] = set()
 
-    def _streams(self) -> Any:
-        local = self._local
-        local.start = self._journal.timed_recorder(Stream.STARTS)
-        local.stop = self._journal.timed_recorder(Stream.STOPS)
-        local.thread = threading.get_native_id()
-        return local
+    def _lease(self) -> _Lease:
+        try:
+            start, stop = self._idle.pop()
+        except IndexError:
+            start = self._journal.timed_recorder(Stream.STARTS)
+            stop = self._journal.timed_recorder(Stream.STOPS)
+        lease = self._local.lease = _Lease(start, stop, threading.get_native_id(), self._idle)
+        return lease
 
     def started(self, sequence: int, key: Any, nested: bool) -> None:
-        local = self._local
-        if not hasattr(local, "start"):
-            self._streams()
+        try:
+            lease = self._local.lease
+        except AttributeError:
+            lease = self._lease()
         number = self._ids.get(key)
         if number is None:
             number = self._journal.key(key)
-        local.start(clock.monotonic_ns(), sequence, number, local.thread)
+        self.seen.add(number)
+        lease.start(clock.monotonic_ns(), sequence, number, lease.thread)
 
     def stopped(self, sequence: int, key: Any, message: dict[str, Any] | None) -> None:
         now = clock.monotonic_ns()
-        local = self._local
-        if not hasattr(local, "stop"):
-            self._streams()
+        try:
+            lease = self._local.lease
+        except AttributeError:
+            lease = self._lease()
         if message is None:
-            local.stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
+            lease.stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
         elif message["op"] == "task-finished":
-            local.stop(
-                now, sequence, self._result(message["result"]), 0, max(0, message["nbytes"] or 0)
-            )
+            nbytes = byte_count(message["nbytes"])
+            lease.stop(now, sequence, self._result(message["result"]), 0, nbytes)
         else:
-            kind = type(message["actual_exception"])
-            name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+            name = type_name(type(message["actual_exception"]))
             status = 2 if name.endswith("Reschedule") else 1
-            local.stop(now, sequence, self._journal.string(name), status, 0)
+            lease.stop(now, sequence, self._journal.string(name), status, 0)
 
     def _result(self, value: Any) -> int:
         """Give the id of the text ``type|dtype|shape`` that describes a result."""
         kind = type(value)
-        shape = dtype = None
         try:
-            shape = getattr(value, "shape", None)
-            if shape is not None and not isinstance(shape, tuple):
-                shape = None
-            dtype = getattr(value, "dtype", None)
-        except Exception:  # a property of the user's type that raises is no failure of ours
-            logger.debug("no shape or dtype of a %s", kind, exc_info=True)
-        try:
+            shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
             number = self._results.get((kind, dtype, shape))
-        except TypeError:  # not hashable
-            return self._journal.string(self._describe(kind, dtype, shape))
-        if number is None:
-            number = self._journal.string(self._describe(kind, dtype, shape))
-            if len(self._results) < 65536:
-                self._results[kind, dtype, shape] = number
+            if number is not None:
+                return number
+            known = len(self._results) < 65536
+        except Exception:  # a property that raises, or what cannot be hashed, is the user's own
+            known = False
+            shape = attribute(value, "shape")
+            dtype = attribute(value, "dtype")
+        number = self._journal.string(f"{type_name(kind)}|{dtype_text(dtype)}|{shape_text(shape)}")
+        if known:
+            self._results[kind, dtype, shape] = number
         return number
 
-    @staticmethod
-    def _describe(kind: type, dtype: Any, shape: tuple[Any, ...] | None) -> str:
-        name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-        return f"{name}|{'' if dtype is None else dtype}|{'' if shape is None else shape}"
+
+class _Lease:
+    """A thread's recorders; when the thread ends the next one gets them, with their blocks."""
+
+    __slots__ = ("_idle", "start", "stop", "thread")
+
+    def __init__(
+        self,
+        start: Callable[..., None],
+        stop: Callable[..., None],
+        thread: int,
+        idle: list[tuple[Callable[..., None], Callable[..., None]]],
+    ) -> None:
+        self.start, self.stop, self.thread, self._idle = start, stop, thread, idle
+
+    def __del__(self) -> None:
+        self._idle.append((self.start, self.stop))
+
+
+def attribute(value: Any, name: str) -> Any:
+    """Give an attribute, None where the user's own type raises instead of giving it."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+def type_name(kind: type | None) -> str:
+    """Give a type's qualified name, without the module of built-in ones."""
+    if kind is None:
+        return "NoneType"
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")[:200]
+
+
+def byte_count(value: Any) -> int:
+    """Give a size as Dask reports it; a user's own ``sizeof`` may give anything."""
+    try:
+        return min(max(0, int(value)), 2**63 - 1)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def dtype_text(dtype: Any) -> str:
+    """Write an element type; what is no such type (a column named dtype, say) is left out."""
+    try:
+        if isinstance(dtype, str):
+            return dtype[:100] if dtype.isascii() and dtype.isprintable() else ""
+        if isinstance(dtype, type):
+            return dtype.__name__[:100]
+        if type(dtype).__name__.lower().endswith("dtype") or _is_numpy_dtype(dtype):
+            return str(dtype)[:100]
+    except Exception:
+        logger.debug("an element type could not be written", exc_info=True)
+    return ""
+
+
+def _is_numpy_dtype(dtype: Any) -> bool:
+    return any(base.__name__ == "dtype" for base in type(dtype).__mro__)
+
+
+def shape_text(shape: Any) -> str:
+    """Write an array's shape, a tuple of numbers; anything else is left out."""
+    if not isinstance(shape, tuple) or len(shape) > 64:
+        return ""
+    try:
+        # numpy's integers are no int; an axis of unknown length is NaN
+        return str(tuple(n if n != n else operator.index(n) for n in shape))
+    except TypeError:
+        return ""
 
 
 class GPUAnnotationPlugin(WorkerPlugin):
@@ -390,27 +530,27 @@ class GPUAnnotationPlugin(WorkerPlugin):
         self.name = name
         self.directory = Path(directory) if directory else default_directory()
         self.message = message
-        self._recording: Recording | None = None
+        self._attached: dict[Worker, _Annotated] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.directory, self.message)
 
     def setup(self, worker: Worker) -> None:
-        """Start to annotate; where nvtx is missing say so once and do nothing."""
-        self._recording = recording = join_recording(worker, self.directory)
-        self._ranges: _Ranges | None = None
+        """Start to annotate; where nvtx cannot be used say so once and do nothing."""
+        recording = join_recording(worker, self.directory)
         try:
-            self._ranges = _Ranges(recording.executions.base, worker, self.message == "key")
-        except ImportError:
-            logger.warning("no NVTX ranges: the package nvtx is not installed (pip install nvtx)")
+            ranges = _Ranges(recording.executions.base, worker, self.message == "key")
+        except Exception as error:
+            why = "the package nvtx cannot be used (pip install 'nvtx<0.2.12')"
+            logger.warning("no NVTX ranges: %s", why, exc_info=not isinstance(error, ImportError))
             if recording.journal is not None:
-                recording.journal.meta(
-                    {"kind": "unavailable", "what": "nvtx", "why": "package nvtx not installed"}
-                )
+                recording.journal.meta({"kind": "unavailable", "what": "nvtx", "why": why})
+            leave_recording(worker, {})
             return
-        self._ranges.mark_clock(2 * MARKS)
-        recording.executions.add(self._ranges)
-        self._marking = asyncio.ensure_future(self._keep_marking(self._ranges))
+        ranges.mark_clock(2 * MARKS)
+        recording.executions.add(ranges)
+        marking = asyncio.ensure_future(self._keep_marking(ranges))
+        self._attached[worker] = _Annotated(recording, ranges, marking)
 
     async def _keep_marking(self, ranges: _Ranges) -> None:
         while True:
@@ -422,14 +562,22 @@ class GPUAnnotationPlugin(WorkerPlugin):
 
     def teardown(self, worker: Worker) -> None:
         """Mark the clock once more and stop annotating."""
-        recording, self._recording = self._recording, None
-        if recording is None:
+        attached = self._attached.pop(worker, None)
+        if attached is None:
             return
-        if self._ranges is not None:
-            self._marking.cancel()
-            recording.executions.remove(self._ranges)
-            self._ranges.mark_clock(MARKS)
+        attached.marking.cancel()
+        attached.recording.executions.remove(attached.ranges)
+        attached.ranges.mark_clock(MARKS)
         leave_recording(worker, {"nvtx": installed_version("nvtx")})
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """What an annotation plugin holds for a worker it is attached to."""
+
+    recording: Recording
+    ranges: _Ranges
+    marking: asyncio.Task[None]
 
 
 class _Ranges:

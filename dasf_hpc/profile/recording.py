@@ -88,6 +88,8 @@ class Recording:
         self.executions, self.problem = watch(worker)
         self.journal: Journal | None = None
         self.users = 0
+        #: Name of the plugin that records the worker's tasks: there is one only.
+        self.task_plugin: str | None = None
         try:
             self.journal = Journal(
                 journal_path(directory, "worker"),

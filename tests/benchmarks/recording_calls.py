@@ -1,0 +1,264 @@
+"""What a call of the task plugin costs the event loop: microseconds a call and the longest stall.
+
+Three measurements with one worker in this process. *Replay*: the transitions of tasks that a worker
+holds are told to the plugin again, one after the other, with nothing else running; a plugin that
+does nothing is told the same, and the difference is the cost of the recording. *Threads*: a task
+that does nothing is run through the wrapper that tells of starts and stops, and the CPU time of the
+thread is read. *Storm*: every call that Dask makes while tasks run at full speed is timed from
+outside, as are the recordings that happen between tasks; there the GIL is shared with the tasks'
+threads, so that the plugin that does nothing shows what of a stall is not ours.
+
+    python tests/benchmarks/recording_calls.py [--tasks 20000] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import distributed.worker
+import numpy as np
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from dasf_hpc.profile.execution import _wrap_thread
+from dasf_hpc.profile.plugins import GPUAnnotationPlugin, WorkerTaskPlugin
+
+#: What a task that is computed, held and let go goes through.
+LIFE = (
+    ("released", "waiting"),
+    ("waiting", "ready"),
+    ("ready", "executing"),
+    ("executing", "memory"),
+    ("memory", "released"),
+    ("released", "forgotten"),
+)
+
+
+class EmptyPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Is told of transitions and does nothing."""
+
+    name = "empty"
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+class Timed:
+    """A function whose calls are timed."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.durations: list[int] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter_ns()
+        result = self.function(*args, **kwargs)
+        self.durations.append(time.perf_counter_ns() - begin)
+        return result
+
+
+def increment(value: int) -> int:
+    """Be a task."""
+    return value + 1
+
+
+@contextmanager
+def cluster_of_one(folder: Path) -> Iterator[tuple[Client, Any]]:
+    """Give a client and the worker, all in this process."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address=":0",
+            memory_limit=0,
+            local_directory=str(folder),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client, cluster.workers[0]
+
+
+def timer_cost() -> float:
+    """Give what a `Timed` call of a function that does nothing measures, in ns."""
+    timed = Timed(lambda *args: None)
+    for _ in range(100_000):
+        timed("key", "waiting", "ready")
+    return float(np.median(timed.durations))
+
+
+def replay(plugin: Any, keys: list[Any]) -> dict[str, float]:
+    """Tell a plugin the lives of tasks, and give nanoseconds a call by transition."""
+    cost: dict[str, float] = {}
+    gc.disable()
+    try:
+        for start, finish in LIFE:
+            transition = plugin.transition
+            begin = time.perf_counter_ns()
+            for key in keys:
+                transition(key, start, finish)
+            cost[f"{start} to {finish}"] = (time.perf_counter_ns() - begin) / len(keys)
+    finally:
+        gc.enable()
+    return cost
+
+
+def measure_replay(folder: Path, tasks: int, rounds: int = 5) -> dict[str, Any]:
+    """Replay lives to the plugin and to the empty one, in turns; the median of the rounds."""
+    with cluster_of_one(folder) as (client, worker):
+        client.register_plugin(WorkerTaskPlugin(directory=folder / "journals"))
+        client.register_plugin(EmptyPlugin())
+        futures = client.map(increment, range(tasks), key=[f"increment-{i}" for i in range(tasks)])
+        client.gather(futures)
+        keys = list(worker.state.tasks)
+        empty, ours = [], []
+
+        async def on_the_event_loop() -> None:
+            for _ in range(rounds):
+                empty.append(replay(worker.plugins["empty"], keys))
+                ours.append(replay(worker.plugins["TracePlugin"], keys))
+
+        asyncio.run_coroutine_threadsafe(on_the_event_loop(), worker.loop.asyncio_loop).result()
+    by_transition = {
+        name: float(np.median([o[name] - e[name] for o, e in zip(ours, empty, strict=True)]))
+        for name in ours[0]
+    }
+    return {
+        "by_transition_us": {name: ns / 1e3 for name, ns in by_transition.items()},
+        "mean_us": float(np.mean(list(by_transition.values()))) / 1e3,
+        "empty_us": float(np.median([np.mean(list(e.values())) for e in empty])) / 1e3,
+    }
+
+
+def run_task(
+    task: Any,
+    data: Any,
+    execution_state: dict[str, Any],
+    key: Any,
+    active_threads: Any,
+    active_threads_lock: Any,
+    time_delay: float,
+) -> dict[str, Any]:
+    """Be what runs a task in distributed, and do nothing."""
+    return {"op": "task-finished", "result": 1, "nbytes": 28}
+
+
+def measure_threads(folder: Path, tasks: int, rounds: int = 5) -> dict[str, Any]:
+    """Time starts and stops in a task's thread: of the task plugin, and of ranges in addition."""
+    found: dict[str, list[float]] = {}
+    original = distributed.worker._run_task
+    with cluster_of_one(folder) as (client, worker):
+        keys = [f"increment-{i}" for i in range(tasks)]
+        futures = client.map(increment, range(tasks), key=keys)
+        client.gather(futures)
+
+        def time_all(label: str) -> None:
+            function: Any = run_task
+            if distributed.worker._run_task is not original:
+                function = _wrap_thread(run_task, 3, 2)
+            state = {"worker": worker}
+            begin = time.thread_time_ns()
+            for key in keys:
+                function(None, None, state, key, {}, None, 0.0)
+            cost = (time.thread_time_ns() - begin) / tasks
+            found.setdefault(label, []).append(cost / 1e3)
+
+        for _ in range(rounds):
+            time_all("bare")
+            client.register_plugin(WorkerTaskPlugin(directory=folder / "journals"))
+            time_all("task plugin")
+            client.register_plugin(GPUAnnotationPlugin(directory=folder / "journals"))
+            time_all("both")
+            client.unregister_worker_plugin("GPUAnnotationPlugin")
+            client.unregister_worker_plugin("TracePlugin")
+    median = {label: float(np.median(values)) for label, values in found.items()}
+    return {
+        "task_plugin_us": median["task plugin"] - median["bare"],
+        "ranges_us": median["both"] - median["task plugin"],
+    }
+
+
+def measure_storm(folder: Path, tasks: int, plugin: WorkerPlugin) -> dict[str, Any]:
+    """Time every call during a storm of tasks, and what is recorded between the tasks."""
+    overhead = timer_cost()
+    with cluster_of_one(folder) as (client, worker):
+        client.register_plugin(plugin)
+        attached = worker.plugins[plugin.name]
+        timed = {"transition": Timed(attached.transition)}
+        attached.transition = timed["transition"]
+        for name in ("_outgoing", "_activities"):
+            if hasattr(attached, name):
+                timed[name] = Timed(getattr(attached, name))
+                setattr(attached, name, timed[name])
+        begin = time.perf_counter()
+        client.gather(client.map(increment, range(tasks)))
+        seconds = time.perf_counter() - begin
+    found: dict[str, Any] = {"tasks_per_s": tasks / seconds}
+    for name, calls in timed.items():
+        if not calls.durations:
+            continue
+        durations = np.array(calls.durations) - overhead
+        found[name] = {
+            "calls": len(durations),
+            "calls_per_task": len(durations) / tasks,
+            "mean_us": float(durations.mean()) / 1e3,
+            "p50_us": float(np.percentile(durations, 50)) / 1e3,
+            "p99.9_us": float(np.percentile(durations, 99.9)) / 1e3,
+            "longest_us": float(durations.max()) / 1e3,
+        }
+    return found
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--json", type=Path, help="write the figures to a file")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures: dict[str, Any] = {
+            "replay": measure_replay(folder / "replay", given.tasks),
+            "threads": measure_threads(folder / "threads", given.tasks),
+            "storm, empty plugin": measure_storm(folder / "a", given.tasks, EmptyPlugin()),
+            "storm, task plugin": measure_storm(
+                folder / "b", given.tasks, WorkerTaskPlugin(directory=folder / "b" / "journals")
+            ),
+        }
+    print(f"{'replay, cost over an empty plugin':42} {'us a call':>10}")
+    for label, value in figures["replay"]["by_transition_us"].items():
+        print(f"  {label:40} {value:10.2f}")
+    print(f"  {'mean (goal: 2)':40} {figures['replay']['mean_us']:10.2f}")
+    print(f"  {'the empty plugin itself':40} {figures['replay']['empty_us']:10.2f}")
+    threads = figures["threads"]
+    print(f"{'in the thread of a task, start and stop':42} {'us a task':>10}")
+    print(f"  {'task plugin':40} {threads['task_plugin_us']:10.2f}")
+    print(f"  {'NVTX ranges, without nsys':40} {threads['ranges_us']:10.2f}")
+    for label in ("storm, empty plugin", "storm, task plugin"):
+        storm = figures[label]
+        print(f"{label}: {storm['tasks_per_s']:.0f} tasks/s")
+        print(f"  {'':14}{'calls/task':>11}{'mean us':>9}{'p50':>8}{'p99.9':>9}{'longest':>10}")
+        for name, row in storm.items():
+            if name == "tasks_per_s":
+                continue
+            print(
+                f"  {name:14}{row['calls_per_task']:11.2f}{row['mean_us']:9.2f}"
+                f"{row['p50_us']:8.2f}{row['p99.9_us']:9.1f}{row['longest_us']:10.1f}"
+            )
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
