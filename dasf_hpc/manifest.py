@@ -136,6 +136,10 @@ class Heartbeat:
                 return
 
 
+#: Entries that are read again, and of what kind they must be: a file may be damaged.
+_KINDS: dict[str, type] = {"shape": dict, "merged": dict, "notes": list, "lost": list}
+
+
 class Manifest:
     """The contents of ``run.json``; every change is on file at once, whole.
 
@@ -155,6 +159,9 @@ class Manifest:
             except (OSError, ValueError):
                 content = {"notes": [f"{MANIFEST} could not be read and was made anew"]}
             self.content = content if isinstance(content, dict) else {}
+            for name, kind in _KINDS.items():
+                if not isinstance(self.content.get(name, kind()), kind):
+                    del self.content[name]
 
     def update(self, **entries: Any) -> None:
         """Set entries and write the file beside, then rename: a reader sees it whole.

@@ -456,7 +456,10 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
     except TraceError as error:
         raise TraceFileError(str(error)) from None
     shape = manifest.content.get("shape") or {}
-    workers = shape.get("nodes", 0) * shape.get("workers_per_node", 0) or summary.workers
+    asked = (shape.get("nodes"), shape.get("workers_per_node"))
+    workers = summary.workers
+    if isinstance(asked[0], int) and isinstance(asked[1], int):
+        workers = asked[0] * asked[1]
     found = sum(report.status == "joined" for report in reports)
     manifest.update(
         ended=manifest.content.get("ended") or time.time(),

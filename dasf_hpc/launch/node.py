@@ -119,7 +119,9 @@ def read_node_records(run_directory: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
         if isinstance(record, dict):
-            records.append({"hostname": path.stem, "report": None, "notes": [], **record})
+            record = {"hostname": path.stem, "report": None, "notes": [], **record}
+            if isinstance(record["report"], str | None) and isinstance(record["notes"], list):
+                records.append(record)
     return records
 
 
