@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -45,6 +46,14 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "dasf_hpc.cli", *words]
 
 
+def last_words(runs: Path) -> str:
+    """Give the manifests and the ends of the logs of all runs, to tell why one hangs."""
+    texts = []
+    for path in (*runs.glob("*/run.json"), *runs.glob("*/logs/*")):
+        texts.append(f"--- {path}\n{path.read_text(errors='replace')[-3000:]}")
+    return "\n".join(texts)
+
+
 @pytest.fixture
 def submit(tmp_path: Path) -> Submit:
     """Give a function that runs ``dasf-hpc submit`` in a folder of its own."""
@@ -56,16 +65,22 @@ def submit(tmp_path: Path) -> Submit:
         runs: Path | None = None,
     ) -> Submitted:
         runs = runs or tmp_path / "runs"
-        done = subprocess.run(
+        process = subprocess.Popen(
             command("submit", "--runs-dir", str(runs), *words),
             cwd=tmp_path,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
         )
-        return Submitted(done.returncode, done.stdout, done.stderr, runs)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # where it hangs goes to its standard error
+            out, err = process.communicate()
+            pytest.fail(f"submit did not end in {timeout} s\n{err}\n{last_words(runs)}")
+        return Submitted(process.returncode, out, err, runs)
 
     return run
 
