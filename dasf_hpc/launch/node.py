@@ -2,7 +2,8 @@
 
 Run by the batch script as ``python -m dasf_hpc.launch.node … -- WORKER COMMAND``. It looks at the
 node, decides how nsys is used here, claims a report name that no other job can have, writes what it
-decided where the head finds it (``RUN/nodes/NAME.json``), and becomes the worker command.
+decided where the head finds it (``RUN/nodes/NAME.json``), and becomes the worker command, or runs
+it under nsys.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +24,11 @@ from typing import Any
 from dasf_hpc.launch.walltime import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys, nvtx_problem
-from dasf_hpc.profile.recording import installed_version
+from dasf_hpc.profile.identity import installed_version
+
+#: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
+#: directory"; measured on a busy host: 1 of 30 starts, one after the other): it is started again.
+NSYS_STARTS = 4
 
 #: Exit code of a node job whose nsys was asked for and cannot be used (as errors.py's).
 NSYS_UNUSABLE = 69
@@ -139,30 +146,69 @@ def parser() -> argparse.ArgumentParser:
     return parsed
 
 
+def write_record(run: Path, record: dict[str, Any]) -> Path:
+    """Leave word of what was decided; give the path."""
+    directory = run / "nodes"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = file_stem(f"{record['name']}-{record['hostname']}-{record['batch_job']}")
+    partial = directory / f".{name}.json"
+    partial.write_text(json.dumps(record, indent=1))
+    path = directory / f"{name}.json"
+    partial.rename(path)
+    return path
+
+
+def run_forwarding(command: Sequence[str]) -> int:
+    """Run a command to its end, passing on the signals that ask this process to end.
+
+    Returns
+    -------
+    int
+        Its exit code as a shell gives it, 128 + signal where it was killed.
+    """
+    process = subprocess.Popen(command)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: process.send_signal(number))
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Decide, leave word, and become the worker command."""
+    """Decide, leave word, and become the worker command or run it under nsys."""
     arguments = parser().parse_args(words)
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
     os.umask(0o077)
     if arguments.walltime is not None:
         set_deadline(arguments.walltime, arguments.margin)
-    try:
-        command, record = decide(arguments)
-    except NsysUnusable as error:
-        print(f"dasf-hpc: {error}", file=sys.stderr)
-        return NSYS_UNUSABLE
-    record["command"] = command
-    directory = arguments.run / "nodes"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = file_stem(f"{arguments.name}-{record['hostname']}-{record['batch_job']}")
-    partial = directory / f".{name}.json"
-    partial.write_text(json.dumps(record, indent=1))
-    partial.rename(directory / f"{name}.json")
-    for note in record["notes"]:
-        print(f"dasf-hpc: {note}", file=sys.stderr)
-    sys.stderr.flush()
-    os.execvp(command[0], command)
+    failures: list[str] = []
+    for attempt in range(NSYS_STARTS):
+        try:
+            command, record = decide(arguments)
+        except NsysUnusable as error:
+            print(f"dasf-hpc: {error}", file=sys.stderr)
+            return NSYS_UNUSABLE
+        record["notes"] += failures
+        record["command"] = command
+        path = write_record(arguments.run, record)
+        for note in record["notes"]:
+            print(f"dasf-hpc: {note}", file=sys.stderr)
+        sys.stderr.flush()
+        if record["report"] is None:
+            os.execvp(command[0], command)
+        # The worker command's first act is to make this file: where it is missing, nsys died alone.
+        begun = path.with_suffix(".begun")
+        begun.unlink(missing_ok=True)
+        at = command.index(arguments.command[0], len(command) - len(arguments.command))
+        starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]
+        code = run_forwarding([*command[:at], *starter, *command[at:]])
+        if begun.exists() or code == 0:
+            return code
+        failures = [f"nsys died at its start ({attempt + 1} times, exit code {code})"]
+        claim = arguments.run / record["report"].replace(".nsys-rep", ".claim")
+        claim.unlink(missing_ok=True)
+    print("dasf-hpc: nsys could not be started on this node", file=sys.stderr)
+    return NSYS_UNUSABLE
 
 
 if __name__ == "__main__":

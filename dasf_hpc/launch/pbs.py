@@ -104,7 +104,9 @@ def parse_qstat(answer: str) -> dict[str, JobStatus]:
     Job ids are cut to their number, as dask-jobqueue does: ``12.server`` and ``12`` are one.
     """
     found: dict[str, JobStatus] = {}
-    answer = answer.replace("\n\t", "")  # qstat wraps lines at 78 columns
+    # OpenPBS indents entries by blanks and wraps them at 78 columns with a tab; Torque's commands
+    # indent every entry by a tab.
+    answer = re.sub(r"\n\t(?![\w.]+ = )", "", answer)
     for block in re.split(r"^Job Id:", answer, flags=re.MULTILINE)[1:]:
         number = re.match(r"\s*(\d+)", block)
         state = re.search(r"^\s*job_state = (\w)", block, re.MULTILINE)
