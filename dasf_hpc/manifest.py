@@ -15,7 +15,7 @@ from typing import Any
 
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.launch.worker_command import file_stem
-from dasf_hpc.profile.recording import installed_version
+from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.settings import Settings
 
 MANIFEST = "run.json"

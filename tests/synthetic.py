@@ -7,9 +7,12 @@ what the journals hold is what those clocks would have shown.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,7 @@ def write_run(
     probes: bool = True,
     anchors: bool = True,
     answers: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> SyntheticRun:
     """Write the journals of a run.
 
@@ -150,6 +154,9 @@ def write_run(
         Whether there is a scheduler's journal, round trips to it, readings of UTC.
     answers
         Whether to keep the answers (not wanted for a benchmark).
+    share
+        Write only the first number's part of so many: processes that call this with equal numbers
+        and different shares write a run together.
 
     Returns
     -------
@@ -176,15 +183,57 @@ def write_run(
             end = max(end, plan.end)
     for plan in plans[:killed]:
         plan.killed = True
-    for plan in plans:
+    turn, turns = share
+    for plan in plans[turn::turns]:
         _write_worker(run, plan, plans, end, dependencies, gpus, probes, anchors, answers)
-    for node in range(nodes):
+    for node in range(turn, nodes, turns):
         name = f"node{node + 1}"
         here = [plan for plan in plans if plan.node == name]
         _write_sampler(run, name, here, end, gpus, anchors, seed)
-    if scheduler:
+    if scheduler and turn == 0:
         _write_scheduler(run, plans, end, anchors)
     return run
+
+
+def _token(*parts: int) -> str:
+    """Give 128 random bits as Dask's tokens are."""
+    return hashlib.md5(repr(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def _share(folder: Path, seed: int, shape: tuple[int, int, int], share: tuple[int, int]) -> None:
+    nodes, workers, tasks = shape
+    write_run(
+        folder / "journals",
+        seed=seed,
+        nodes=nodes,
+        workers=workers,
+        tasks=tasks,
+        failing=0.005,
+        answers=False,
+        share=share,
+    )
+
+
+def synthesise(folder: Path, nodes: int, workers: int, tasks: int, seed: int = 1) -> int:
+    """Write a run on all cores and give the bytes of its journals.
+
+    Parameters
+    ----------
+    folder
+        Where its folder ``journals`` is made.
+    nodes, workers, tasks
+        Nodes, workers a node, tasks a worker.
+    seed
+        Runs of one seed and shape are equal up to the journals' random ids.
+    """
+    cores = len(os.sched_getaffinity(0))
+    shares = min(cores, nodes * workers)
+    with ProcessPoolExecutor(shares) as pool:
+        shape = nodes, workers, tasks
+        started = [pool.submit(_share, folder, seed, shape, (i, shares)) for i in range(shares)]
+        for share in started:
+            share.result()
+    return sum(path.stat().st_size for path in (folder / "journals").iterdir())
 
 
 class _Plan:
@@ -230,7 +279,7 @@ class _Plan:
         kind = (task + self.number) % 8
         if kind < 5:
             layer = task // 500
-            token = f"{(self.number << 16 | layer) * 2654435761 % (1 << 128):032x}"
+            token = _token(self.number, layer)
             return (f"{('add', 'sum-partial', 'getitem')[layer % 3]}-{token}", task % 500, kind)
         if kind == 7 and task < 16:
             return (
@@ -238,7 +287,7 @@ class _Plan:
                 if task < 8
                 else (f"odd {self.number} {task}\n\x00'\N{SNOWMAN}")
             )
-        return f"inc-{(self.number << 40 | task) * 0x9E3779B97F4A7C15 % (1 << 128):032x}"
+        return f"inc-{_token(self.number, -task)}"
 
     def result(self, task: int) -> str:
         """Give the text that describes the task's result."""
@@ -394,13 +443,9 @@ def _write_worker(
                 memory.transitions += 2
                 if status == 2:
                     reschedule(local(stop + 5_000), number, journal.string("reschedule"))
-            activity(
-                local(stop + 1_000),
-                local(stop + 2_000),
-                number,
-                journal.string("disk-write"),
-                0xFFFFFFFF,
-            )
+            if task % 8 == 0:
+                span = local(stop + 1_000), local(stop + 2_000)
+                activity(*span, number, journal.string("disk-write"), 0xFFFFFFFF)
         memory.transitions += len(_EXECUTE)
         memory.release(stop + 8_000, keep=20)
         if answers:
@@ -422,6 +467,7 @@ def _write_worker(
         run.memory[plan.address] = memory.changes
     if plan.killed:
         run.killed.append(plan.address)
+        journal.flush()
         return  # never closed
     journal.close({"time": local(end + 50_000_000)})
 

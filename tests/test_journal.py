@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dasf_hpc.profile import journal as journal_module
+from dasf_hpc.profile.drain import HEADER, RETRY_S
 from dasf_hpc.profile.journal import (
     BLOCK,
-    FIRST_SEGMENT,
-    HEADER,
+    CLOSE_WAIT_S,
     MAX_KEY,
+    MEMORY,
     RECORDS,
-    RETRY_S,
     Journal,
     JournalContents,
     JournalError,
     Stream,
     read_journal,
 )
+from dasf_hpc.profile.link import RecorderLink, drain
 
 TIMED = {s for s, fields in RECORDS.items() if fields[0][0] == "dt"}
 META = {"role": "worker", "hostname": "node1", "pid": 1}
@@ -243,16 +247,50 @@ def test_a_journal_that_is_being_written_can_be_read(tmp_path: Path) -> None:
     for i in range(1000):
         record(10**15 + i, i, i)
         if i % 100 == 99:
+            journal.flush()
             assert len(read_journal(journal.path).records[Stream.STORED]) == i + 1
     journal.close()
 
 
-def test_a_closed_journal_gives_back_the_space_it_reserved(tmp_path: Path) -> None:
+def test_a_journals_file_holds_its_blocks_and_no_more(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "a.journal", META)
-    assert journal.path.stat().st_size == FIRST_SEGMENT
-    journal.close()
     assert journal.path.stat().st_size == BLOCK
+    record = journal.recorder(Stream.EDGES)
+    for i in range(10_000):
+        record(i, i)
+    journal.close()
+    assert journal.path.stat().st_size == read_journal(journal.path).blocks * BLOCK
     assert journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_places_in_memory_are_used_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.journal", META, alone=False, limit=16 * BLOCK)
+    record = journal.recorder(Stream.EDGES)
+    for i in range(100_000):
+        record(i, i)
+        if i % 1000 == 0:
+            assert journal.flush()
+    journal.close()
+    contents = read_journal(journal.path)
+    assert journal.dropped == contents.damaged == 0
+    assert contents.records[Stream.EDGES]["key"].tolist() == list(range(100_000))
+
+
+def test_a_thread_that_ended_holds_no_memory(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.journal", META, alone=False, limit=16 * BLOCK)
+
+    def work(number: int) -> None:
+        journal.timed_recorder(Stream.STARTS)(10**15, number, number, number)
+
+    for number in range(100):
+        thread = threading.Thread(target=work, args=(number,))
+        thread.start()
+        thread.join()
+        assert journal.flush()
+    journal.close()
+    assert journal.dropped == 0
+    starts = read_journal(journal.path).records[Stream.STARTS]
+    assert sorted(starts["sequence"].tolist()) == list(range(100))
 
 
 # ------------------------------------------------------------------------------ damage
@@ -402,58 +440,225 @@ def test_a_journal_of_another_version_says_so(
         read_journal(journal.path)
 
 
-# ------------------------------------------------------------------------------ killed writers
+# ------------------------------------------------------------------------------ kills
 
-_KILLED_WRITER = """
+#: Records until it is told to end, and says so after every record.
+_WRITER = """
 import os, sys, threading, time
 from pathlib import Path
 from dasf_hpc.profile.journal import Journal, Stream
+from dasf_hpc.profile.link import RecorderLink, drain
 
-journal = Journal(Path(sys.argv[1]), {"role": "worker"})
+path = Path(sys.argv[1])
+journal = Journal(path, {"role": "worker"}, alone=False, limit=int(sys.argv[2]))
+link = RecorderLink(path.parent, journal)
+link.start()
+ended = threading.Event()
 
 def work(thread):
     started = journal.timed_recorder(Stream.STARTS)
     transition = journal.transition_recorder()
-    for i in range(10**9):
+    i = 0
+    while not ended.is_set():
         number = journal.key(("key-%d" % thread, i))
         started(time.monotonic_ns(), i, number, thread)
         transition(time.monotonic_ns(), number, 0x34)
         os.write(1, b"%d %d\\n" % (thread, i))
+        i += 1
 
-for thread in (1, 2):
-    threading.Thread(target=work, args=(thread,)).start()
+threads = [threading.Thread(target=work, args=(thread,)) for thread in (1, 2)]
+for thread in threads:
+    thread.start()
+sys.stdin.readline()
+ended.set()
+for thread in threads:
+    thread.join()
+begin = time.monotonic()
+journal.close({}, link.file)
+os.write(1, b"end %d %d\\n" % (journal.dropped, 1000 * (time.monotonic() - begin)))
 """
 
 
-@pytest.mark.parametrize("lines", [1, 57, 400, 5000])
+class _Writer:
+    """A process that records, with a recorder process that files what it records."""
+
+    def __init__(self, folder: Path, limit: int = MEMORY) -> None:
+        self.path = folder / "journals" / "a.journal"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(self.path), str(limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.told: list[bytes] = []
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.told.append(line)
+
+    def wait_for(self, lines: int) -> None:
+        until(lambda: len(self.told) >= lines, f"{lines} records")
+
+    def recorder(self) -> psutil.Process:
+        """Give the recorder process once it has the journal."""
+
+        def find() -> psutil.Process | None:
+            for child in psutil.Process(self.process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    # Before it becomes the recorder, a child has the files of its parent.
+                    held = [file.path for file in child.open_files()]
+                    if "dasf_hpc.profile.sampler" in child.cmdline() and str(self.path) in held:
+                        return child
+            return None
+
+        found: psutil.Process = until(find, "a recorder that files")
+        return found
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._listener.join()
+        self.process.wait()
+
+    def end(self) -> tuple[int, float]:
+        """Have it close its journal; gives the dropped records and the seconds it took."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"end\n")
+        self.process.stdin.close()
+        self._listener.join()
+        assert self.process.wait() == 0
+        _, dropped, milliseconds = self.told.pop().split()
+        return int(dropped), int(milliseconds) / 1000
+
+    def missing(self) -> int:
+        """Give the number of records that were told and that the journal does not have."""
+        whole = [line for line in self.told if line.endswith(b"\n")]
+        stored = {tuple(map(int, line.split())) for line in whole}
+        contents = read_journal(self.path)
+        assert contents.damaged == 0
+        starts = contents.records[Stream.STARTS]
+        known = {
+            (thread, sequence)
+            for thread, sequence, key in starts[["thread", "sequence", "key"]].tolist()
+            if contents.keys.get(key) == f"('key-{thread}', {sequence})"
+        }
+        moved = {contents.keys.get(k) for k in contents.records[Stream.TRANSITIONS]["key"].tolist()}
+        return len(
+            {(t, i) for t, i in stored - known}
+            | {(t, i) for t, i in stored if f"('key-{t}', {i})" not in moved}
+        )
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+    """Wait until a condition gives something true and give that."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.mark.parametrize("lines", [1, 57, 5000, 20_000, 40_000])
 def test_a_killed_writer_loses_nothing(tmp_path: Path, lines: int) -> None:
-    path = tmp_path / "a.journal"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _KILLED_WRITER, str(path)], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    told = [child.stdout.readline() for _ in range(lines)]
-    child.send_signal(signal.SIGKILL)
-    told += child.stdout.readlines()
-    child.wait()
-    child.stdout.close()
-    assert child.returncode == -signal.SIGKILL
-    stored = {tuple(map(int, line.split())) for line in told if line.endswith(b"\n")}
-    assert len(stored) >= lines
-
-    contents = read_journal(path)
-    starts = contents.records[Stream.STARTS]
-    assert stored <= set(zip(starts["thread"].tolist(), starts["sequence"].tolist(), strict=True))
-    for row in starts:
-        if (row["thread"], row["sequence"]) in stored:
-            assert contents.keys[row["key"]] == f"('key-{row['thread']}', {row['sequence']})"
-    moved = set(contents.records[Stream.TRANSITIONS]["key"].tolist())
-    known = {contents.keys[key] for key in moved}
-    assert {f"('key-{thread}', {i})" for thread, i in stored} <= known
-    assert contents.documents("end") == []
+    writer = _Writer(tmp_path)
+    writer.wait_for(lines)
+    writer.kill()
+    assert len(writer.told) >= lines
+    until(lambda: writer.missing() == 0, "all records on file")
+    assert read_journal(writer.path).documents("end") == []
 
 
-# ------------------------------------------------------------------------------ full disks
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_killed_recorder_loses_nothing(tmp_path: Path, kills: int) -> None:
+    writer = _Writer(tmp_path)
+    for _ in range(kills):
+        recorder = writer.recorder()
+        writer.wait_for(len(writer.told) + 5000)
+        recorder.kill()
+        writer.wait_for(len(writer.told) + 5000)
+    writer.recorder()
+    dropped, _ = writer.end()
+    assert (dropped, writer.missing()) == (0, 0)
+    assert read_journal(writer.path).documents("end")
+
+
+def test_recorder_and_writer_killed_one_after_the_other_lose_nothing(tmp_path: Path) -> None:
+    writer = _Writer(tmp_path)
+    writer.recorder().kill()
+    writer.recorder()
+    writer.wait_for(len(writer.told) + 5000)
+    writer.kill()
+    until(lambda: writer.missing() == 0, "all records on file")
+
+
+def test_a_recorder_killed_at_the_end_loses_nothing(tmp_path: Path) -> None:
+    writer = _Writer(tmp_path)
+    recorder = writer.recorder()
+    writer.wait_for(5000)
+    recorder.send_signal(signal.SIGSTOP)
+    writer.wait_for(len(writer.told) + 5000)
+    assert writer.process.stdin is not None
+    threading.Timer(0.5, recorder.kill).start()
+    dropped, seconds = writer.end()
+    assert seconds < CLOSE_WAIT_S
+    assert (dropped, writer.missing()) == (0, 0)
+
+
+def test_a_recorder_asked_to_end_serves_until_its_writer_ends(tmp_path: Path) -> None:
+    writer = _Writer(tmp_path)
+    recorder = writer.recorder()
+    recorder.terminate()
+    writer.wait_for(len(writer.told) + 5000)
+    assert writer.recorder() == recorder
+    dropped, _ = writer.end()
+    assert (dropped, writer.missing()) == (0, 0)
+    until(lambda: not recorder.is_running(), "its end")
+
+
+# ------------------------------------------------------------------------------ stalls
+
+
+def test_while_the_recorder_stands_still_the_writer_goes_on_in_bounded_memory(
+    tmp_path: Path,
+) -> None:
+    limit = 64 * BLOCK
+    writer = _Writer(tmp_path, limit)
+    recorder = writer.recorder()
+    recorder.send_signal(signal.SIGSTOP)
+    writer.wait_for(20_000)  # about 1 MB
+    recorder.send_signal(signal.SIGCONT)
+    writer.wait_for(len(writer.told) + 20_000)
+    time.sleep(RETRY_S)
+    writer.wait_for(len(writer.told) + 1000)
+    dropped, _ = writer.end()
+    assert dropped > 0
+    contents = read_journal(writer.path)
+    gaps = contents.documents("gap")
+    assert sum(gap["count"] for gap in gaps) == dropped
+    assert "stalled" in gaps[0]["reason"]
+    (end,) = contents.documents("end")
+    assert end["dropped"] == dropped
+    # A start, a transition and a key are three records.
+    assert 0 < writer.missing() <= dropped
+    assert contents.path.stat().st_size > limit
+
+
+def test_a_stalled_file_holds_up_the_end_for_a_bounded_time(tmp_path: Path) -> None:
+    writer = _Writer(tmp_path)
+    recorder = writer.recorder()
+    writer.wait_for(1000)
+    recorder.send_signal(signal.SIGSTOP)
+    writer.wait_for(len(writer.told) + 1000)
+    dropped, seconds = writer.end()
+    assert seconds < CLOSE_WAIT_S + 3
+    assert dropped == 0
+    recorder.send_signal(signal.SIGCONT)
+    until(lambda: writer.missing() == 0, "what was left is on file")
+    until(lambda: not recorder.is_running(), "the recorder's end")
+
+
+# ------------------------------------------------------------------------------ no room, no file
 
 
 @pytest.fixture
@@ -472,13 +677,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_on_a_full_disk_recording_goes_on_and_the_gap_is_named(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
-    journal = Journal(small_disk / "a.journal", META)
-    ballast.write_bytes(bytes(350 * 1024))
+def _until_dropped(journal: Journal, total: int = 0) -> int:
+    """Record until records are dropped, and a thousand more; gives how many in all."""
     record = journal.timed_recorder(Stream.STORED)
-    begin = time.monotonic_ns()
-    total = 0
     while not journal.dropped:
         record(time.monotonic_ns(), total, total)
         total += 1
@@ -486,11 +687,28 @@ def test_on_a_full_disk_recording_goes_on_and_the_gap_is_named(small_disk: Path)
     for _ in range(1000):
         record(time.monotonic_ns(), total, total)
         total += 1
+    return total
+
+
+def test_on_a_full_disk_recording_goes_on_and_the_gap_is_named(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    journal = Journal(small_disk / "a.journal", META, limit=64 * BLOCK)
+    ballast.write_bytes(bytes(350 * 1024))
+    begin = time.monotonic_ns()
+    total = 0
+    record = journal.timed_recorder(Stream.STORED)
+    while not journal.dropped:
+        record(time.monotonic_ns(), total, total)
+        total += 1
+        if total % 1000 == 0:
+            journal.flush()
+        assert total < 10**6
     full = read_journal(journal.path)
-    assert len(full.records[Stream.STORED]) == total - journal.dropped
-    assert journal.dropped >= 1000
+    assert full.damaged == 0
+    assert 0 < len(full.records[Stream.STORED]) < total
 
     ballast.unlink()
+    assert journal.flush()
     time.sleep(RETRY_S + 0.1)
     for _ in range(1000):
         record(time.monotonic_ns(), total, total)
@@ -510,9 +728,26 @@ def test_on_a_full_disk_recording_goes_on_and_the_gap_is_named(small_disk: Path)
     assert end["dropped"] == dropped
 
 
+def test_on_a_disk_that_stays_full_the_gap_is_named(small_disk: Path) -> None:
+    journal = Journal(small_disk / "a.journal", META)
+    (small_disk / "ballast").write_bytes(bytes(400 * 1024))
+    record = journal.timed_recorder(Stream.STORED)
+    total = 20_000
+    for i in range(total):
+        record(time.monotonic_ns(), i, i)
+    journal.close()
+    assert journal.dropped == 0
+    contents = read_journal(journal.path)
+    assert contents.damaged == 0
+    assert contents.documents("end")
+    (gap,) = contents.documents("gap")
+    assert gap["reason"] == "ENOSPC"
+    assert len(contents.records[Stream.STORED]) == total - gap["count"] > 0
+
+
 def test_strings_keep_their_ids_over_a_full_disk(small_disk: Path) -> None:
     ballast = small_disk / "ballast"
-    journal = Journal(small_disk / "a.journal", META)
+    journal = Journal(small_disk / "a.journal", META, limit=64 * BLOCK)
     ballast.write_bytes(bytes(400 * 1024))
     written: dict[int, str] = {}
     while not journal.dropped:
@@ -532,7 +767,99 @@ def test_strings_keep_their_ids_over_a_full_disk(small_disk: Path) -> None:
 
 
 def test_a_disk_that_is_full_from_the_start_is_an_error(small_disk: Path) -> None:
-    (small_disk / "ballast").write_bytes(bytes(500 * 1024))
+    ballast = os.open(small_disk / "ballast", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(ballast, bytes(BLOCK))
+    os.close(ballast)
     with pytest.raises(OSError, match="No space left"):
         Journal(small_disk / "a.journal", META)
     assert not (small_disk / "a.journal").exists()
+
+
+@pytest.fixture
+def immutable(tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """Give a function that makes a folder immutable even for root, and undoes it."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+
+    def change(sign: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["chattr", "-R", f"{sign}i", str(folder)], capture_output=True, text=True
+        )
+
+    if shutil.which("chattr") is None:
+        pytest.skip("chattr is not installed (apt-get install e2fsprogs)")
+    tried = change("+")
+    change("-")
+    if tried.returncode:
+        pytest.skip(f"no file can be made immutable: {tried.stderr.strip()}; be root, on ext4")
+    yield lambda on: change("+" if on else "-").check_returncode()
+    change("-")
+
+
+def test_a_folder_that_turns_read_only_costs_what_memory_does_not_hold(
+    tmp_path: Path, immutable: Callable[[bool], None]
+) -> None:
+    journal = Journal(tmp_path / "journals" / "a.journal", META, limit=64 * BLOCK)
+    immutable(True)
+    total = _until_dropped(journal)
+    immutable(False)
+    assert journal.flush()
+    time.sleep(RETRY_S)
+    record = journal.timed_recorder(Stream.STORED)
+    record(time.monotonic_ns(), total, total)
+    journal.close()
+    contents = read_journal(journal.path)
+    keys = contents.records[Stream.STORED]["key"]
+    assert keys[-1] == total
+    assert len(keys) == total + 1 - journal.dropped
+    (gap,) = contents.documents("gap")
+    assert gap["count"] == journal.dropped
+    assert gap["reason"] in ("EPERM", "writing to the file stalled")
+
+
+def test_a_folder_that_stays_read_only_holds_up_nobody(
+    tmp_path: Path, immutable: Callable[[bool], None]
+) -> None:
+    writer = _Writer(tmp_path, 64 * BLOCK)
+    writer.recorder()
+    writer.wait_for(1000)
+    assert drain(writer.path.parent)
+    immutable(True)
+    writer.wait_for(len(writer.told) + 20_000)
+    dropped, seconds = writer.end()
+    assert dropped > 1000
+    assert seconds < CLOSE_WAIT_S
+    immutable(False)
+    contents = read_journal(writer.path)
+    assert contents.damaged == 0
+    assert len(contents.records[Stream.STARTS]) > 0
+
+
+def test_a_folder_that_disappears_holds_up_nobody(tmp_path: Path) -> None:
+    writer = _Writer(tmp_path, 64 * BLOCK)
+    recorder = writer.recorder()
+    writer.wait_for(1000)
+    shutil.rmtree(writer.path.parent)
+    writer.wait_for(len(writer.told) + 20_000)
+    dropped, seconds = writer.end()
+    assert dropped > 1000
+    assert seconds < CLOSE_WAIT_S
+    assert not writer.path.exists()
+    until(lambda: not recorder.is_running(), "the recorder's end")
+
+
+def test_where_no_recorder_can_be_started_the_process_files_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "a.journal", META, alone=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    link = RecorderLink(tmp_path, journal)
+    link.start()
+    record = journal.timed_recorder(Stream.STORED)
+    record(time.monotonic_ns(), 1, 1)
+    until(lambda: len(read_journal(journal.path).records[Stream.STORED]), "it is on file")
+    journal.close({}, link.file)
+    (document,) = read_journal(journal.path).documents("unavailable")
+    assert document["what"] == "recorder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import string
 import time
@@ -20,11 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import BEGIN, BEGIN_UTC, SyntheticRun, write_run
 
-from dasf_hpc.profile.journal import BLOCK, STATES, STATUSES, Journal, Stream
+from dasf_hpc.profile.journal import BLOCK, STATES, STATUSES, Journal, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
+from dasf_hpc.trace import layout, merge
 from dasf_hpc.trace.merge import MergedTables, merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
-from dasf_hpc.trace.schema import NUL
+from dasf_hpc.trace.schema import NUL, TABLES, TRANSITION_RESOLUTION
 from dasf_hpc.trace.summary import summarise
 
 
@@ -157,7 +159,7 @@ def test_managed_memory_follows_what_came_and_went(
         assert memory["managed"].tolist() == [change[1] for change in changes]
         assert memory["tasks"].tolist() == [change[2] for change in changes]
         off = np.abs(memory["time"] + origin - [change[0] for change in changes])
-        assert (off <= _bounds(trace, memory["process"]) + 1).all()
+        assert (off <= _bounds(trace, memory["process"]) + TRANSITION_RESOLUTION).all()
 
 
 def test_results_and_exceptions_are_described(merged_run: tuple[SyntheticRun, Trace]) -> None:
@@ -264,7 +266,7 @@ def _start_errors(run: SyntheticRun, trace: Trace) -> dict[str, np.ndarray[Any, 
     ],
 )
 def test_a_clocks_error_is_within_its_bound(
-    tmp_path: Path, seed: int, kinds: dict[str, bool], source: str
+    tmp_path: Path, seed: int, kinds: dict[str, Any], source: str
 ) -> None:
     run = write_run(tmp_path / "journals", seed=seed, nodes=3, workers=1, tasks=40, **kinds)
     trace = _opened(tmp_path)
@@ -536,10 +538,8 @@ def test_the_prefix_is_what_dask_says(tmp_path: Path, keys: list[Any]) -> None:
     journal = Journal(tmp_path / "journals" / "a.journal", _worker(10**15))
     _write_tasks(journal, 10**15, keys)
     journal.close()
-    merged = merge_journals(tmp_path / "journals")
-    prefixes = merged.dictionaries["prefixes"]
-    found = [prefixes[code] for code in merged.tables["tasks"]["prefix"].tolist()]
-    assert found == [key_split(key) for key in keys]
+    with _opened(tmp_path) as trace:
+        assert trace.tasks["prefix"].tolist() == [key_split(key) for key in keys]
 
 
 # ------------------------------------------------------------------------------ managed memory
@@ -579,16 +579,18 @@ def test_the_size_of_a_key_is_what_its_own_process_recorded_else_the_producers(
     _move(record, now + 7, fetched, "memory>released")
     second.close({"time": start + 1000})
     with _opened(tmp_path) as trace:
-        rows = trace.memory[["time", "managed", "tasks"]].to_numpy().tolist()
-    assert rows == [
-        [100, 1000, 1],
-        [101, 1028, 2],
-        [102, 1028, 3],
-        [104, 28, 2],
-        [105, 528, 3],
-        [106, 28, 2],
-        [107, 0, 1],
-    ]
+        memory = trace.memory
+        assert memory[["managed", "tasks"]].to_numpy().tolist() == [
+            [1000, 1],
+            [1028, 2],
+            [1028, 3],
+            [28, 2],
+            [528, 3],
+            [28, 2],
+            [0, 1],
+        ]
+        changes = [now + i - start for i in (0, 1, 2, 4, 5, 6, 7)]
+        assert memory["time"].tolist() == [t - t % TRANSITION_RESOLUTION for t in changes]
 
 
 def test_managed_memory_is_what_a_real_worker_says(tmp_path: Path) -> None:
@@ -634,6 +636,185 @@ def _last_managed(trace: Trace) -> dict[str, tuple[int, int]]:
     }
 
 
+# ------------------------------------------------------------------------------ a large run
+
+
+def _reference(trace: Trace, journals: Path) -> dict[str, set[tuple[Any, ...]]]:
+    """Say what a trace must hold, from the journals, record by record and all in memory.
+
+    Of the trace only the clocks' corrections are believed.
+    """
+    contents = [read_journal(path) for path in sorted(journals.glob("*.journal"))]
+    clocks = trace.clocks.set_index("clock")
+    rows = {name: row for row, name in trace.processes["journal"].items()}
+    found: dict[str, set[tuple[Any, ...]]] = {
+        name: set() for name in ("tasks", "transitions", "dependencies", "activities")
+    }
+    for journal in contents:
+        first = journal.documents("journal")[0]
+        clock = clocks.loc[first["clock"]]
+        process = rows[journal.path.name]
+        keys = {number: text.replace("\0", NUL) for number, text in journal.keys.items()}
+        strings = journal.strings
+
+        def at(raw: int, clock: Any = clock) -> int:
+            local = int(raw) + int(clock["offset"])
+            drift = round(float(clock["drift"]) * (int(raw) - int(clock["origin"])))
+            return int(local + drift) - int(trace.attributes["origin_monotonic_ns"])
+
+        stops = {int(r["sequence"]): r for r in journal.records[Stream.STOPS]}
+        for record in journal.records[Stream.STARTS]:
+            stop = stops.get(int(record["sequence"]))
+            found["tasks"].add(
+                (
+                    first["task_id_base"] + int(record["sequence"]),
+                    keys[int(record["key"])],
+                    process,
+                    at(record["time"]),
+                    -1 if stop is None else at(stop["time"]),
+                    "lost" if stop is None else STATUSES[int(stop["status"])],
+                    int(stop["nbytes"]) if stop is not None and stop["status"] == 0 else -1,
+                )
+            )
+        for record in journal.records[Stream.TRANSITIONS]:
+            time_ns = at(record["time"])
+            found["transitions"].add(
+                (
+                    time_ns - time_ns % TRANSITION_RESOLUTION,
+                    process,
+                    keys[int(record["key"])],
+                    STATES[record["start"]],
+                    STATES[record["finish"]],
+                )
+            )
+        for record in journal.records[Stream.EDGES]:
+            found["dependencies"].add((keys[int(record["key"])], keys[int(record["dependency"])]))
+        for record in journal.records[Stream.ACTIVITIES]:
+            found["activities"].add(
+                (
+                    at(record["start"]),
+                    at(record["stop"]),
+                    process,
+                    keys[int(record["key"])],
+                    strings[int(record["action"])],
+                    strings.get(int(record["peer"])),
+                )
+            )
+    return found
+
+
+def _rows(table: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    plain = table[columns].astype(object)
+    return list(plain.where(plain.notna(), None).itertuples(index=False, name=None))
+
+
+_COLUMNS = {
+    "tasks": ["id", "key", "process", "start", "stop", "state", "nbytes"],
+    "transitions": ["time", "process", "key", "start_state", "finish_state"],
+    "dependencies": ["key", "dependency"],
+    "activities": ["start", "stop", "process", "key", "action", "peer"],
+}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 1000),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 80)),
+    killed=st.integers(0, 2),
+    block_rows=st.sampled_from([1, 50, 700, 1 << 20]),
+    join_keys=st.sampled_from([1, 40, 1 << 18]),
+    threads=st.booleans(),
+)
+def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
+    tmp_path: Path,
+    seed: int,
+    shape: tuple[int, int, int],
+    killed: int,
+    block_rows: int,
+    join_keys: int,
+    threads: bool,
+) -> None:
+    nodes, workers, tasks = shape
+    shutil.rmtree(tmp_path / "journals", ignore_errors=True)
+    run = write_run(
+        tmp_path / "journals",
+        seed=seed,
+        nodes=nodes,
+        workers=workers,
+        tasks=tasks,
+        killed=min(killed, nodes * workers - 1),
+        failing=0.1,
+        rescheduled=0.05,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "BLOCK_ROWS", block_rows)
+        patch.setattr(layout, "JOIN_KEYS", join_keys)
+        patch.setattr(merge, "SMALL_RUN", 0 if threads else 1 << 40)
+        trace = _opened(tmp_path)
+    with trace:
+        for name, expected in _reference(trace, tmp_path / "journals").items():
+            rows = _rows(trace.table(name), _COLUMNS[name])
+            assert set(rows) == expected
+            assert len(rows) == (run.transitions if name == "transitions" else len(expected))
+        for name in (table for table in trace.tables if TABLES[table].order):
+            order = TABLES[name].order or ""
+            whole = trace.table(name)
+            assert whole[order].is_monotonic_increasing
+            assert sorted(whole.index) == list(range(len(whole)))
+        truth = defaultdict(list)
+        for key, attempt in _rows(trace.tasks, ["key", "attempt"]):
+            truth[key].append(attempt)
+        assert all(attempts == [*range(1, len(attempts) + 1)] for attempts in truth.values())
+        for address, changes in run.memory.items():
+            row = int(trace.processes.index[trace.processes["address"] == address][0])
+            memory = trace.memory[trace.memory["process"] == row]
+            assert memory["managed"].tolist() == [change[1] for change in changes]
+        middle = int(trace.tasks["start"].median())
+        window = trace.table("tasks", start=middle, stop=middle + 50_000_000)
+        inside = trace.tasks["start"].between(middle, middle + 50_000_000, inclusive="left")
+        assert window["key"].tolist() == trace.tasks.loc[inside, "key"].tolist()
+        assert window.index.tolist() == trace.tasks.index[inside].tolist()
+        assert len(trace.blocks) > 3 or block_rows > 50 or len(trace.tasks) < 30
+
+
+def test_a_dask_cluster_merges_to_the_same_file(tmp_path: Path) -> None:
+    journals = tmp_path / "journals"
+    write_run(journals, nodes=2, workers=2, tasks=60, killed=1, failing=0.1)
+    (journals / "bad.journal").write_bytes(b"no journal" * 1000)
+    merge_journals(journals).write(tmp_path / "here.h5")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        merged = merge_journals(journals, client=client)
+        assert [name for name, _ in merged.skipped] == ["bad.journal"]
+        merged.write(tmp_path / "there.h5")
+    assert (tmp_path / "here.h5").read_bytes() == (tmp_path / "there.h5").read_bytes()
+
+
+def test_the_places_of_tasks_are_known_before_the_trace_is_written(tmp_path: Path) -> None:
+    write_run(tmp_path / "journals", nodes=2, workers=2, tasks=40, failing=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "BLOCK_ROWS", 300)
+        merged = merge_journals(tmp_path / "journals")
+    places = merged.task_places()
+    with _opened(tmp_path, merged) as trace:
+        tasks = trace.tasks.sort_index()
+        assert len(trace.blocks) > 3
+    np.testing.assert_array_equal(places["id"], tasks["id"])
+    np.testing.assert_array_equal(places["process"], tasks["process"])
+
+
+def test_the_files_of_a_merge_go_with_its_result(tmp_path: Path) -> None:
+    write_run(tmp_path / "journals", nodes=1, workers=1, tasks=3)
+    before = sorted(tmp_path.rglob("*"))
+    merged = merge_journals(tmp_path / "journals")
+    assert sorted(tmp_path.rglob("*")) != before
+    del merged
+    gc.collect()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # ------------------------------------------------------------------------------ the rest
 
 
@@ -651,13 +832,11 @@ def test_progress_goes_from_none_to_all(tmp_path: Path) -> None:
     assert told[0][2] == "reading sampler-node1-900.journal" or "reading" in told[0][2]
 
 
-def test_merging_twice_gives_the_same_tables(tmp_path: Path) -> None:
+def test_merging_twice_gives_the_same_file(tmp_path: Path) -> None:
     write_run(tmp_path / "journals", nodes=2, workers=2, tasks=30, killed=1)
-    first, second = (merge_journals(tmp_path / "journals") for _ in range(2))
-    assert first.dictionaries == second.dictionaries
-    for name, columns in first.tables.items():
-        for column, values in columns.items():
-            np.testing.assert_array_equal(values, second.tables[name][column])
+    for name in ("one.h5", "two.h5"):
+        merge_journals(tmp_path / "journals").write(tmp_path / name)
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
 
 
 def test_the_codes_of_states_are_the_journals(merged_run: tuple[SyntheticRun, Trace]) -> None:

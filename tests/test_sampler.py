@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,14 +32,9 @@ from dasf_hpc.profile.journal import (
     Stream,
     read_journal,
 )
+from dasf_hpc.profile.link import MAX_STARTS, RecorderLink, socket_name, unprofiled
 from dasf_hpc.profile.plugins import ResourceMonitor
-from dasf_hpc.profile.sampler import (
-    LINGER_S,
-    MAX_STARTS,
-    SamplerLink,
-    socket_name,
-    unprofiled,
-)
+from dasf_hpc.profile.sampler import LINGER_S
 
 TIMEOUT_S = 30.0
 #: What a busy machine may add to a wait.
@@ -409,16 +405,24 @@ def test_an_interval_must_be_above_zero(time_ms: float, directory: Path) -> None
         ResourceMonitor(time_ms, directory=directory)
 
 
-def test_where_no_sampler_can_run_few_are_started(directory: Path) -> None:
-    directory.write_text("in the way of the folder")
-    link = SamplerLink(directory, 0.02, {})
+def test_where_no_recorder_can_run_few_are_started(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    link = RecorderLink(directory, interval=0.02)
     link.start()
-    seen: set[int] = set()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and link._thread.is_alive():
-        seen |= {child.pid for child in link._children}
-        assert len(seen) <= MAX_STARTS, "starting a sampler is tried without end"
-        time.sleep(0.05)
+    link._thread.join(SLACK_S)
+    assert not link._thread.is_alive(), "starting a recorder is tried without end"
+    assert len(link._children) == MAX_STARTS
+    assert link.sample(0.1) == {}
+
+
+def test_where_nothing_can_be_written_there_are_no_samples(directory: Path) -> None:
+    directory.write_text("in the way of the folder")
+    link = RecorderLink(directory, interval=0.02)
+    link.start()
+    assert link.sample(3) == {}
+    assert len(link._children) == 1
     link.stop()
     link._thread.join(SLACK_S)
     assert not link._thread.is_alive()
@@ -442,7 +446,7 @@ def test_another_user_is_refused(directory: Path) -> None:
                 os.setgroups([])
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
-                connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 connection.settimeout(TIMEOUT_S)
                 connection.connect(name)
                 try:
@@ -462,7 +466,7 @@ def test_another_user_is_refused(directory: Path) -> None:
 def test_nonsense_on_the_socket_does_no_harm(directory: Path) -> None:
     with holder(directory) as process:
         [pid] = samplers(directory)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(socket_name(directory))
             connection.send(b"\xff" * 100_000)
         wait_until(lambda: sampled_for(directory) == {process.pid}, "sampling goes on")
@@ -470,7 +474,7 @@ def test_nonsense_on_the_socket_does_no_harm(directory: Path) -> None:
 
 
 def test_a_client_that_never_reads_does_not_stop_the_samples(directory: Path) -> None:
-    with holder(directory), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with holder(directory), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(socket_name(directory))
         connection.setblocking(False)
         end = time.monotonic() + 1

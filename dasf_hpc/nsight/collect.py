@@ -105,6 +105,7 @@ def add_reports(
     nsys = find_nsys(nsys_path)
     ranges: list[dict[str, Array]] = []
     entries = []
+    tasks = merged.task_places() if names else {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # nsys exports in processes of their own; reading and joining follow one by one.
         exports = [pool.submit(_export, folder / name, nsys) for name in names]
@@ -112,7 +113,7 @@ def add_reports(
             progress(number, len(names), name)
             entry, sqlite = export.result()
             if sqlite is not None:
-                entry, columns = _join(merged, entry, sqlite, number)
+                entry, columns = _join(merged, tasks, entry, sqlite, number)
                 ranges.append(columns)
             entries.append(entry)
     _write_tables(merged, entries, ranges)
@@ -135,18 +136,22 @@ def _export(stem: Path, nsys: NsysProgram) -> tuple[ReportEntry, Path | None]:
 
 
 def _join(
-    merged: MergedTables, entry: ReportEntry, sqlite: Path, number: int
+    merged: MergedTables,
+    tasks: dict[str, Array],
+    entry: ReportEntry,
+    sqlite: Path,
+    number: int,
 ) -> tuple[ReportEntry, dict[str, Array]]:
     try:
         report = read_report(sqlite)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), {}
-    table, tasks = merged.tables["processes"], merged.tables["tasks"]
+    table = merged.tables["processes"]
     hostnames = merged.dictionaries["hostnames"]
     node_names = [hostnames[code] for code in merged.tables["nodes"]["hostname"]]
     host = np.array([node_names[node] for node in table["node"]], object)
     processes = {"id": np.arange(len(host)), "hostname": host, "pid": table["pid"]}
-    joined = join_report(report, processes, {"id": tasks["id"], "process": tasks["process"]})
+    joined = join_report(report, processes, tasks)
     here = [
         row
         for row in range(len(host))
@@ -159,7 +164,7 @@ def _join(
         for pid, local in report_corrections(report).items()
         if pid in row_of_pid
     }
-    columns = _range_columns(report, joined, corrections, row_of_pid, merged, number)
+    columns = _range_columns(report, joined, corrections, row_of_pid, tasks, number)
     best = min(corrections.values(), key=lambda c: c.bound_ns, default=None)
     sentence = entry.sentence
     if len(report.ranges) == 0:
@@ -206,7 +211,7 @@ def _range_columns(
     joined: JoinedReport,
     corrections: dict[int, Correction],
     row_of_pid: dict[int, int],
-    merged: MergedTables,
+    tasks: dict[str, Array],
     number: int,
 ) -> dict[str, Array]:
     """Give the rows of ``nvtx_ranges`` for a report: its ranges on the trace's time."""
@@ -224,7 +229,7 @@ def _range_columns(
     task = np.full(count, NONE, np.int64)
     reason = np.full(count, None, object)
     around_tasks = ranges.domain.equal(COMPUTE_DOMAIN)
-    ids = merged.tables["tasks"]["id"]
+    ids = tasks["id"]
     order = np.argsort(ids, kind="stable")
     linked = joined.link == Link.LINKED
     task_rows = np.full(len(joined.task), NONE, np.int64)

@@ -2,10 +2,11 @@
 
 A journal is a sequence of 4096-byte blocks. Every block belongs to one *stream* (transitions,
 starts, stops, ...) and holds fixed-size records of that stream, or NUL-separated text. The writer
-maps the file into memory and stores records straight into the mapping: no system call, no lock and
-no release of the GIL on the recording path, and a record that was stored is in the kernel's page
-cache, so that a SIGKILL of the writer loses nothing. Disk space is reserved before it is mapped, so
-that a full disk is an error message here and not a SIGBUS.
+stores records into blocks in memory that it shares with whoever copies them to the file (see
+`dasf_hpc.profile.drain`): no system call, no lock and no release of the GIL on the recording path,
+and no fault or stall of the file system reaches it. A record that was stored is on file within
+0.1 s whatever becomes of the writer; while the file takes nothing, blocks are kept, up to a limit,
+and then records are dropped, counted and named.
 
 After each record the writer *commits*: it stores (end of data, CRC-32 of the data) into one of two
 slots of the block's header, alternately. A reader takes the slot with the larger end whose checksum
@@ -35,7 +36,6 @@ when 4.29 s have passed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -46,6 +46,7 @@ import struct
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -55,23 +56,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dasf_hpc.profile.drain import BLOCK as BLOCK
+from dasf_hpc.profile.drain import CRC as _CRC
+from dasf_hpc.profile.drain import (
+    FREE,
+    HEADER,
+    RETRY_S,
+    STATE_OFFSET,
+    Drain,
+    anonymous_memory,
+    describe,
+)
+from dasf_hpc.profile.drain import SLOT as _SLOT
+from dasf_hpc.profile.drain import SLOT_OFFSETS as _SLOT_OFFSETS
+
 MAGIC = b"DHJ1"
 VERSION = 1
-BLOCK = 4096
-HEADER = 64
 
-# The first segment is small so that a run of a thousand workers does not reserve gigabytes; later
-# ones are large enough that reserving them is rare (one MiB holds about 7000 tasks).
-FIRST_SEGMENT = 16 * BLOCK
-SEGMENT = 256 * BLOCK
+#: Memory for what is not on file yet, in bytes; used as it fills. One MiB holds about 7000 tasks.
+MEMORY = 64 << 20
+#: Blocks that only documents may use: what was dropped must not be dropped, too.
+_KEPT_FOR_META = 4
+
+#: How long, in seconds, a journal that is closed waits for its file.
+CLOSE_WAIT_S = 5.0
 
 _HEAD = struct.Struct("<4sHBBQIIqI")
-_CRC = struct.Struct("<I")
-_SLOT = struct.Struct("<II")
-_SLOT_OFFSETS = (40, 48)
-
-#: Seconds between two attempts to reserve space once it failed.
-RETRY_S = 1.0
 
 #: Text longer than this, in bytes, is cut: a record must fit a block.
 MAX_TEXT = BLOCK - HEADER - 1
@@ -172,6 +182,8 @@ RECORDS: dict[Stream, tuple[tuple[str, str], ...]] = {
 }
 
 _STRUCTS = {s: struct.Struct("<" + "".join(c for _, c in f)) for s, f in RECORDS.items()}
+#: Bytes of a record by number of its stream.
+RECORD_SIZES = {int(s): packed.size for s, packed in _STRUCTS.items()}
 _NUMPY = {"I": "<u4", "H": "<u2", "Q": "<u8", "q": "<i8", "f": "<f4"}
 DTYPES = {s: np.dtype([(n, _NUMPY[c]) for n, c in f]) for s, f in RECORDS.items()}
 
@@ -219,15 +231,27 @@ class Journal:
         The file to make; it must not exist. Its folder is made (mode 0700) when missing.
     meta
         What is known of the process at the start; the journal's first META document.
+    alone
+        Whether a thread of this process brings records to the file. If not, somebody else does,
+        given `memory` and `file`, or `drain_here` is called.
+    limit
+        Bytes of memory for records that are not on file.
+
+    Attributes
+    ----------
+    memory, file
+        Descriptors of the shared memory and of the file, open until `close`.
 
     Raises
     ------
     OSError
-        If the file cannot be made or its first segment cannot be reserved. Later failures never
-        raise: they are counted in `dropped` and named in a META document when writing works again.
+        If the file or its first block cannot be made. Later failures never raise: records are
+        counted in `dropped` and named in a META document when writing works again.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, meta: Mapping[str, Any], alone: bool = True, limit: int = MEMORY
+    ) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
         self.writer = secrets.randbits(63)
@@ -236,30 +260,46 @@ class Journal:
         self._dropped_why = ""
         self._retry_at = 0.0
         self._lock = threading.Lock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._size = 0
-        self._free: list[memoryview] = []
+        self._used = 1
+        self._limit = limit // BLOCK
+        self._finished: deque[memoryview] = deque()
         self._closed = False
         self._numbers = itertools.count()
         self._text: dict[Stream, _TextStream] = {}
         self._strings: dict[Hashable, int] = {}
         self._reported = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.file = os.open(path, flags, 0o600)
+        self.memory = -1
         try:
-            self._reserve(FIRST_SEGMENT)
+            self.memory = anonymous_memory(limit)
+            self._blocks = memoryview(mmap.mmap(self.memory, limit))
+            self._drain = Drain(os.dup(self.memory), os.dup(self.file), RECORD_SIZES)
+            self.meta({"kind": "journal", "version": VERSION, **meta})
+            if not self._drain.turn():
+                raise OSError(self._drain.failure, os.strerror(self._drain.failure))
         except OSError:
-            os.close(self._fd)
+            for descriptor in (self.memory, self.file):
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        self.meta({"kind": "journal", "version": VERSION, **meta})
+        if alone:
+            self.drain_here()
 
     # -- blocks
 
-    def _reserve(self, size: int) -> None:
-        os.posix_fallocate(self._fd, self._size, size)
-        mapping = memoryview(mmap.mmap(self._fd, size, offset=self._size))
-        self._free.extend(mapping[i : i + BLOCK] for i in range(size - BLOCK, -1, -BLOCK))
-        self._size += size
+    def _take(self, stream: Stream) -> memoryview | None:
+        """Give a place in memory that is free, None where there is none; the lock is held."""
+        finished = self._finished
+        if finished and finished[0][STATE_OFFSET:HEADER] == FREE:
+            return finished.popleft()
+        if self._used >= self._limit - (0 if stream is Stream.META else _KEPT_FOR_META):
+            return None
+        start = self._used * BLOCK
+        self._used += 1
+        return self._blocks[start : start + BLOCK]
 
     def block(self, stream: Stream, first: int, base: int, base_key: int) -> memoryview | None:
         """Give a new block with its header written, or None where there is no space.
@@ -272,23 +312,15 @@ class Journal:
         with self._lock:
             if self._closed:
                 return None
-            if not self._free:
-                now = time.monotonic()
-                if now < self._retry_at:
-                    return None
-                try:
-                    self._reserve(SEGMENT)
-                except OSError as error:
-                    # A partition with less than a segment left may still hold a few blocks.
-                    try:
-                        self._reserve(FIRST_SEGMENT)
-                    except OSError:
-                        self._retry_at = now + RETRY_S
-                        if self._dropped_since is None:
-                            self._dropped_since = time.monotonic_ns()
-                        self._dropped_why = errno.errorcode.get(error.errno or 0, str(error))
-                        return None
-            block = self._free.pop()
+            wait = self._retry_at and stream is not Stream.META
+            if wait and time.monotonic() < self._retry_at:
+                return None
+            block = self._take(stream)
+            if block is None:
+                self._retry_at = time.monotonic() + RETRY_S
+                self._dropped_why = describe(self._drain.failure)
+                return None
+            self._retry_at = 0.0
             head = _HEAD.pack(
                 MAGIC,
                 VERSION,
@@ -300,10 +332,25 @@ class Journal:
                 base,
                 base_key,
             )
-            block[:40] = head + _CRC.pack(zlib.crc32(head))
+            block[:HEADER] = (head + _CRC.pack(zlib.crc32(head))).ljust(HEADER, b"\0")
         if self._dropped_since is not None and stream is not Stream.META:
             self._name_gap()
         return block
+
+    def finish(self, block: memoryview, end: int, crc: int) -> None:
+        """Take back a block into which nothing more will be stored."""
+        _SLOT.pack_into(block, STATE_OFFSET, end, crc)
+        self._finished.append(block)
+
+    # -- the file
+
+    def flush(self) -> bool:
+        """Write what was recorded so far to the file; False where that failed."""
+        return self._drain.turn()
+
+    def drain_here(self) -> None:
+        """Have a thread of this process bring records to the file from now on."""
+        self._drain.start()
 
     def drop(self) -> None:
         """Count a record that could not be stored."""
@@ -444,8 +491,20 @@ class Journal:
         with _DEFINITIONS:
             self._text_id(Stream.META, text)
 
-    def close(self, meta: Mapping[str, Any] | None = None) -> None:
-        """Name what was dropped, store a last META document and give back reserved space."""
+    def close(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        elsewhere: Callable[[], bool] | None = None,
+    ) -> None:
+        """Name what was dropped, store a last META document and wait, bounded, for the file.
+
+        Parameters
+        ----------
+        meta
+            More for the last document.
+        elsewhere
+            Has somebody else write the rest to the file; where it gives False it is done here.
+        """
         if self._closed:
             return
         if self.dropped > self._reported:
@@ -455,12 +514,14 @@ class Journal:
         )
         with self._lock:
             self._closed = True
-            # Blocks are handed out from the front, so what is free is the file's tail. Mappings
-            # stay: another thread may still hold a block of them.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size - len(self._free) * BLOCK)
-            self._free.clear()
-            os.close(self._fd)
+        if elsewhere is None or not elsewhere():
+            self._drain.start()
+            self._drain.finish(RETRY_S)
+            self._drain.join(CLOSE_WAIT_S)
+        self._finished.clear()
+        # The memory stays: another thread may still hold a block of it.
+        os.close(self.memory)
+        os.close(self.file)
 
     @property
     def closed(self) -> bool:
@@ -472,6 +533,9 @@ class Journal:
 _DEFINITIONS = threading.RLock()
 
 
+_NO_BLOCK = memoryview(b"")
+
+
 class _Block:
     """The current block of one stream in one thread."""
 
@@ -480,7 +544,7 @@ class _Block:
     def __init__(self, journal: Journal, stream: Stream) -> None:
         self.journal = journal
         self.stream = stream
-        self.view: memoryview = memoryview(b"")
+        self.view: memoryview = _NO_BLOCK
         self.end = BLOCK
         self.base = 0
         self.base_key = 0
@@ -490,6 +554,7 @@ class _Block:
 
     def renew(self, base: int, base_key: int = 0) -> bool:
         """Go on in a new block; False, with the record counted as dropped, where there is none."""
+        self.__del__()
         view = self.journal.block(self.stream, self.count, base, base_key)
         if view is None:
             self.end = BLOCK
@@ -498,6 +563,12 @@ class _Block:
         self.view, self.base, self.base_key = view, base, base_key
         self.end, self.crc, self.slot = HEADER, 0, 8
         return True
+
+    def __del__(self) -> None:
+        # Also when the thread ends to which the block belonged.
+        if len(self.view):
+            view, self.view = self.view, _NO_BLOCK
+            self.journal.finish(view, self.end, self.crc)
 
     def append(self, data: bytes) -> bool:
         """Store bytes and commit them; False where there was no space (counted)."""
@@ -636,6 +707,34 @@ def _decode_text(raw: bytes) -> str:
     return raw.replace(b"\xc0\x80", b"\0").decode("utf-8", "replace")
 
 
+def _split_text(data: bytes) -> list[str]:
+    """Give the strings of a block."""
+    if b"\xc0\x80" in data:
+        return [_decode_text(raw) for raw in data.split(b"\0")[:-1]]
+    return data.decode("utf-8", "replace").split("\0")[:-1]
+
+
+def _complete_keys(contents: JournalContents) -> None:
+    """Put the heads, which are stored once, before the keys of tuples."""
+    keys, strings = contents.keys, contents.strings
+    heads: dict[str, str | None] = {"": ""}
+    lost = []
+    for number, text in keys.items():
+        if text[:1] != "\x01":
+            continue
+        code, _, tail = text[1:].partition("\x02")
+        if code not in heads:
+            head = strings.get(int(code, 16))
+            heads[code] = None if head is None else f"{head}', "
+        head = heads[code]
+        if head is None:  # without its head it could be taken for another key
+            lost.append(number)
+        else:
+            keys[number] = head + tail
+    for number in lost:
+        del keys[number]
+
+
 def _decode_records(stream: Stream, blocks: list[_ReadBlock]) -> NDArray[np.void]:
     dtype = DTYPES[stream]
     parts = [np.frombuffer(b.data, dtype, len(b.data) // dtype.itemsize) for b in blocks]
@@ -701,18 +800,8 @@ def read_journal(path: Path) -> JournalContents:
     for stream in (Stream.STRINGS, Stream.KEYS):
         target = contents.strings if stream is Stream.STRINGS else contents.keys
         for block in streams[stream]:
-            for i, raw in enumerate(block.data.split(b"\0")[:-1]):
-                target[block.first + i] = _decode_text(raw)
-    for number, text in list(contents.keys.items()):
-        if not text.startswith("\x01"):
-            continue
-        head, _, tail = text[1:].partition("\x02")
-        if not head:
-            contents.keys[number] = tail
-        elif int(head, 16) in contents.strings:
-            contents.keys[number] = f"{contents.strings[int(head, 16)]}', {tail}"
-        else:  # without its head it could be taken for another key
-            del contents.keys[number]
+            target.update(enumerate(_split_text(block.data), block.first))
+    _complete_keys(contents)
     for block in sorted(streams[Stream.META], key=lambda b: b.first):
         for raw in block.data.split(b"\0")[:-1]:
             with contextlib.suppress(ValueError):

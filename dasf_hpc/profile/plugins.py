@@ -25,15 +25,15 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
+from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, STATUSES, Journal, Stream
+from dasf_hpc.profile.link import RecorderLink
 from dasf_hpc.profile.recording import (
     Recording,
     default_directory,
-    installed_version,
     join_recording,
     leave_recording,
 )
-from dasf_hpc.profile.sampler import SamplerLink
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -645,7 +645,7 @@ class _Ranges:
 class ResourceMonitor(WorkerPlugin):
     """Has the node sampled: CPU, memory, network, disk, GPUs, and each worker process.
 
-    However many workers share a node, one sampler process serves them all; it is no thread of a
+    However many workers share a node, one recorder process serves them all; it is no thread of a
     worker, so that a task that holds the GIL does not stop the samples. In a plain script, with no
     worker around, it samples this node for as long as the monitor lives.
 
@@ -682,7 +682,7 @@ class ResourceMonitor(WorkerPlugin):
         self.name = name
         self.directory = Path(directory) if directory else default_directory()
         self.monitor_kwargs = monitor_kwargs
-        self._link: SamplerLink | None = None
+        self._link: RecorderLink | None = None
         if autostart:
             self.start()
 
@@ -725,11 +725,13 @@ class ResourceMonitor(WorkerPlugin):
     def start(self) -> None:
         """Start sampling this node for this process; does nothing where it is on already."""
         if self._link is None:
-            self._link = SamplerLink(self.directory, self.time / 1000, self.monitor_kwargs)
+            self._link = RecorderLink(
+                self.directory, interval=self.time / 1000, options=self.monitor_kwargs
+            )
             self._link.start()
 
     def stop(self) -> None:
-        """Stop sampling for this process; the node's sampler ends with its last process."""
+        """Stop sampling for this process; the node's recorder ends with its last process."""
         link, self._link = self._link, None
         if link is not None:
             link.stop()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
-import socket
 import threading
-import time
 import weakref
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dasf_hpc.profile.clock import clock_identity, read_anchor
+from dasf_hpc.profile.clock import read_anchor
 from dasf_hpc.profile.execution import Executions, unwatch, watch
+from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import Journal, Stream
+from dasf_hpc.profile.link import RecorderLink
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -42,36 +40,6 @@ def default_directory() -> Path:
         return _default
 
 
-def installed_version(package: str) -> str | None:
-    """Give the version of an installed package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def process_document(role: str, task_id_base: int = 0) -> dict[str, Any]:
-    """Describe this process for the first document of its journal (no environment values)."""
-    return {
-        "role": role,
-        "hostname": socket.gethostname(),
-        "pid": os.getpid(),
-        "clock": clock_identity(),
-        "start": time.monotonic_ns(),
-        "task_id_base": task_id_base,
-        "python": platform.python_version(),
-        "dask": installed_version("dask"),
-        "distributed": installed_version("distributed"),
-        "nvtx": installed_version("nvtx"),
-        "dasf_hpc": installed_version("dasf-hpc"),
-    }
-
-
-def journal_path(directory: Path, role: str) -> Path:
-    """Name a new journal; the process's start keeps names apart when a pid comes again."""
-    return directory / f"{role}-{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}.journal"
-
-
 class Recording:
     """What the plugins of one worker share: its journal and the watch over its executions.
 
@@ -94,10 +62,13 @@ class Recording:
             self.journal = Journal(
                 journal_path(directory, "worker"),
                 process_document("worker", self.executions.base),
+                alone=False,
             )
         except OSError as error:
             self.problem = f"no journal could be made in {directory}: {error.strerror}"
         else:
+            self._link = RecorderLink(directory, self.journal)
+            self._link.start()
             self.anchor = self.journal.recorder(Stream.ANCHORS)
             self.anchor(*read_anchor())
             self.journal.meta(worker_document(worker))
@@ -111,7 +82,7 @@ class Recording:
         unwatch(worker)
         if self.journal is not None and not self.journal.closed:
             self.anchor(*read_anchor())
-            self.journal.close({"failures": self.executions.failures, **meta})
+            self.journal.close({"failures": self.executions.failures, **meta}, self._link.file)
 
 
 def worker_document(worker: Worker) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""Recording: the node sampler, one process a node, and the link that workers hold to it.
+"""Recording: the node's recorder process, one a node and run.
 
-The sampler listens on a Unix socket in Linux's abstract namespace, whose name says run and host: it
-belongs to no file system, and the kernel frees it with its process. Each worker process keeps one
-connection open; that is how the sampler knows whom to sample (the kernel tells the peer's pid) and
-when it is no longer needed, and how a worker learns that the sampler died, and starts another.
+It files the journals that processes record into memory (`dasf_hpc.profile.drain`), and samples the
+node into a journal of its own where a process asks for it. It lives as long as a process holds a
+connection (`dasf_hpc.profile.link`).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -18,13 +16,10 @@ import os
 import selectors
 import signal
 import socket
-import struct
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,187 +27,18 @@ import psutil
 
 from dasf_hpc.profile.clock import read_anchor
 from dasf_hpc.profile.devices import NvmlState, nvml_devices, nvml_state
-from dasf_hpc.profile.journal import RECORDS, Journal, Stream
-from dasf_hpc.profile.recording import journal_path, process_document
+from dasf_hpc.profile.drain import RETRY_S, Drain
+from dasf_hpc.profile.identity import journal_path, process_document
+from dasf_hpc.profile.journal import RECORD_SIZES, RECORDS, Journal, Stream
+from dasf_hpc.profile.link import MESSAGE, START_TIMEOUT_S, peer
 
 logger = logging.getLogger(__name__)
 
-#: A sampler that nobody holds for this long ends: longer than a nanny takes to restart a worker.
+#: A recorder that nobody holds for this long ends: longer than a nanny takes to restart a worker.
 LINGER_S = 5.0
 ANCHOR_INTERVAL_S = 5.0
-START_TIMEOUT_S = 20.0
-#: Attempts of one process to get a sampler before it gives up (each starts a process).
-MAX_STARTS = 5
-
-_PEER = struct.Struct("3i")
-
-#: Variables through which nsys loads itself into child processes: the sampler is not profiled.
-_INJECTION = ("INJECTION", "NSYS", "QUADD")
-
-
-def socket_name(directory: Path) -> str:
-    """Name the sampler's socket: the same for all workers of a run on one host, and no other's."""
-    what = f"{directory.absolute()}\n{socket.gethostname()}\n{os.getuid()}"
-    return "\0dasf-hpc-sampler-" + hashlib.sha256(what.encode()).hexdigest()[:32]
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """Give pid and uid of the other end, as the kernel knows them."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(raw)
-    return pid, uid
-
-
-# ------------------------------------------------------------------------------ in the worker
-
-
-class SamplerLink:
-    """A process's hold on its node's sampler: starts it when there is none, again when it dies.
-
-    Parameters
-    ----------
-    directory
-        The run's folder of journals.
-    interval
-        Seconds between samples.
-    options
-        ResourceMonitor's ``monitor_kwargs``.
-    """
-
-    def __init__(self, directory: Path, interval: float, options: dict[str, Any]) -> None:
-        self._directory = directory
-        self._interval = interval
-        self._options = options
-        self._stopping = threading.Event()
-        self._connection: socket.socket | None = None
-        self._connected = threading.Event()
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._samples: list[dict[str, Any]] = []
-        self._sampled = threading.Condition()
-        self._thread = threading.Thread(target=self._hold, name="dasf-hpc-sampler", daemon=True)
-
-    def start(self) -> None:
-        """Start to hold the sampler, in a thread of its own; returns at once."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the sampler go."""
-        self._stopping.set()
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.send(b"bye\n")
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def sample(self, timeout: float = 2.0) -> dict[str, Any]:
-        """Have one sample taken now and give it; empty where no sampler answers in time."""
-        deadline = time.monotonic() + timeout
-        if not self._connected.wait(timeout) or self._connection is None:
-            return {}
-        with self._sampled:
-            self._samples.clear()
-            try:
-                self._connection.send(b"now\n")
-            except OSError:
-                return {}
-            while not self._samples:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._sampled.wait(left):
-                    return {}
-            return self._samples[-1]
-
-    def _hold(self) -> None:
-        for _ in range(MAX_STARTS):
-            connection = self._connect()
-            if connection is None:
-                break
-            self._connection = connection
-            self._connected.set()
-            if self._stopping.is_set():
-                self.stop()
-            self._listen(connection)
-            self._connected.clear()
-            connection.close()
-            if self._stopping.is_set():
-                break
-        for child in self._children:
-            # A sampler that serves other workers goes on; this process only must not hang on it.
-            child.poll()
-
-    def _listen(self, connection: socket.socket) -> None:
-        buffer = b""
-        while True:
-            try:
-                data = connection.recv(65536)
-            except OSError:
-                return
-            if not data:
-                return
-            *lines, buffer = (buffer + data).split(b"\n")
-            with self._sampled:
-                self._samples.extend(json.loads(line) for line in lines)
-                self._sampled.notify_all()
-
-    def _connect(self) -> socket.socket | None:
-        name = socket_name(self._directory)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        child: subprocess.Popen[bytes] | None = None
-        while time.monotonic() < deadline and not self._stopping.is_set():
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(name)
-                if _peer(connection)[1] == os.getuid():
-                    return connection
-            except OSError:
-                pass
-            connection.close()
-            if child is None or child.poll() is not None:
-                child = self._spawn()
-                self._children.append(child)
-            self._stopping.wait(0.05)
-        return None
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "dasf_hpc.profile.sampler",
-            "--directory",
-            str(self._directory),
-            "--interval",
-            str(self._interval),
-            "--options",
-            json.dumps(self._options),
-        ]
-        # A session of its own: Ctrl-C in the terminal is for the run, which then ends the sampler.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=unprofiled(dict(os.environ)),
-            start_new_session=True,
-        )
-
-
-def unprofiled(environment: dict[str, str]) -> dict[str, str]:
-    """Give an environment without what nsys put there to load itself into children."""
-    clean = {}
-    for name, value in environment.items():
-        if any(part in name for part in _INJECTION):
-            continue
-        if name == "LD_PRELOAD":
-            value = ":".join(
-                part
-                for part in value.replace(" ", ":").split(":")
-                if part and "nsight" not in part.lower() and "ToolsInjection" not in part
-            )
-            if not value:
-                continue
-        clean[name] = value
-    return clean
-
-
-# ------------------------------------------------------------------------------ in the sampler
+#: How long it tries to file what a killed process left.
+PATIENCE_S = 10.0
 
 
 class NodeProbe:
@@ -350,14 +176,16 @@ class ProcessProbe:
 
 
 class Sampler:
-    """Samples a node into a journal for as long as a process holds a connection."""
+    """Samples the node into a journal.
+
+    Raises
+    ------
+    OSError
+        If the journal cannot be made.
+    """
 
     def __init__(self, directory: Path, interval: float, options: dict[str, Any]) -> None:
         self._interval = interval
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(socket_name(directory))  # fails where a sampler is there already
-        self._listener.listen(256)
-        self._listener.setblocking(False)
         self._journal = Journal(journal_path(directory, "sampler"), process_document("sampler"))
         self._node = NodeProbe(options)
         self._processes = ProcessProbe()
@@ -382,108 +210,200 @@ class Sampler:
         self._write_gpu = self._journal.timed_recorder(Stream.GPU_SAMPLES)
         self._write_process = self._journal.timed_recorder(Stream.PROCESS_SAMPLES)
         self._write_anchor = self._journal.recorder(Stream.ANCHORS)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._pids: dict[socket.socket, int] = {}
-        self._ending = False
+        self._next_sample = time.monotonic()
+        self._next_anchor = 0.0
+        self._late = 0
 
-    def sample(self) -> dict[str, Any]:
-        """Take one sample of everything and record it."""
+    def sample(self, pids: set[int] | None = None) -> dict[str, Any]:
+        """Take one sample of the node, and of processes, and record it."""
         now = time.monotonic_ns()
         values = self._node.read()
         self._write_node(now, *values)
         for row in self._gpus.read():
             self._write_gpu(now, *row)
-        for row in self._processes.read(set(self._pids.values())):
+        # Not between two samples of the grid: a few ms of a process's CPU are no percentage.
+        for row in [] if pids is None else self._processes.read(pids):
             self._write_process(now, *row)
         names = [name for name, _ in RECORDS[Stream.NODE_SAMPLES][1:]]
         return {"time": now, **dict(zip(names, values, strict=True))}
 
-    def run(self) -> None:
-        """Sample on a fixed grid until nobody holds a connection, then end the journal."""
-        next_sample = time.monotonic()
-        next_anchor = 0.0
-        held_until = time.monotonic() + LINGER_S + START_TIMEOUT_S
-        late = 0
-        while not self._ending:
-            now = time.monotonic()
-            if self._pids:
-                held_until = now + LINGER_S
-            elif now > held_until:
-                break
-            if now >= next_anchor:
-                self._write_anchor(*read_anchor())
-                next_anchor = now + ANCHOR_INTERVAL_S
-            if now >= next_sample:
-                self.sample()
-                missed = int((now - next_sample) / self._interval)
-                late += missed
-                next_sample += (missed + 1) * self._interval
-            self._serve(max(0.0, next_sample - time.monotonic()))
+    def keep_time(self, pids: set[int]) -> float:
+        """Sample if it is time to, on a fixed grid; gives the seconds until the next one."""
+        now = time.monotonic()
+        if now >= self._next_anchor:
+            self._write_anchor(*read_anchor())
+            self._next_anchor = now + ANCHOR_INTERVAL_S
+        if now >= self._next_sample:
+            self.sample(pids)
+            missed = int((now - self._next_sample) / self._interval)
+            self._late += missed
+            self._next_sample += (missed + 1) * self._interval
+        return max(0.0, self._next_sample - time.monotonic())
+
+    def close(self) -> None:
+        """Sample once more and end the journal."""
         self.sample()
         self._write_anchor(*read_anchor())
-        self._journal.close({"late": late})
+        self._journal.close({"late": self._late})
 
-    def _serve(self, timeout: float) -> None:
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._listener:
-                self._accept()
-            else:
-                self._hear(key.fileobj)  # type: ignore[arg-type]
+
+@dataclass
+class _Holder:
+    """A process that holds a connection."""
+
+    pid: int
+    drain: Drain | None = None
+
+
+class Recorder:
+    """Files journals and samples for as long as a process holds a connection.
+
+    Parameters
+    ----------
+    directory
+        The run's folder of journals.
+    listener
+        The socket on which processes connect.
+    """
+
+    def __init__(self, directory: Path, listener: socket.socket) -> None:
+        self._directory = directory
+        self._listener = listener
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._sampler: Sampler | None = None
+        self._holders: dict[socket.socket, _Holder] = {}
+        self._leaving: list[Drain] = []
+        self._ending = False
+
+    @property
+    def _pids(self) -> set[int]:
+        return {holder.pid for holder in self._holders.values()}
+
+    def run(self) -> None:
+        """Serve until nobody holds a connection any more, then end; bounded, whatever blocks."""
+        held_until = time.monotonic() + LINGER_S + START_TIMEOUT_S
+        while True:
+            now = time.monotonic()
+            if self._holders:
+                held_until = now + LINGER_S
+            # Who asks it to end, as batch systems ask all of a job, asks its workers, too: they
+            # have something to record until they did.
+            if now > held_until or (
+                self._ending and not any(holder.drain for holder in self._holders.values())
+            ):
+                break
+            wait = 1.0 if self._sampler is None else self._sampler.keep_time(self._pids)
+            for key, _ in self._selector.select(wait):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._hear(key.fileobj)  # type: ignore[arg-type]
+        self._listener.close()
+        if self._sampler is not None:
+            self._sampler.close()
+        deadline = time.monotonic() + PATIENCE_S + RETRY_S
+        for drain in self._leaving:
+            drain.join(max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError:
             return
-        pid, uid = _peer(connection)
+        pid, uid = peer(connection)
         if uid != os.getuid():
             connection.close()
             return
         connection.setblocking(False)
-        self._pids[connection] = pid
+        self._holders[connection] = _Holder(pid)
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _hear(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
         try:
-            data = connection.recv(4096)
+            data, descriptors, _, _ = socket.recv_fds(connection, MESSAGE, 2)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if b"now" in data:
-            with contextlib.suppress(OSError):
-                connection.send(json.dumps(self.sample()).encode() + b"\n")
-        if not data or b"bye" in data:
+        word, _, rest = data.partition(b" ")
+        holder = self._holders[connection]
+        if word == b"journal" and len(descriptors) == 2 and holder.drain is None:
+            memory, file = descriptors
+            with contextlib.suppress(OSError, ValueError):
+                holder.drain = Drain(memory, file, RECORD_SIZES)
+                holder.drain.start()
+                descriptors = []
+                _answer(connection, {"taken": True})
+        elif word == b"file" and holder.drain is not None:
+            drain, holder.drain = holder.drain, None
+            self._leaving.append(drain)
+            drain.finish(RETRY_S, lambda: _answer(connection, {"filed": True}))
+        elif word == b"drain":
+            self._drain_all(connection)
+        elif word == b"sample":
+            self._start_sampling(rest)
+        elif word == b"now":
+            _answer(connection, self._sampler.sample() if self._sampler else {})
+        elif word in (b"", b"bye"):
             self._selector.unregister(connection)
-            del self._pids[connection]
+            del self._holders[connection]
             connection.close()
+            if holder.drain is not None:
+                self._leaving.append(holder.drain)
+                holder.drain.finish(PATIENCE_S)
             # Who says goodbye ends on purpose; whose connection breaks may be restarted.
-            if b"bye" in data and not self._pids:
+            if word and not self._holders:
                 self._ending = True
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _start_sampling(self, wish: bytes) -> None:
+        if self._sampler is not None:
+            return
+        try:
+            given = json.loads(wish)
+            self._sampler = Sampler(self._directory, given["interval"], given["options"])
+        except (OSError, ValueError, KeyError) as error:
+            print(f"dasf-hpc recorder: nothing is sampled: {error}", file=sys.stderr)
+
+    def _drain_all(self, connection: socket.socket) -> None:
+        drains = [h.drain for h in self._holders.values() if h.drain is not None]
+        left = len(drains)
+
+        def drained() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                _answer(connection, {"drained": True})
+
+        for drain in drains:
+            drain.ask(drained)
+        if not drains:
+            drained()
 
     def end(self, *_: Any) -> None:
-        """End after the current sample (a signal's handler)."""
+        """End as soon as no journal is recorded any more (a signal's handler)."""
         self._ending = True
 
 
+def _answer(connection: socket.socket, document: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(json.dumps(document).encode())
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the sampler; 0 also where another one serves this run on this host already."""
+    """Run the recorder on a listening socket that was handed down."""
     parser = argparse.ArgumentParser(prog="python -m dasf_hpc.profile.sampler")
     parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--interval", type=float, required=True, help="seconds between samples")
-    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--listener", type=int, required=True, help="descriptor of its socket")
     given = parser.parse_args(arguments)
-    try:
-        sampler = Sampler(given.directory, given.interval, given.options)
-    except OSError as error:
-        if "in use" in str(error):
-            return 0
-        print(f"dasf-hpc sampler: {error}", file=sys.stderr)
-        return 1
+    recorder = Recorder(given.directory, socket.socket(fileno=given.listener))
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, sampler.end)
-    sampler.run()
+        signal.signal(number, recorder.end)
+    recorder.run()
     return 0
 
 

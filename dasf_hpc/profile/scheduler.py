@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
+from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import Journal, Stream
-from dasf_hpc.profile.recording import journal_path, process_document
 
 if TYPE_CHECKING:
     from distributed import Scheduler

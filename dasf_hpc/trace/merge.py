@@ -1,57 +1,152 @@
 """Trace, merged: every journal of a run is read, put on one clock and turned into tables.
 
-The story, top to bottom, is `merge_journals`: read, choose the reference clock, correct every clock
-to it, then build one table after the other. What could not be read, or was never written, becomes a
-row of the table ``gaps``; nothing that a run left behind makes a merge fail.
+The story, top to bottom, is `merge_journals`, then `MergedTables.write`. Journals become parts
+(`parts`), each for itself; what is small of them is put together here: the reference clock, every
+clock's correction to it, processes, nodes. From that follows where every row goes (`layout`), and
+block after block of time is built and written (`blocks`, `chunks`, `store`). No step holds more
+than a journal or a block, so that memory does not grow with the run; all of them are functions of
+files in one folder, so that the cores of this machine or a Dask cluster's workers run them alike.
+
+What could not be read, or was never written, becomes a row of the table ``gaps``; nothing that a
+run left behind makes a merge fail.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import os
+import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from dask.utils import key_split
-from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
-from dasf_hpc.profile.journal import (
-    DIRECTIONS,
-    STATES,
-    STATUSES,
-    JournalContents,
-    JournalError,
-    Stream,
-    read_journal,
-)
+from dasf_hpc.profile.journal import DIRECTIONS, STATES, JournalError
 from dasf_hpc.trace.align import Correction, fit_probes, fit_utc
+from dasf_hpc.trace.blocks import (
+    REFERENCES,
+    build_block,
+    dependency_pieces,
+    task_places,
+    unexecuted_keys,
+)
+from dasf_hpc.trace.layout import (
+    Findings,
+    Layout,
+    Source,
+    corrected,
+    count_attempts,
+    finish_source,
+    join_keys,
+    lay_out,
+    sizes_of_wanted,
+    stretches,
+)
+from dasf_hpc.trace.parts import ROW_COUNTS, TASK_STATES, Part, make_part, whole_number
 from dasf_hpc.trace.schema import TABLES
-from dasf_hpc.trace.store import Strings, write_trace
+from dasf_hpc.trace.store import Strings, TraceError, writing
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
 Progress = Callable[[int, int, str], None]
+Result = TypeVar("Result")
 
-_NONE = 0xFFFFFFFF
-_MEMORY = STATES.index("memory")
-_LOST = len(STATUSES)
+#: Journals of fewer bytes, all together, are merged in the caller's thread: starting others takes
+#: longer.
+SMALL_RUN = 4 << 20
+
+
+class _Hands:
+    """Those who do the work: this thread, threads of this process, or a Dask cluster."""
+
+    def __init__(self, executor: Executor | None, at_once: int) -> None:
+        self._executor = executor
+        self._at_once = at_once
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[_Hands]:
+        """Stop the threads at the end."""
+        try:
+            yield self
+        finally:
+            if self._executor is not None:
+                self._executor.shutdown()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Have a function called."""
+        if self._executor is not None:
+            return self._executor.submit(function, *arguments)
+        done: Future[Result] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def each(
+        self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Future[Result]]:
+        """Have a function called often; gives the results in order, a few ahead of their use."""
+        ahead: deque[Future[Result]] = deque()
+        for arguments in calls:
+            ahead.append(self.submit(function, *arguments))
+            if len(ahead) > self._at_once:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+
+
+def _hands(client: Client | None, size: int) -> _Hands:
+    if client is not None:
+        threads = sum(client.nthreads().values())
+        return _Hands(client.get_executor(pure=False), 2 * max(1, threads))
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or size < SMALL_RUN:
+        return _Hands(None, 0)
+    return _Hands(ThreadPoolExecutor(cores, "merge"), cores)
+
+
+class _Pace:
+    """Says how far a step is, how fast it goes and how long it takes still."""
+
+    def __init__(self, report: Progress, total: int, what: str, unit: str) -> None:
+        self._report, self._total, self._what, self._unit = report, total, what, unit
+        self._done = 0
+        self._begun = time.monotonic()
+
+    def advance(self, amount: int, label: str) -> None:
+        """Report that so much more is done."""
+        self._done += amount
+        passed = time.monotonic() - self._begun
+        text = f"{self._what} {label}"
+        if passed > 1 and self._done:
+            rate = self._done / passed
+            left = (self._total - self._done) / rate
+            text += f" ({rate / 1e6:.1f} {self._unit}/s, {left:.0f} s left)"
+        self._report(self._done, self._total, text)
 
 
 @dataclass
 class MergedTables:
-    """A run's journals as the tables of one trace.
+    """A run's journals, merged: what is small as tables, what is not ready to be written.
 
     Attributes
     ----------
     tables
-        Columns by table; strings as codes.
+        Columns by table, of the tables that do not grow with the number of records; strings as
+        codes. More may be added before the trace is written.
     dictionaries
-        The strings that codes stand for.
+        The strings that codes stand for, but for those of keys.
     attributes
         Root attributes of the trace.
     journals
@@ -68,19 +163,86 @@ class MergedTables:
     journals: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     events: int = 0
+    _size: int = 0
+    _client: Client | None = None
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _layout: Layout | None = None
+    _joined: list[dict[str, tuple[int, str, int]]] = field(default_factory=list)
 
-    def write(self, path: Path) -> None:
+    def task_places(self) -> dict[str, Array]:
+        """Give ``id`` and ``process`` of every task, in the order of the rows of ``tasks``."""
+        if self._layout is None:
+            return {"id": np.empty(0, np.int64), "process": np.empty(0, np.int32)}
+        return task_places(self._layout)
+
+    def write(self, path: Path, progress: Progress | None = None) -> None:
         """Write the trace.
+
+        Parameters
+        ----------
+        path
+            The file.
+        progress
+            Called with (done, total, what is being done), in records.
 
         Raises
         ------
         TraceError
             If the file cannot be written.
         """
-        write_trace(path, self.tables, self.dictionaries, self.attributes)
+        report = progress or (lambda done, total, label: None)
+        layout = self._layout
+        if layout is None:
+            raise TraceError(f"{path} could not be written: nothing was merged.")
+        file = layout.save("blocks")
+        strings = {name: Strings(values) for name, values in self.dictionaries.items()}
+        with (
+            _hands(self._client, self._size).working() as hands,
+            writing(path, self.attributes, hands.submit) as trace,
+        ):
+            tables = {name: trace.table(name, in_blocks=True) for name in ROW_COUNTS}
+            tables["dependencies"] = trace.table("dependencies", in_blocks=False)
+            keys = trace.strings("keys", layout.longest_key)
+            rows = sum(layout.count(table) for table in ROW_COUNTS)
+            pace = _Pace(report, rows, "writing", "million rows")
+            calls = ((file, block) for block in range(layout.blocks))
+            for block, future in enumerate(hands.each(build_block, calls)):
+                pieces = future.result()
+                for name, table in tables.items():
+                    table.put(pieces[name])
+                keys.put(pieces["keys"][""])  # type: ignore[arg-type]
+                trace.check()
+                done = sum(
+                    layout.block_offset(name, block + 1) - layout.block_offset(name, block)
+                    for name in ROW_COUNTS
+                )
+                pace.advance(done, f"block {block + 1} of {layout.blocks}")
+            first = np.cumsum([layout.executed, *layout.unexecuted])
+            calls_of_keys = (
+                (file, stretch, columns, int(first[stretch]))
+                for stretch, columns in enumerate(self._joined)
+            )
+            for texts in hands.each(unexecuted_keys, calls_of_keys):
+                keys.put(texts.result())
+            ahead = layout.first_code(layout.blocks)
+            others = layout.foreign[layout.foreign[:, 0] >= ahead]
+            tables["dependencies"].put(dependency_pieces(*np.unique(others, axis=0).T))
+            for table in tables.values():
+                table.finish()
+            count = keys.finish()
+            blocks = {"time": layout.starts}
+            for name in ROW_COUNTS:
+                firsts = [layout.block_offset(name, block) for block in range(layout.blocks)]
+                blocks[name] = np.array(firsts, np.int64)
+            trace.whole({**self.tables, "blocks": blocks}, strings, {"keys": count})
 
 
-def merge_journals(journals_dir: Path, progress: Progress | None = None) -> MergedTables:
+def merge_journals(
+    journals_dir: Path,
+    progress: Progress | None = None,
+    client: Client | None = None,
+    scratch: Path | None = None,
+) -> MergedTables:
     """Merge every journal of a folder.
 
     Parameters
@@ -89,52 +251,136 @@ def merge_journals(journals_dir: Path, progress: Progress | None = None) -> Merg
         The folder; its ``*.journal`` files are read. A journal that cannot be read is skipped and
         named in the result and in table ``gaps``.
     progress
-        Called with (done, total, what is being done).
+        Called with (done, total, what is being done), in bytes of journals.
+    client
+        A Dask cluster that does the work: its workers read the journals and make the trace's
+        chunks, this process puts them together. Without, the cores of this machine do it. Workers
+        must see `journals_dir` and `scratch`.
+    scratch
+        A folder for the files of the merge, about as large as the journals, which go with the
+        result. By default it is made beside the journals.
 
     Returns
     -------
     MergedTables
     """
-    paths = sorted(journals_dir.glob("*.journal"))
-    steps: tuple[tuple[str, Callable[[_Run], Columns]], ...] = (
-        ("tasks", _tasks),
-        ("dependencies", _dependencies),
-        ("transitions", _transitions),
-        ("memory", _memory),
-        ("activities", _activities),
-        ("transfers", _transfers),
-        ("reschedules", _reschedules),
-        ("node_samples", _node_samples),
-        ("gpu_samples", _gpu_samples),
-        ("process_samples", _process_samples),
-    )
-    total = len(paths) + len(steps) + 1
     report = progress or (lambda done, total, label: None)
-
+    paths = sorted(journals_dir.glob("*.journal"))
     run = _Run()
-    journals = []
-    for done, path in enumerate(paths):
-        report(done, total, f"reading {path.name}")
-        try:
-            journals.append(read_journal(path))
-        except JournalError as error:
-            run.skip(path.name, "journal unreadable", str(error))
-    journals = list(_distinct(run, journals))
+    folder = _scratch(journals_dir, scratch)
+    place = Path(folder.name)
+    sizes = [_file_size(path) for path in paths]
+    run.merged._folder, run.merged._client, run.merged._size = folder, client, sum(sizes)
+    # keys are joined and numbered in two further passes over what was made of the journals
+    pace = _Pace(report, max(1, 2 * sum(sizes)), "reading", "MB")
+    report(0, max(1, 2 * sum(sizes)), "reading " + (paths[0].name if paths else "nothing"))
 
-    report(len(paths), total, "correcting clocks")
-    _place(run, journals)
-    for done, (name, build) in enumerate(steps):
-        report(len(paths) + 1 + done, total, f"building {name}")
-        columns = build(run)
-        order = TABLES[name].order
-        run.merged.tables[name] = _sorted(columns, order) if order else columns
-    _order_keys(run)
+    with _hands(client, sum(sizes)).working() as hands:
+        parts = []
+        calls = ((path, place, number) for number, path in enumerate(paths))
+        for path, size, future in zip(paths, sizes, hands.each(make_part, calls), strict=True):
+            try:
+                parts.append(future.result())
+            except JournalError as error:
+                run.skip(path.name, "journal unreadable", str(error))
+            pace.advance(size, path.name)
+        parts = list(_distinct(run, parts))
+        _place(run, parts)
+        layout = lay_out(_sources(run), place)
+        _number_keys(run.merged, layout, hands, lambda share: pace.advance(share, "keys"))
     _gaps(run)
-    run.merged.journals = len(journals)
-    run.merged.events = sum(len(r) for j in journals for r in j.records.values())
+    run.merged._layout = layout
+    run.merged.journals = len(parts)
+    run.merged.events = sum(part.events for part in parts)
     run.merged.dictionaries = {name: strings.list() for name, strings in run.strings.items()}
-    report(total, total, "merged")
+    report(max(1, 2 * sum(sizes)), max(1, 2 * sum(sizes)), "read")
     return run.merged
+
+
+def _scratch(journals_dir: Path, scratch: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Make the folder for the files of a merge, on the file system of the run where it may be."""
+    if scratch is None and os.access(journals_dir, os.W_OK | os.X_OK):
+        scratch = journals_dir
+    return tempfile.TemporaryDirectory(prefix=".merge-", dir=scratch, ignore_cleanup_errors=True)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _number_keys(
+    merged: MergedTables, layout: Layout, hands: _Hands, advance: Callable[[int], None]
+) -> None:
+    """Find the keys that several parts hold, and give every key of every part its code."""
+    count = stretches(layout)
+    file = layout.save("keys")
+    joined = []
+    for future in hands.each(join_keys, ((file, stretch, count) for stretch in range(count))):
+        joined.append(future.result())
+        advance(merged._size // (2 * count))
+    contested = count_attempts(layout, joined)
+    sized = sizes_of_wanted(layout, joined)
+    merged._joined = [j.columns for j in joined]
+    file = layout.save("codes")
+    nothing = np.empty(0, np.int64)
+
+    def findings(number: int) -> Findings:
+        return Findings(
+            [(j.columns, int(j.firsts[number]), int(j.firsts[number + 1])) for j in joined],
+            contested.executions.get(number, nothing),
+            contested.attempts.get(number, nothing),
+            *sized.get(number, (nothing, nothing)),
+        )
+
+    ends = ((file, number, findings(number)) for number in range(len(layout.sources)))
+    foreign = []
+    for finished in hands.each(finish_source, ends):
+        columns, pairs = finished.result()
+        layout.finals.append(columns)
+        if len(pairs):
+            foreign.append(pairs)
+        advance(merged._size // (2 * len(layout.sources)))
+    if foreign:
+        pairs = np.concatenate(foreign)
+        layout.foreign = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _sources(run: _Run) -> list[Source]:
+    """Give every part its place, and the trace's codes of what it calls by numbers of its own."""
+    by_address = {p.address: p.row for p in run.processes if p.address}
+    by_pid = {(p.node, p.pid): p.row for p in run.processes if p.pid >= 0}
+
+    def codes(values: Iterable[int]) -> Array:
+        return np.array([*values, -1], np.int32)  # the last one is what -1 points at
+
+    texts_of = {c.dictionary for t in ROW_COUNTS for c in TABLES[t].columns} - {None, "keys"}
+    for name in sorted(filter(None, texts_of)):
+        run.dictionary(name)
+    sources = []
+    for process in run.processes:
+        part = process.journal
+        found = {
+            name: codes(run.dictionary(name).codes(texts).tolist())
+            for name, texts in part.texts.items()
+        }
+        for name in filter(None, texts_of):
+            found.setdefault(name, codes([]))
+        for name in REFERENCES.values():
+            numbers = part.numbers.get(name, [])
+            if name == "peers":
+                texts = part.texts.get("addresses", [])
+                found[name] = codes(by_address.get(text, -1) for text in texts)
+            elif name == "gpus":
+                found[name] = codes(run.gpu_rows.get((process.node, i), -1) for i in numbers)
+            else:
+                found[name] = codes(by_pid.get((process.node, i), -1) for i in numbers)
+        sources.append(
+            Source(part, process.row, process.node, process.correction, run.origin, found)
+        )
+    return sources
 
 
 # ------------------------------------------------------------------------------ the run so far
@@ -144,7 +390,7 @@ def merge_journals(journals_dir: Path, progress: Progress | None = None) -> Merg
 class _Process:
     """A journal and where its process stands in the run."""
 
-    journal: JournalContents
+    journal: Part
     hostname: str | None
     clock: str
     role: str | None
@@ -154,7 +400,6 @@ class _Process:
     node: int = -1
     clock_row: int = -1
     correction: Correction | None = None
-    keys: Array = field(default_factory=lambda: np.empty(0, np.int32))
 
     @property
     def address(self) -> str | None:
@@ -171,7 +416,7 @@ def _identities(document: dict[str, Any]) -> set[str]:
     found = set()
     if document.get("address") is not None:
         found.add(str(document["address"]))
-    hostname, pid = document.get("hostname"), _number(document.get("pid"))
+    hostname, pid = document.get("hostname"), whole_number(document.get("pid"))
     if hostname is not None and pid >= 0:
         found.add(f"{hostname}/{pid}")
     return found
@@ -186,12 +431,9 @@ class _Run:
         self.origin = 0
         self.gaps: list[dict[str, Any]] = []
         self.gpu_rows: dict[tuple[int, int], int] = {}
-        #: Size of each key's latest result anywhere, by key code; -1: never seen.
-        self.produced: Array = np.empty(0, np.int64)
         self.strings: dict[str, Strings] = {
-            "keys": Strings(),
             "states": Strings(STATES),
-            "task_states": Strings((*STATUSES, "lost")),
+            "task_states": Strings(TASK_STATES),
             "directions": Strings(DIRECTIONS),
         }
 
@@ -210,7 +452,7 @@ class _Run:
         reason: str | None = None,
     ) -> None:
         if process is not None:
-            journal = process.journal.path.name
+            journal = process.journal.name
         row = -1 if process is None else process.row
         self.gaps.append(
             {
@@ -230,57 +472,32 @@ class _Run:
 
     def time(self, process: _Process, times: Array) -> Array:
         """Give trace times of raw readings of a process's clock."""
-        times = np.asarray(times, np.int64)
-        if process.correction is not None and process.correction.source != "reference":
-            times = process.correction.apply(times)
-        corrected: Array = times - self.origin
-        return corrected
-
-    def stream(self, stream: Stream) -> Iterator[tuple[_Process, Array]]:
-        """Give every process's records of a stream, where there are any."""
-        for process in self.processes:
-            records = process.journal.records[stream]
-            if len(records):
-                yield process, records
+        return corrected(process.correction, self.origin, times)
 
 
-def _distinct(run: _Run, journals: list[JournalContents]) -> Iterable[JournalContents]:
+def _distinct(run: _Run, journals: list[Part]) -> Iterable[Part]:
     """Leave out copies of a journal; of several the one that holds most is kept."""
-    best: dict[int, JournalContents] = {}
+    best: dict[int, Part] = {}
     for journal in journals:
         kept = best.get(journal.writer)
         if kept is None:
             best[journal.writer] = journal
             continue
-        if _size(journal) > _size(kept):
+        if journal.size > kept.size:
             best[journal.writer], journal = journal, kept
-        other = best[journal.writer].path.name
-        run.skip(journal.path.name, "journal duplicated", f"it is a copy of {other}")
+        other = best[journal.writer].name
+        run.skip(journal.name, "journal duplicated", f"it is a copy of {other}")
     return best.values()
 
 
-def _size(journal: JournalContents) -> int:
-    texts = len(journal.meta) + len(journal.strings) + len(journal.keys)
-    return texts + sum(len(r) for r in journal.records.values())
-
-
 # ------------------------------------------------------------------ processes, nodes and clocks
-
-
-def _number(value: Any, default: int = -1) -> int:
-    """Give an integer of a META document; what is none there gives the default."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return default
-    if value != value or abs(value) >= 1 << 63:
-        return default
-    return int(value)
 
 
 def _string(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _describe(journal: JournalContents) -> _Process:
+def _describe(journal: Part) -> _Process:
     first = (journal.documents("journal") or [{}])[0]
     worker: dict[str, Any] = {}
     for document in journal.documents("worker"):
@@ -289,36 +506,17 @@ def _describe(journal: JournalContents) -> _Process:
     return _Process(
         journal,
         hostname=_string(first.get("hostname")),
-        clock=str(first.get("clock") or f"unknown, of {journal.path.name}"),
+        clock=str(first.get("clock") or f"unknown, of {journal.name}"),
         role=_string(first.get("role")),
-        pid=_number(first.get("pid")),
+        pid=whole_number(first.get("pid")),
         worker=worker,
     )
 
 
-_TIME_FIELDS = ("time", "start", "stop")
-
-
-def _first_and_last(journal: JournalContents) -> tuple[int, int] | None:
-    """Give the first and last raw time in a journal, None where nothing in it carries one."""
-    times = [
-        _number(document.get(name))
-        for document in journal.meta
-        for name in _TIME_FIELDS
-        if _number(document.get(name)) >= 0
-    ]
-    for stream, records in journal.records.items():
-        if stream in (Stream.ACTIVITIES, Stream.TRANSFERS) or not len(records):
-            continue  # Dask's own times: they may precede the journal
-        for name in {"time", "before", "after", "t1", "t4"} & set(records.dtype.names or ()):
-            times += [int(records[name].min()), int(records[name].max())]
-    return (min(times), max(times)) if times else None
-
-
-def _place(run: _Run, journals: list[JournalContents]) -> None:
+def _place(run: _Run, journals: list[Part]) -> None:
     """Give every process its row, its node and its clock's correction; build their tables."""
     processes = [_describe(journal) for journal in journals]
-    spans = {id(p): _first_and_last(p.journal) for p in processes}
+    spans = {id(p): p.journal.span for p in processes}
     reference = next((p for p in processes if p.role == "scheduler"), None)
     if reference is None:
         reference = next((p for p in processes if p.role == "worker"), None)
@@ -343,9 +541,6 @@ def _place(run: _Run, journals: list[JournalContents]) -> None:
         if process.hostname is not None:
             process.node = hostnames.setdefault(process.hostname, len(hostnames))
         process.clock_row = clocks.setdefault(process.clock, len(clocks))
-        codes = run.strings["keys"].codes(process.journal.keys.values())
-        process.keys = np.full(max(process.journal.keys, default=-1) + 1, -1, np.int32)
-        process.keys[np.fromiter(process.journal.keys, np.int64, len(codes))] = codes
 
     times = {
         p.row: [int(t) for t in run.time(p, np.array(spans[id(p)]))]
@@ -374,10 +569,9 @@ def _own_version() -> str:
         return "unknown"
 
 
-def _of_clock(processes: list[_Process], clock: str, stream: Stream) -> Array:
-    """Give all records of a stream that were made on a clock, a row each, int64."""
-    records = [p.journal.records[stream] for p in processes if p.clock == clock]
-    return np.concatenate([structured_to_unstructured(r, np.int64) for r in records])
+def _of_clock(processes: list[_Process], clock: str, what: str) -> Array:
+    """Give all round trips or readings of UTC that were made on a clock, a row each."""
+    return np.concatenate([getattr(p.journal, what) for p in processes if p.clock == clock])
 
 
 def _corrections(
@@ -400,15 +594,15 @@ def _corrections(
     }
 
     def by_probes(clock: str) -> Correction:
-        to_scheduler = fit_probes(_of_clock(processes, clock, Stream.PROBES), used[clock])
+        to_scheduler = fit_probes(_of_clock(processes, clock, "probes"), used[clock])
         if reference.role == "scheduler":
             return to_scheduler
         # The scheduler left no journal, but it answered both.
-        probes = _of_clock(processes, reference.clock, Stream.PROBES)
+        probes = _of_clock(processes, reference.clock, "probes")
         return to_scheduler.then(fit_probes(probes, used[reference.clock]).inverse())
 
     def by_utc(clock: str) -> Correction:
-        own, other = (_of_clock(processes, c, Stream.ANCHORS) for c in (clock, reference.clock))
+        own, other = (_of_clock(processes, c, "anchors") for c in (clock, reference.clock))
         return fit_utc(own, other)
 
     begin = (used[reference.clock] or (0, 0))[0]
@@ -424,7 +618,7 @@ def _corrections(
             found[clock] = Correction("none", first, begin - first, 0.0, -1, 0, 0)
             run.gap(
                 "clock not aligned",
-                journal=next(p.journal.path.name for p in processes if p.clock == clock),
+                journal=next(p.journal.name for p in processes if p.clock == clock),
                 reason="its journals hold no round trip to the scheduler and no reading of UTC: "
                 "its first record is put at the reference clock's first",
             )
@@ -437,13 +631,12 @@ def _origin_utc(run: _Run, reference: _Process | None) -> int:
         return -1
     own = [p for p in run.processes if p.clock == reference.clock]
     for processes in (own, run.processes):
-        with_anchors = [p for p in processes if len(p.journal.records[Stream.ANCHORS])]
-        if not with_anchors:
+        read = [(p, p.journal.anchors) for p in processes if len(p.journal.anchors)]
+        if not read:
             continue
-        read = [(p, p.journal.records[Stream.ANCHORS]) for p in with_anchors]
-        before = np.concatenate([run.time(p, a["before"]) for p, a in read])
-        after = np.concatenate([run.time(p, a["after"]) for p, a in read])
-        utc = np.concatenate([a["utc"] for _, a in read]).astype(np.int64)
+        before = np.concatenate([run.time(p, a[:, 0]) for p, a in read])
+        after = np.concatenate([run.time(p, a[:, 2]) for p, a in read])
+        utc = np.concatenate([a[:, 1] for _, a in read])
         middle = before + (after - before) // 2
         near = np.argsort(np.abs(middle), kind="stable")[:8]
         best = near[np.argmin((after - before)[near])]
@@ -482,9 +675,9 @@ def _process_table(run: _Run, times: dict[int, list[int]]) -> None:
             ended = "closed"
         else:
             ended = "killed" if process.identities & removed else "unknown"
-        dropped = sum(max(0, _number(g.get("count"), 0)) for g in journal.documents("gap"))
+        dropped = sum(max(0, whole_number(g.get("count"), 0)) for g in journal.documents("gap"))
         if end is not None:
-            dropped = max(dropped, _number(end.get("dropped"), 0))
+            dropped = max(dropped, whole_number(end.get("dropped"), 0))
         gpus = worker.get("gpus")
         uuids = [str(g.get("uuid")) for g in gpus if isinstance(g, dict)] if gpus else []
         start, stop = times.get(process.row, (-1, -1))
@@ -499,15 +692,15 @@ def _process_table(run: _Run, times: dict[int, list[int]]) -> None:
                 "start": start,
                 "stop": stop,
                 "ended": ended,
-                "task_id_base": _number(first.get("task_id_base")),
-                "nthreads": _number(worker.get("nthreads")),
-                "memory_limit": _number(worker.get("memory_limit")),
+                "task_id_base": whole_number(first.get("task_id_base")),
+                "nthreads": whole_number(worker.get("nthreads")),
+                "memory_limit": whole_number(worker.get("memory_limit")),
                 "gpus": ",".join(uuids) or None,
                 "cuda_visible_devices": _string(worker.get("cuda_visible_devices")),
                 "gpu_status": _string(worker.get("gpu_status")),
                 "batch_job": _string(worker.get("batch_job")),
                 **{n: _string(first.get(n)) for n in ("python", "dask", "distributed", "dasf_hpc")},
-                "journal": journal.path.name,
+                "journal": journal.name,
                 "damaged": journal.damaged,
                 "dropped": dropped,
             }
@@ -521,9 +714,9 @@ def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropp
     journal = process.journal
     named = 0
     for document in journal.documents("gap"):
-        span = [_number(document.get(n)) for n in ("start", "stop")]
+        span = [whole_number(document.get(n)) for n in ("start", "stop")]
         start, stop = (int(run.time(process, np.array([t]))[0]) if t >= 0 else -1 for t in span)
-        count = _number(document.get("count"))
+        count = whole_number(document.get("count"))
         named += max(0, count)
         reason = _string(document.get("reason"))
         run.gap("records dropped", process, start=start, stop=stop, count=count, reason=reason)
@@ -534,7 +727,7 @@ def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropp
             count=dropped - named,
             reason="the journal says how many, not when",
         )
-    failures = _number(end.get("failures"), 0) if end else 0
+    failures = whole_number(end.get("failures"), 0) if end else 0
     if failures > 0:
         run.gap("records dropped", process, count=failures, reason="recording a task failed")
     if journal.damaged:
@@ -560,7 +753,7 @@ def _name_missing_workers(run: _Run) -> None:
             if identities & known:
                 continue
             known |= identities
-            when = _number(document.get("time"))
+            when = whole_number(document.get("time"))
             run.gap(
                 "worker without journal",
                 start=int(run.time(scheduler, np.array([when]))[0]) if when >= 0 else -1,
@@ -579,7 +772,7 @@ def _gpu_table(run: _Run) -> None:
                     if not isinstance(gpu, dict):
                         continue
                     uuid = _string(gpu.get("uuid"))
-                    index = _number(gpu.get("index"))
+                    index = whole_number(gpu.get("index"))
                     if (process.node, uuid) in uuids:
                         continue
                     if uuid is not None:
@@ -592,11 +785,11 @@ def _gpu_table(run: _Run) -> None:
                             "index": index,
                             "uuid": uuid,
                             "name": _string(gpu.get("name")),
-                            "memory": _number(gpu.get("memory")),
+                            "memory": whole_number(gpu.get("memory")),
                         }
                     )
-    for process, samples in run.stream(Stream.GPU_SAMPLES):
-        for index in np.unique(samples["gpu"]).tolist():
+    for process in run.processes:
+        for index in process.journal.numbers.get("gpus", []):
             if run.gpu_rows.setdefault((process.node, index), len(rows)) == len(rows):
                 rows.append({"node": process.node, "index": index})
     run.merged.tables["gpus"] = _rows(run, rows, "gpus")
@@ -616,8 +809,8 @@ def _node_table(run: _Run, hostnames: list[str], times: dict[int, list[int]]) ->
         }
         for process in here:
             for document in process.journal.documents("node"):
-                row["cpus"] = _number(document.get("cpus"))
-                row["memory"] = _number(document.get("memory"))
+                row["cpus"] = whole_number(document.get("cpus"))
+                row["memory"] = whole_number(document.get("memory"))
             for document in process.journal.documents("gpus"):
                 row["gpu_status"] = _string(document.get("status"))
         rows.append(row)
@@ -645,464 +838,11 @@ def _clock_table(run: _Run, clocks: list[str], corrections: dict[str, Correction
     run.merged.tables["clocks"] = _rows(run, rows, "clocks")
 
 
-# ------------------------------------------------------------------------------ columns of events
-
-
-def _join(parts: list[Columns], table: str) -> Columns:
-    """Put the parts of a table, one a process, one after the other."""
-    columns: Columns = {}
-    for column in TABLES[table].columns:
-        if not parts:
-            columns[column.name] = np.empty(0, column.dtype)
-        elif column.name in parts[0]:
-            arrays = [part[column.name] for part in parts]
-            columns[column.name] = np.concatenate(arrays).astype(column.dtype, copy=False)
-    return columns
-
-
-def _sorted(columns: Columns, by: str) -> Columns:
-    # stable: what one process recorded at one time stays in its order
-    order = np.argsort(columns[by], kind="stable")
-    return {name: values[order] for name, values in columns.items()}
-
-
-def _row(process: _Process, count: int) -> Array:
-    return np.full(count, process.row, np.int32)
-
-
-def _keys(process: _Process, ids: Array) -> Array:
-    """Give the codes of key ids of a process's journal; -1 for one that was lost."""
-    table = process.keys
-    codes = np.full(len(ids), -1, np.int32)
-    known = ids < len(table)
-    codes[known] = table[ids[known]]
-    return codes
-
-
-def _translated(ids: Array, encode: Callable[[int], int]) -> Array:
-    """Give the codes of string ids; `encode` is asked once for each distinct id."""
-    distinct, inverse = np.unique(ids, return_inverse=True)
-    codes = np.array([encode(i) for i in distinct.tolist()], np.int32)
-    return codes[inverse] if len(codes) else np.empty(0, np.int32)
-
-
-def _texts(process: _Process, ids: Array, dictionary: Strings) -> Array:
-    """Give the codes, in a dictionary, of string ids of a process's journal."""
-    strings = process.journal.strings
-    return _translated(ids, lambda i: dictionary.code(None if i == _NONE else strings.get(i)))
-
-
-def _signed(values: Array) -> Array:
-    """Give unsigned values as int64, the largest unsigned number ("not available") as -1."""
-    if values.dtype == np.uint32:
-        return np.where(values == _NONE, -1, values.astype(np.int64))
-    return values.astype(np.int64)
-
-
-# ------------------------------------------------------------------------------ tasks
-
-
-def _result_parts(text: str) -> tuple[str | None, str | None, str | None]:
-    """Split ``type|dtype|shape``; a dtype may hold ``|`` itself (``|S5``, ``|b1``)."""
-    kind, _, rest = text.partition("|")
-    dtype, _, shape = rest.rpartition("|")
-    return kind or None, dtype or None, shape or None
-
-
-def _results(run: _Run, process: _Process, ids: Array, status: Array) -> dict[str, Array]:
-    """Give type, dtype, shape and exception of executions from their STOPS' result strings."""
-    strings = process.journal.strings
-    columns = {
-        name: np.full(len(ids), -1, np.int32) for name in ("type", "dtype", "shape", "exception")
-    }
-    done = status == STATUSES.index("memory")
-    for position, name in enumerate(("type", "dtype", "shape")):
-        dictionary = run.dictionary(f"{name}s")
-
-        def encode(i: int, position: int = position, dictionary: Strings = dictionary) -> int:
-            text = strings.get(i)
-            return -1 if text is None else dictionary.code(_result_parts(text)[position])
-
-        columns[name][done] = _translated(ids[done], encode)
-    failed = status == STATUSES.index("error")
-    columns["exception"][failed] = _texts(process, ids[failed], run.dictionary("exceptions"))
-    return columns
-
-
-def _executions(process: _Process) -> tuple[Array, Array, Array, int]:
-    """Match starts and stops of a process.
-
-    Returns
-    -------
-    starts, stops : array
-        Records; starts in the order of their sequence numbers, stops that belong to one of them.
-    at : array
-        For each stop the position of its start.
-    alone : int
-        Number of stops whose start was not recorded.
-    """
-    starts, stops = (process.journal.records[s] for s in (Stream.STARTS, Stream.STOPS))
-    starts = starts[np.argsort(starts["sequence"], kind="stable")]
-    at = np.searchsorted(starts["sequence"], stops["sequence"])
-    matched = at < len(starts)
-    matched[matched] = starts["sequence"][at[matched]] == stops["sequence"][matched]
-    return starts, stops[matched], at[matched], int(np.count_nonzero(~matched))
-
-
-def _tasks(run: _Run) -> Columns:
-    parts = []
-    for process, _ in run.stream(Stream.STARTS):
-        starts, stops, at, alone = _executions(process)
-        if alone:
-            run.gap("stops without start", process, count=alone)
-        first = (process.journal.documents("journal") or [{}])[0]
-        base = _number(first.get("task_id_base"), 0)
-        count = len(starts)
-        key = _keys(process, starts["key"])
-        if (key < 0).any():
-            run.gap("unknown keys", process, count=int(np.count_nonzero(key < 0)))
-        part: Columns = {
-            "id": base + starts["sequence"].astype(np.int64),
-            "key": key,
-            "process": _row(process, count),
-            "thread": starts["thread"].astype(np.int64),
-            "start": run.time(process, starts["time"]),
-            "stop": np.full(count, -1, np.int64),
-            "state": np.full(count, _LOST, np.int8),
-            "nbytes": np.full(count, -1, np.int64),
-        }
-        status = stops["status"]
-        part["stop"][at] = run.time(process, stops["time"])
-        part["state"][at] = np.where(status < len(STATUSES), status, -1)
-        in_memory = status == STATUSES.index("memory")
-        part["nbytes"][at[in_memory]] = _signed(stops["nbytes"][in_memory])
-        for name, codes in _results(run, process, stops["result"], status).items():
-            part[name] = np.full(count, -1, np.int32)
-            part[name][at] = codes
-        parts.append(part)
-    for process, stops in run.stream(Stream.STOPS):
-        if not len(process.journal.records[Stream.STARTS]):
-            run.gap("stops without start", process, count=len(stops))
-    columns = _sorted(_join(parts, "tasks"), "start")
-    columns["attempt"] = _attempts(columns["key"])
-    prefixes = _prefixes(run)
-    known = columns["key"] >= 0
-    columns["prefix"] = np.full(len(known), -1, np.int32)
-    columns["prefix"][known] = prefixes[columns["key"][known]]
-    run.produced = np.full(len(run.strings["keys"]), -1, np.int64)
-    made = known & (columns["nbytes"] >= 0)
-    run.produced[columns["key"][made]] = columns["nbytes"][made]
-    return columns
-
-
-def _attempts(keys: Array) -> Array:
-    """Number the executions of each key, in the order of rows, from 1."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    position = np.arange(len(keys))
-    new = np.ones(len(keys), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    first = np.maximum.accumulate(np.where(new, position, 0))
-    attempts = np.empty(len(keys), np.int32)
-    attempts[order] = position - first + 1
-    attempts[keys < 0] = -1
-    return attempts
-
-
-def _head(text: str) -> str:
-    """Give the part of a key's text on which its prefix depends, which many keys share."""
-    quote = text[1:2]
-    if text[:1] == "(" and quote and quote in "'\"":  # a tuple; its first element is the name
-        name, end, _ = text[2:].partition(quote + ",")
-        if end:
-            return _literal(quote + name + quote)
-    elif text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
-        with contextlib.suppress(ValueError, SyntaxError):
-            text = ast.literal_eval(text).decode()
-    rest, dash, word = text.rpartition("-")
-    # key_split stops at the first word that is not a plain one, which tokens never are
-    return rest if dash and not word.isalpha() else text
-
-
-def _literal(quoted: str) -> str:
-    if "\\" in quoted:
-        with contextlib.suppress(ValueError, SyntaxError):
-            return str(ast.literal_eval(quoted))
-    return quoted[1:-1]
-
-
-def _prefixes(run: _Run) -> Array:
-    """Give the code of every key's prefix, by key code; key_split runs once for each head."""
-    dictionary = run.dictionary("prefixes")
-    heads: dict[str, int] = {}
-    codes = np.empty(len(run.strings["keys"]), np.int32)
-    for number, text in enumerate(run.strings["keys"].list()):
-        head = _head(text)
-        code = heads.get(head)
-        if code is None:
-            code = heads[head] = dictionary.code(str(key_split(head)))
-        codes[number] = code
-    return codes
-
-
-def _order_keys(run: _Run) -> None:
-    """Number keys by their first start: neighbours in time are neighbours in the dictionary.
-
-    A window of time then needs a short stretch of the dictionary, and the codes compress well.
-    """
-    strings = run.strings["keys"].list()
-    used = run.merged.tables["tasks"]["key"]
-    used = used[used >= 0]
-    distinct, first = np.unique(used, return_index=True)
-    executed = distinct[np.argsort(first, kind="stable")]
-    others = np.ones(len(strings), bool)
-    others[executed] = False
-    order = np.concatenate([executed, np.flatnonzero(others)])
-    codes = np.empty(len(strings) + 1, np.int32)
-    codes[order] = np.arange(len(strings), dtype=np.int32)
-    codes[-1] = -1
-    for name, columns in run.merged.tables.items():
-        for column in TABLES[name].columns:
-            if column.dictionary == "keys" and column.name in columns:
-                columns[column.name] = codes[columns[column.name]]
-    run.strings["keys"] = Strings(strings[i] for i in order.tolist())
-    dependencies = run.merged.tables["dependencies"]
-    by_key = np.lexsort((dependencies["dependency"], dependencies["key"]))
-    run.merged.tables["dependencies"] = {n: v[by_key] for n, v in dependencies.items()}
-
-
-def _dependencies(run: _Run) -> Columns:
-    """Give each pair once, however often, and by however many workers, it was recorded."""
-    count = len(run.strings["keys"])
-    parts = []
-    for process, edges in run.stream(Stream.EDGES):
-        key = _keys(process, edges["key"]).astype(np.int64)
-        dependency = _keys(process, edges["dependency"])
-        known = (key >= 0) & (dependency >= 0)
-        parts.append((key * count + dependency)[known])
-    pairs = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
-    return {
-        "key": (pairs // max(count, 1)).astype(np.int32),
-        "dependency": (pairs % max(count, 1)).astype(np.int32),
-    }
-
-
-# ------------------------------------------------------------------------------ the other tables
-
-
-def _transitions(run: _Run) -> Columns:
-    parts = []
-    for process, records in run.stream(Stream.TRANSITIONS):
-        parts.append(
-            {
-                "time": run.time(process, records["time"]),
-                "process": _row(process, len(records)),
-                "key": _keys(process, records["key"]),
-                "start_state": records["start"].astype(np.int8),
-                "finish_state": records["finish"].astype(np.int8),
-            }
-        )
-    return _join(parts, "transitions")
-
-
-def _last_before(group: Array, marked: Array) -> Array:
-    """Give, for each position, the last marked one up to it in its group; -1: none.
-
-    Positions of a group are neighbours.
-    """
-    position = np.arange(len(group))
-    last = np.maximum.accumulate(np.where(marked, position, -1)) if len(group) else position
-    good = last >= 0
-    good[good] = group[last[good]] == group[good]
-    return np.where(good, last, -1)
-
-
-def _memory(run: _Run) -> Columns:
-    """Add up what comes into and leaves each worker's memory, as Dask's WorkerState.nbytes does."""
-    parts = []
-    for process, records in run.stream(Stream.TRANSITIONS):
-        entry = (records["finish"] == _MEMORY) & (records["start"] != _MEMORY)
-        leave = (records["start"] == _MEMORY) & (records["finish"] != _MEMORY)
-        records, entry = records[entry | leave], entry[entry | leave]
-        key = _keys(process, records["key"])
-        size = np.zeros(len(records), np.int64)
-        size[entry] = _sizes_at_entry(run, process, key[entry], records["time"][entry])
-
-        # What a key held before an event is what its last event left there.
-        order = np.argsort(key, kind="stable")
-        held = np.where(entry, size, 0)[order]
-        inside = entry[order].astype(np.int32)
-        same = np.zeros(len(order), bool)
-        same[1:] = key[order][1:] == key[order][:-1]
-        bytes_step, key_step = held.copy(), inside.copy()
-        bytes_step[1:] -= np.where(same[1:], held[:-1], 0)
-        key_step[1:] -= np.where(same[1:], inside[:-1], 0)
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        bytes_step, key_step = bytes_step[back], key_step[back]
-
-        change = (bytes_step != 0) | (key_step != 0)
-        parts.append(
-            {
-                "time": run.time(process, records["time"])[change],
-                "process": _row(process, int(np.count_nonzero(change))),
-                "managed": np.cumsum(bytes_step)[change],
-                "tasks": np.cumsum(key_step)[change],
-            }
-        )
-    return _join(parts, "memory")
-
-
-def _sizes_at_entry(run: _Run, process: _Process, key: Array, time: Array) -> Array:
-    """Give the size with which each key came into memory.
-
-    It is the latest that this process recorded up to then, by executing or storing; else the next
-    one; else the size of what any process produced; else 0.
-    """
-    records = process.journal.records
-    stored = records[Stream.STORED]
-    starts, stops, at, _ = _executions(process)
-    in_memory = stops["status"] == STATUSES.index("memory")
-    stops, at = stops[in_memory], at[in_memory]
-
-    value_key = np.concatenate([_keys(process, starts["key"][at]), _keys(process, stored["key"])])
-    value_time = np.concatenate([stops["time"], stored["time"]])
-    value = np.concatenate([_signed(stops["nbytes"]), _signed(stored["nbytes"])])
-    keys = np.concatenate([value_key, key])
-    is_value = np.arange(len(keys)) < len(value_key)
-    order = np.lexsort((~is_value, np.concatenate([value_time, time]), keys))
-    ordered, marked = keys[order], is_value[order]
-    values = np.concatenate([value, np.zeros(len(key), np.int64)])[order]
-    before = _last_before(ordered, marked)
-    after = _last_before(ordered[::-1], marked[::-1])[::-1]
-    after = np.where(after >= 0, len(order) - 1 - after, -1)
-    chosen = np.where(before >= 0, before, after)
-
-    sizes = np.where(chosen >= 0, values[chosen], -1)
-    unknown = (chosen < 0) & (ordered >= 0)
-    sizes[unknown] = run.produced[ordered[unknown]]
-    result = np.empty(len(order), np.int64)
-    result[order] = np.maximum(sizes, 0)
-    return result[len(value_key) :]
-
-
-def _activities(run: _Run) -> Columns:
-    parts = []
-    for process, records in run.stream(Stream.ACTIVITIES):
-        parts.append(
-            {
-                "start": run.time(process, records["start"]),
-                "stop": run.time(process, records["stop"]),
-                "process": _row(process, len(records)),
-                "key": _keys(process, records["key"]),
-                "action": _texts(process, records["action"], run.dictionary("actions")),
-                "peer": _texts(process, records["peer"], run.dictionary("addresses")),
-            }
-        )
-    return _join(parts, "activities")
-
-
-def _transfers(run: _Run) -> Columns:
-    by_address = {p.address: p.row for p in run.processes if p.address}
-    parts = []
-    for process, records in run.stream(Stream.TRANSFERS):
-        strings = process.journal.strings
-
-        def peer_row(i: int, strings: dict[int, str] = strings) -> int:
-            return by_address.get(strings.get(i) or "", -1)
-
-        direction = records["direction"].astype(np.int32)
-        parts.append(
-            {
-                "start": run.time(process, records["start"]),
-                "stop": run.time(process, records["stop"]),
-                "process": _row(process, len(records)),
-                "direction": np.where(direction < len(DIRECTIONS), direction, -1),
-                "peer": _texts(process, records["peer"], run.dictionary("addresses")),
-                "peer_process": _translated(records["peer"], peer_row),
-                "nbytes": _signed(records["nbytes"]),
-                "keys": records["keys"].astype(np.int32),
-            }
-        )
-    return _join(parts, "transfers")
-
-
-def _reschedules(run: _Run) -> Columns:
-    parts = []
-    for process, records in run.stream(Stream.RESCHEDULES):
-        parts.append(
-            {
-                "time": run.time(process, records["time"]),
-                "process": _row(process, len(records)),
-                "key": _keys(process, records["key"]),
-                "reason": _texts(process, records["reason"], run.dictionary("reasons")),
-            }
-        )
-    return _join(parts, "reschedules")
-
-
-def _measured(records: Array, names: Iterable[str]) -> Columns:
-    """Give sampled columns; integers become signed, so that "not available" is -1."""
-    return {
-        name: records[name] if records.dtype[name].kind == "f" else _signed(records[name])
-        for name in names
-    }
-
-
-def _own_fields(records: Array, *others: str) -> list[str]:
-    return [n for n in records.dtype.names or () if n != "time" and n not in others]
-
-
-def _node_samples(run: _Run) -> Columns:
-    parts = []
-    for process, records in run.stream(Stream.NODE_SAMPLES):
-        parts.append(
-            {
-                "time": run.time(process, records["time"]),
-                "node": np.full(len(records), process.node, np.int32),
-                **_measured(records, _own_fields(records)),
-            }
-        )
-    return _join(parts, "node_samples")
-
-
-def _gpu_samples(run: _Run) -> Columns:
-    parts = []
-    for process, records in run.stream(Stream.GPU_SAMPLES):
-        node = process.node
-
-        def gpu_row(index: int, node: int = node) -> int:
-            return run.gpu_rows.get((node, index), -1)
-
-        parts.append(
-            {
-                "time": run.time(process, records["time"]),
-                "gpu": _translated(records["gpu"], gpu_row),
-                **_measured(records, _own_fields(records, "gpu")),
-            }
-        )
-    return _join(parts, "gpu_samples")
-
-
-def _process_samples(run: _Run) -> Columns:
-    by_pid = {(p.node, p.pid): p.row for p in run.processes if p.pid >= 0}
-    parts = []
-    for process, records in run.stream(Stream.PROCESS_SAMPLES):
-        node = process.node
-
-        def process_row(pid: int, node: int = node) -> int:
-            return by_pid.get((node, pid), -1)
-
-        parts.append(
-            {
-                "time": run.time(process, records["time"]),
-                "node": np.full(len(records), node, np.int32),
-                "process": _translated(records["pid"], process_row),
-                **_measured(records, _own_fields(records)),
-            }
-        )
-    return _join(parts, "process_samples")
-
-
 def _gaps(run: _Run) -> None:
+    for process in run.processes:
+        part = process.journal
+        if part.lone_stops:
+            run.gap("stops without start", process, count=part.lone_stops)
+        if part.unknown_keys:
+            run.gap("unknown keys", process, count=part.unknown_keys)
     run.merged.tables["gaps"] = _rows(run, run.gaps, "gaps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from dasf_hpc.trace import store
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import TraceError
+
+#: Strings between two that are wanted which are skipped, not read: about two chunks of them.
+FAR = 10_000
 
 #: Name of the trace in a run's directory.
 TRACE_NAME = "trace.h5"
@@ -67,10 +71,7 @@ class Trace:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = store.open_file(path)
-        self.attributes: dict[str, Any] = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self._file.attrs.items()
-        }
+        self.attributes = store.attributes_of(self._file)
         self._tables: dict[str, pd.DataFrame] = {}
         self._dictionaries: dict[str, pd.Index[str]] = {}
 
@@ -142,7 +143,8 @@ class Trace:
         Returns
         -------
         pandas.DataFrame
-            Its index is the row number in the table.
+            Its index is the row number in the table. Rows are sorted by time where the table has
+            an order, so that a row's place need not be its number: use ``loc`` for references.
 
         Raises
         ------
@@ -155,13 +157,17 @@ class Trace:
         if name not in store.table_names(file):
             known = [column.name for column in self._known(name)]
             return self._empty(name, self._chosen(name, columns, known))
-        chosen = self._chosen(name, columns, store.column_names(file, name))
-        rows = store.time_window(file, name, start, stop)
+        stored = store.column_names(file, name)
+        derived = [c.name for c in TABLES[name].derived] if name in TABLES else []
+        derived = [column for column in derived if column not in stored]
+        chosen = self._chosen(name, columns, [*derived, *stored])
+        rows, taken = self._rows(name, start, stop)
         whole = start is None and stop is None
         data: dict[str, Any] = {}
         for column in chosen:
-            values = store.read_column(file, name, column, rows)
-            dictionary = store.dictionary_of(file, name, column)
+            values, dictionary = self._values(name, column, rows)
+            if taken is not None:
+                values = values[taken]
             if dictionary is None:
                 data[column] = values
             elif whole:
@@ -170,7 +176,40 @@ class Trace:
                 )
             else:
                 data[column] = self._decoded(values, dictionary)
-        return pd.DataFrame(data, index=pd.RangeIndex(rows.start, rows.stop), columns=chosen)
+        index = pd.RangeIndex(rows.start, rows.stop)
+        return pd.DataFrame(data, index=index if taken is None else index[taken], columns=chosen)
+
+    def pieces(self, name: str, columns: list[str], rows: int = 1 << 20) -> Iterator[pd.DataFrame]:
+        """Read some columns of a table in the order of its rows, so many rows at once.
+
+        Memory does not grow with the table. Rows that lie in blocks of time are not sorted.
+
+        Parameters
+        ----------
+        name, columns
+            As for `table`; columns of keys are not decoded here: they come as codes.
+        rows
+            Rows at once.
+        """
+        file = self._opened()
+        total = self.rows(name)
+        for first in range(0, total, rows):
+            part = slice(first, min(total, first + rows))
+            data: dict[str, Any] = {}
+            for column in columns:
+                values, dictionary = self._values(name, column, part)
+                data[column] = values
+                if dictionary is not None and dictionary != "keys":
+                    data[column] = pd.Categorical.from_codes(
+                        self._checked(values, dictionary), categories=self._dictionary(dictionary)
+                    )
+            yield pd.DataFrame(data, index=pd.RangeIndex(part.start, part.stop), columns=columns)
+        if not total:
+            yield (
+                self.table(name, columns)
+                if name in store.table_names(file)
+                else self._empty(name, columns)
+            )
 
     def dependents(self) -> pd.DataFrame:
         """Give the inverse of ``dependencies``: key, and a dependent that needs its result.
@@ -187,6 +226,52 @@ class Trace:
 
     # ------------------------------------------------------------------------------
 
+    def _rows(
+        self, name: str, start: int | None, stop: int | None
+    ) -> tuple[slice, NDArray[np.intp] | None]:
+        """Give the rows to read of a table, and which of those to take, in order of time."""
+        file = self._opened()
+        if not store.in_blocks(file, name):
+            return store.time_window(file, name, start, stop), None
+        order = TABLES[name].order if name in TABLES else None
+        if order is None:
+            raise TraceError(f"{self.path} is damaged: table {name} cannot lie in blocks of time.")
+        rows = store.block_rows(file, name, start, stop)
+        times, _ = self._values(name, order, rows)
+        cuts = store.block_starts(file, name)
+        inner = cuts[(cuts > rows.start) & (cuts < rows.stop)] - rows.start
+        taken = []
+        first = 0
+        for last in [*inner.tolist(), len(times)]:
+            block = times[first:last]
+            sorted_by_time = np.argsort(block, kind="stable")
+            begin = 0 if start is None else np.searchsorted(block[sorted_by_time], start)
+            end = last if stop is None else np.searchsorted(block[sorted_by_time], stop)
+            taken.append(sorted_by_time[begin:end] + first)
+            first = last
+        return rows, np.concatenate(taken)
+
+    def _values(self, name: str, column: str, rows: slice) -> tuple[NDArray[Any], str | None]:
+        """Read a column, stored or derived, and tell whose dictionary's codes it holds."""
+        file = self._opened()
+        if store.has_column(file, name, column):
+            dictionary = store.dictionary_of(file, name, column)
+            return store.read_column(file, name, column, rows), dictionary
+        if name == "transitions":
+            change = store.read_column(file, name, "change", rows).astype(np.int16)
+            state = change >> 4 if column == "start_state" else change & 15
+            known = (change >= 0) & (change < 256) & (state < store.dictionary_size(file, "states"))
+            return np.where(known, state, -1).astype(np.int8), "states"
+        row = store.read_column(file, name, "transition", rows)
+        count = self.rows("transitions")
+        known = (row >= 0) & (row < count)
+        found = np.full(len(row), -1, np.int64 if column == "time" else np.int32)
+        if known.any():
+            first, last = int(row[known].min()), int(row[known].max()) + 1
+            read = store.read_column(file, "transitions", column, slice(first, last))
+            found[known] = read[row[known] - first]
+        return found, None
+
     def _opened(self) -> Any:
         if not self._file:
             raise TraceError(f"{self.path} was closed.")
@@ -196,7 +281,7 @@ class Trace:
     def _known(name: str) -> Any:
         if name not in TABLES:
             raise KeyError(f"a trace has no table {name!r}")
-        return TABLES[name].columns
+        return (*TABLES[name].derived, *TABLES[name].columns)
 
     @staticmethod
     def _chosen(name: str, wanted: list[str] | None, present: list[str]) -> list[str]:
@@ -240,13 +325,15 @@ class Trace:
         present = present[none:]
         strings: list[str] = []
         if len(present):
-            first = int(present[0])
             known = self._dictionaries.get(dictionary)
             if known is not None:
                 strings = list(known[present])
             else:
-                stretch = store.read_dictionary(
-                    self._opened(), dictionary, first, int(present[-1]) + 1
-                )
-                strings = [stretch[code - first] for code in present.tolist()]
+                far = np.flatnonzero(np.diff(present) > FAR) + 1
+                for near in np.split(present, far):
+                    first = int(near[0])
+                    stretch = store.read_dictionary(
+                        self._opened(), dictionary, first, int(near[-1]) + 1
+                    )
+                    strings += [stretch[code - first] for code in near.tolist()]
         return pd.Categorical.from_codes(inverse - none, categories=pd.Index(strings, dtype="str"))

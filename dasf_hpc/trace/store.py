@@ -19,17 +19,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dasf_hpc.trace.schema import DICTIONARIES, FORMAT, NUL, TABLES, VERSION, Column
-
-#: Rows a chunk. Measured on 5.6 million transitions: 2**14 to 2**18 rows differ by 1 % in size and
-#: not in time to read a whole column, while reading one row takes 0.5 ms to 3.3 ms.
-CHUNK = 1 << 15
+from dasf_hpc.trace import chunks
+from dasf_hpc.trace.schema import (
+    CHUNK,
+    DICTIONARIES,
+    FORMAT,
+    NUL,
+    TABLES,
+    VERSION,
+    Column,
+    Table,
+)
 
 #: Columns smaller than this are stored plain: the index of a compressed one takes 2 kB (measured).
 SMALL = 2048
-
-#: Bytes a chunk of strings.
-STRING_CHUNK = 1 << 18
 
 #: Strings are stored with fixed length up to this many bytes of UTF-8.
 LONGEST_FIXED = 512
@@ -45,7 +48,7 @@ class TraceError(Exception):
     """A trace that cannot be read or written; the message is one sentence."""
 
 
-def _storable(string: str) -> str:
+def storable(string: str) -> str:
     """Replace what HDF5 cannot hold, before codes are given, so that strings stay distinct."""
     if string.isascii() and "\0" not in string:
         return string
@@ -57,7 +60,7 @@ class Strings:
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
         """Begin with some strings, which must be distinct: their positions are their codes."""
-        first = [_storable(s) for s in strings]
+        first = [storable(s) for s in strings]
         self._codes: dict[str, int] = {s: code for code, s in enumerate(first)}
         if len(self._codes) != len(first):
             raise ValueError("the strings of a dictionary must be distinct")
@@ -71,7 +74,7 @@ class Strings:
             return -1
         found = self._codes.get(string)
         if found is None:
-            found = self._codes.setdefault(_storable(string), len(self._codes))
+            found = self._codes.setdefault(storable(string), len(self._codes))
         return found
 
     def codes(self, strings: Iterable[str | None]) -> NDArray[np.int32]:
@@ -84,6 +87,36 @@ class Strings:
         return list(self._codes)
 
 
+def _attribute(place: h5py.Group | h5py.Dataset, name: str, value: Any) -> None:
+    """Set an attribute; text has a fixed length.
+
+    HDF5 (2.0) keeps text of variable length in a heap, and reads a damaged one for ever.
+    """
+    if isinstance(value, str):
+        encoded = value.encode("utf-8", "replace").replace(b"\0", NUL.encode())
+        value = np.array(encoded, h5py.string_dtype("utf-8", max(1, len(encoded))))
+    place.attrs[name] = value
+
+
+def _root_attributes(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    for name, value in {**attributes, "format": FORMAT, "version": VERSION}.items():
+        _attribute(file, name, value)
+
+
+def _text(value: Any) -> Any:
+    """Give an attribute's text as text, other values as they are."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """Give the attributes of a trace's root."""
+    with _reading(file, "an attribute"):
+        return {
+            name: _text(value.item() if isinstance(value, np.generic) else value)
+            for name, value in file.attrs.items()
+        }
+
+
 # ------------------------------------------------------------------------------------- writing
 
 
@@ -94,17 +127,17 @@ def _string_dataset(group: h5py.Group, name: str, strings: Sequence[str], meanin
     data = np.array(encoded, dtype)
     options: dict[str, Any] = {}
     if longest <= LONGEST_FIXED and len(strings) * longest >= SMALL:
-        rows = max(1, min(len(strings), STRING_CHUNK // longest))
+        rows = max(1, min(len(strings), chunks.string_rows(longest)))
         options = {
             "chunks": (rows,),
             "compression": "gzip",
-            "compression_opts": 1,
+            "compression_opts": chunks.STRING_LEVEL,
             "fletcher32": True,
         }
     dataset = group.create_dataset(name, shape=(len(strings),), dtype=dtype, **options)
     if len(strings):
         dataset[:] = data
-    dataset.attrs["meaning"] = meaning
+    _attribute(dataset, "meaning", meaning)
 
 
 def _number_dataset(group: h5py.Group, column: Column, data: NDArray[Any]) -> None:
@@ -118,12 +151,16 @@ def _number_dataset(group: h5py.Group, column: Column, data: NDArray[Any]) -> No
             "fletcher32": True,
         }
     dataset = group.create_dataset(column.name, data=data, **options)
-    dataset.attrs["unit"] = column.unit
-    dataset.attrs["meaning"] = column.meaning
+    _describe(dataset, column)
+
+
+def _describe(dataset: h5py.Dataset, column: Column) -> None:
+    _attribute(dataset, "unit", column.unit)
+    _attribute(dataset, "meaning", column.meaning)
     if column.dictionary:
-        dataset.attrs["dictionary"] = column.dictionary
+        _attribute(dataset, "dictionary", column.dictionary)
     if column.refers:
-        dataset.attrs["refers"] = column.refers
+        _attribute(dataset, "refers", column.refers)
 
 
 def _missing(column: Column) -> Any:
@@ -134,8 +171,10 @@ def _numbers(
     table: str, column: Column, data: ColumnData, dictionaries: dict[str, Strings]
 ) -> NDArray[Any]:
     """Give a column as the numbers to store; strings are put into their dictionary."""
-    array = np.asarray(data)
     strings = dictionaries.setdefault(column.dictionary, Strings()) if column.dictionary else None
+    if not isinstance(data, np.ndarray) and any(isinstance(value, str) for value in data):
+        data = np.array(data, object)  # an array of text loses a NUL at a string's end
+    array = np.asarray(data)
     if strings is not None and array.dtype.kind in "OUS":
         array = strings.codes(None if s is None or s != s else str(s) for s in array.tolist())
     elif array.dtype.kind == "O":
@@ -154,6 +193,16 @@ def _numbers(
     return np.ascontiguousarray(array)
 
 
+def _table_group(file: h5py.File, table: Table, rows: int) -> h5py.Group:
+    group = file.create_group(table.name)
+    _attribute(group, "meaning", table.meaning)
+    group.attrs["rows"] = rows
+    _attribute(group, "columns", ",".join(c.name for c in table.columns))
+    if table.order:
+        _attribute(group, "order", table.order)
+    return group
+
+
 def _write_table(
     file: h5py.File,
     name: str,
@@ -169,12 +218,10 @@ def _write_table(
     if len(rows) > 1:
         raise TraceError(f"columns of table {name} differ in length: {sorted(rows)}.")
     length = rows.pop() if rows else 0
-    group = file.create_group(name)
-    group.attrs["meaning"] = table.meaning
-    group.attrs["rows"] = length
-    group.attrs["columns"] = ",".join(c.name for c in table.columns)
-    if table.order:
-        group.attrs["order"] = table.order
+    group = _table_group(file, table, length)
+    for column in table.derived:
+        if column.dictionary:
+            dictionaries.setdefault(column.dictionary, Strings())
     for column in table.columns:
         missing = np.full(length, _missing(column), column.dtype)
         values = _numbers(name, column, data.get(column.name, missing), dictionaries)
@@ -289,6 +336,244 @@ def _written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
             part.unlink()
 
 
+class ColumnWriter:
+    """Takes the pieces of a column in the order of their rows.
+
+    Parameters
+    ----------
+    group, name
+        Where the column goes.
+    column
+        Its description, None for a dictionary's strings.
+    dtype
+        Type of the stored values.
+    submit
+        Has a chunk compressed, by a function and its arguments, and gives the future of it.
+    """
+
+    def __init__(
+        self,
+        group: h5py.Group,
+        name: str,
+        column: Column | None,
+        dtype: Any,
+        submit: Callable[..., Any],
+    ) -> None:
+        self._group, self._name, self._column = group, name, column
+        self._dtype = dtype
+        self._submit = submit
+        self._length = h5py.check_string_dtype(dtype).length if column is None else 0
+        self._rows = CHUNK if column else chunks.string_rows(self._length)
+        self._loose: list[NDArray[Any]] = []
+        self._loose_rows = 0
+        self._position = 0
+        self._glued: list[tuple[int, Any]] = []
+        self._dataset: h5py.Dataset | None = None
+
+    def put(self, piece: chunks.Piece) -> None:
+        """Append a piece."""
+        self._append(piece.head)
+        for chunk in piece.chunks:
+            self._write(chunk)
+        if piece.tail is not None:
+            self._append(piece.tail)
+
+    def _append(self, rows: NDArray[Any]) -> None:
+        while len(rows):
+            room = self._rows - self._loose_rows
+            part, rows = rows[:room], rows[room:]
+            # a copy: the piece's whole block would stay in memory for the sake of these rows
+            self._loose.append(part.copy())
+            self._loose_rows += len(part)
+            if self._loose_rows == self._rows:
+                self._glued.append((self._position, self._compress(self._together())))
+                self._position += self._rows
+                self._settle(8)
+
+    def _together(self) -> NDArray[Any]:
+        rows = np.concatenate(self._loose)
+        self._loose, self._loose_rows = [], 0
+        return rows
+
+    def _compress(self, rows: NDArray[Any]) -> Any:
+        if self._column is None:
+            return self._submit(chunks.compress_strings, rows)
+        return self._submit(chunks.compress, rows, self._column.differences)
+
+    def _settle(self, keep: int) -> None:
+        while len(self._glued) > keep:
+            position, chunk = self._glued.pop(0)
+            self._place(position, chunk.result())
+
+    def _write(self, chunk: bytes) -> None:
+        assert not self._loose
+        self._place(self._position, chunk)
+        self._position += self._rows
+
+    def _place(self, position: int, chunk: bytes) -> None:
+        dataset = self._opened()
+        if dataset.shape[0] < position + self._rows:
+            dataset.resize((position + self._rows,))
+        dataset.id.write_direct_chunk((position,), chunk)
+
+    def _opened(self) -> h5py.Dataset:
+        if self._dataset is None:
+            self._dataset = self._group.create_dataset(
+                self._name,
+                (0,),
+                self._dtype,
+                maxshape=(None,),
+                chunks=(self._rows,),
+                shuffle=self._column is not None,
+                compression="gzip",
+                compression_opts=chunks.LEVEL if self._column else chunks.STRING_LEVEL,
+                fletcher32=True,
+            )
+        return self._dataset
+
+    def finish(self) -> int:
+        """Write what is left and give the number of rows."""
+        left = self._loose_rows
+        total = self._position + left
+        rows = self._together() if left else np.empty(0, self._plain())
+        if self._dataset is None and not self._glued and rows.nbytes < SMALL:
+            if self._column is not None and self._column.differences:
+                rows = chunks.differences_of(rows)
+            self._dataset = self._group.create_dataset(self._name, (total,), self._dtype)
+            if total:
+                self._dataset[:] = rows.astype(self._dtype) if self._column is None else rows
+        elif left:
+            padded = np.zeros(self._rows, rows.dtype)
+            padded[:left] = rows
+            self._glued.append((self._position, self._compress(padded)))
+        self._settle(0)
+        dataset = self._opened()
+        if dataset.shape[0] != total:
+            dataset.resize((total,))
+        if self._column is not None:
+            _describe(dataset, self._column)
+            if self._column.differences:
+                dataset.attrs["differences"] = CHUNK
+            if self._column.after:
+                _attribute(dataset, "after", self._column.after)
+            if self._column.resolution > 1:
+                dataset.attrs["resolution"] = self._column.resolution
+        return total
+
+    def _plain(self) -> Any:
+        return f"S{self._length}" if self._column is None else self._dtype
+
+
+class LongStringsWriter:
+    """Takes strings of any length, for a dictionary that holds one longer than `LONGEST_FIXED`."""
+
+    def __init__(self, group: h5py.Group, name: str) -> None:
+        self._dataset = group.create_dataset(
+            name, (0,), h5py.string_dtype("utf-8"), maxshape=(None,), chunks=(1 << 12,)
+        )
+
+    def put(self, strings: Sequence[bytes]) -> None:
+        """Append strings."""
+        if strings:
+            before = self._dataset.shape[0]
+            self._dataset.resize((before + len(strings),))
+            self._dataset[before:] = np.array(strings, object)
+
+    def finish(self) -> int:
+        """Give the number of strings."""
+        count: int = self._dataset.shape[0]
+        return count
+
+
+class TableWriter:
+    """Takes a table by pieces, a column each, in the order of their rows."""
+
+    def __init__(
+        self, file: h5py.File, name: str, submit: Callable[..., Any], in_blocks: bool
+    ) -> None:
+        table = TABLES[name]
+        self._group = _table_group(file, table, 0)
+        if in_blocks:
+            self._group.attrs["blocks"] = 1
+        self._columns = {
+            column.name: ColumnWriter(self._group, column.name, column, column.dtype, submit)
+            for column in table.columns
+        }
+
+    def put(self, pieces: Mapping[str, chunks.Piece]) -> None:
+        """Append rows."""
+        for name, writer in self._columns.items():
+            writer.put(pieces[name])
+
+    def finish(self) -> int:
+        """Write what is left and give the number of rows."""
+        (rows,) = {writer.finish() for writer in self._columns.values()}
+        self._group.attrs["rows"] = rows
+        return rows
+
+
+class TraceWriter:
+    """A trace that is being written, piece by piece; see `writing`."""
+
+    def __init__(
+        self, file: h5py.File, check: Callable[[], None], submit: Callable[..., Any]
+    ) -> None:
+        self._file, self.check, self._submit = file, check, submit
+
+    def table(self, name: str, *, in_blocks: bool) -> TableWriter:
+        """Begin a table that is given by pieces."""
+        return TableWriter(self._file, name, self._submit, in_blocks)
+
+    def strings(self, name: str, longest: int) -> ColumnWriter | LongStringsWriter:
+        """Begin a dictionary that is given by pieces; its longest string has so many bytes."""
+        group = self._file.require_group(_GROUP)
+        if longest > LONGEST_FIXED:
+            return LongStringsWriter(group, name)
+        dtype = h5py.string_dtype("utf-8", max(1, longest))
+        return ColumnWriter(group, name, None, dtype, self._submit)
+
+    def whole(
+        self,
+        tables: Mapping[str, TableData],
+        dictionaries: dict[str, Strings],
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write whole tables, and the dictionaries but those of which only the size is given."""
+        known = {name: _Sized(size) for name, size in (sizes or {}).items()}
+        for name, data in tables.items():
+            _write_table(self._file, name, data, {**dictionaries, **known}, self.check)
+        _write_dictionaries(self._file, dictionaries, dictionaries, self.check)
+        for name in known:
+            _attribute(self._file[_GROUP][name], "meaning", DICTIONARIES[name])
+
+
+class _Sized(Strings):
+    """A dictionary of which only the size is known: the columns hold codes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, attributes: Mapping[str, Any], submit: Callable[..., Any]
+) -> Iterator[TraceWriter]:
+    """Give the writer of a trace that replaces the one at `path`, at the end and in one step.
+
+    Raises
+    ------
+    TraceError
+        If the file cannot be written.
+    """
+    with _written(path) as (file, check):
+        _root_attributes(file, attributes)
+        yield TraceWriter(file, check, submit)
+
+
 def write_trace(
     path: Path,
     tables: Mapping[str, TableData],
@@ -317,7 +602,7 @@ def write_trace(
     """
     strings = {name: Strings(values) for name, values in (dictionaries or {}).items()}
     with _written(path) as (file, check):
-        file.attrs.update({**(attributes or {}), "format": FORMAT, "version": VERSION})
+        _root_attributes(file, attributes or {})
         for name, data in tables.items():
             _write_table(file, name, data, strings, check)
         _write_dictionaries(file, strings, strings, check)
@@ -354,7 +639,7 @@ def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
         touched = {
             column.dictionary
             for name in tables
-            for column in TABLES[name].columns
+            for column in (*TABLES[name].columns, *TABLES[name].derived)
             if column.dictionary
         }
         strings = {
@@ -362,7 +647,7 @@ def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
             for name in touched
         }
         before = {name: len(values) for name, values in strings.items()}
-        file.attrs.update(dict(old.attrs))
+        _root_attributes(file, attributes_of(old))
         for name in old:
             if name not in tables and name != _GROUP:
                 old.copy(name, file)
@@ -411,9 +696,9 @@ def open_file(path: Path) -> h5py.File:
         raise TraceError(f"{path} is damaged HDF5: {_first_line(error)}.") from error
     try:
         try:
-            kind = file.attrs.get("format")
+            kind = _text(file.attrs.get("format"))
             version = file.attrs.get("version")
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except _DAMAGE as error:
             raise TraceError(f"{path} is damaged HDF5: {_first_line(error)}.") from error
         if kind != FORMAT:
             raise TraceError(f"{path} is HDF5 but no trace of dasf-hpc (its format is {kind!r}).")
@@ -433,11 +718,24 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
+#: What h5py raises over a damaged file, seen with thousands of them.
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
+
+
 @contextlib.contextmanager
 def _reading(file: h5py.File, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         raise TraceError(
             f"{file.filename} is damaged: {what} cannot be read ({_first_line(error)})."
         ) from error
@@ -454,7 +752,7 @@ def column_names(file: h5py.File, table: str) -> list[str]:
     """Give the names of a table's columns, in the schema's order."""
     with _reading(file, f"table {table}"):
         present = list(file[table])
-        order = str(file[table].attrs.get("columns", "")).split(",")
+        order = str(_text(file[table].attrs.get("columns", ""))).split(",")
     return [c for c in order if c in present] + [c for c in present if c not in order]
 
 
@@ -465,7 +763,7 @@ def row_count(file: h5py.File, table: str) -> int:
 
 
 def read_column(file: h5py.File, table: str, column: str, rows: slice) -> NDArray[Any]:
-    """Read some rows of a column as the numbers that are stored (for strings: codes).
+    """Read some rows of a column, as numbers (for strings: codes).
 
     Raises
     ------
@@ -473,14 +771,38 @@ def read_column(file: h5py.File, table: str, column: str, rows: slice) -> NDArra
         If the file is damaged there.
     """
     with _reading(file, f"column {table}.{column}"):
-        values: NDArray[Any] = file[table][column][rows]
+        dataset = file[table][column]
+        if rows.stop is not None and rows.stop > len(dataset):
+            raise ValueError(f"it has {len(dataset)} rows and should have {rows.stop}")
+        if "differences" not in dataset.attrs and "after" not in dataset.attrs:
+            values: NDArray[Any] = dataset[rows]
+            return values
+        start, stop, _ = rows.indices(len(dataset))
+        stop = max(start, stop)
+        differences = _whole(dataset.attrs.get("differences", 0))
+        first = start // differences * differences if differences else start
+        values = chunks.decode(dataset[first:stop], first, differences, None)[start - first :]
+        after = _text(dataset.attrs.get("after"))
+        if after is not None:
+            other = file[table][str(after)]
+            if "after" in other.attrs or len(other) != len(dataset):
+                raise ValueError(f"it cannot be relative to {after}")
+            reference = read_column(file, table, str(after), slice(start, stop))
+            values = chunks.decode(values, 0, 0, reference)
         return values
+
+
+def _whole(value: Any) -> int:
+    """Give a number of rows that an attribute names."""
+    if not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{value!r} is not a number of rows")
+    return int(value)
 
 
 def dictionary_of(file: h5py.File, table: str, column: str) -> str | None:
     """Give the name of the dictionary that a column's codes stand for, None for numbers."""
     with _reading(file, f"column {table}.{column}"):
-        name = file[table][column].attrs.get("dictionary")
+        name = _text(file[table][column].attrs.get("dictionary"))
         return None if name is None else str(name)
 
 
@@ -504,11 +826,61 @@ def read_dictionary(
         return [raw.decode() for raw in file[_GROUP][name][start:stop].tolist()]
 
 
+def has_column(file: h5py.File, table: str, column: str) -> bool:
+    """Say whether a trace holds a column."""
+    with _reading(file, f"table {table}"):
+        return table in file and column in file[table]
+
+
+def in_blocks(file: h5py.File, table: str) -> bool:
+    """Say whether the rows of a table lie in blocks of time, and are not sorted by it."""
+    with _reading(file, f"table {table}"):
+        return bool(file[table].attrs.get("blocks", 0))
+
+
+def block_rows(
+    file: h5py.File, table: str, start: int | None = None, stop: int | None = None
+) -> slice:
+    """Give the rows of the blocks that a window of time needs.
+
+    Raises
+    ------
+    TraceError
+        If the file is damaged.
+    """
+    length = row_count(file, table)
+    with _reading(file, "table blocks"):
+        times = file["blocks"]["time"][:]
+        firsts = block_starts(file, table)
+        if len(times) != len(firsts) or not len(times):
+            raise ValueError("its columns differ in length")
+        # the first block holds what is earlier than it says, too
+        begin = 0 if start is None else int(np.searchsorted(times[1:], start, "right"))
+        end = len(times) if stop is None else max(1, int(np.searchsorted(times, stop, "left")))
+        first = int(firsts[begin]) if begin < len(times) else length
+        last = int(firsts[end]) if end < len(times) else length
+    return slice(first, max(first, last))
+
+
+def block_starts(file: h5py.File, table: str) -> NDArray[Any]:
+    """Give the first row of each block of a table."""
+    with _reading(file, "table blocks"):
+        starts: NDArray[Any] = file["blocks"][table][:]
+        rows = row_count(file, table)
+        if starts.dtype.kind != "i" or (np.diff(starts) < 0).any():
+            raise ValueError("its rows are not in order")
+        if len(starts) and (starts[0] != 0 or starts[-1] > rows):
+            raise ValueError("it names rows that are not there")
+        return starts
+
+
 def time_window(file: h5py.File, table: str, start: int | None, stop: int | None) -> slice:
     """Give the rows whose time lies in a window, reading only a few rows of the time column.
 
     Parameters
     ----------
+    file, table
+        A table whose rows are sorted by time.
     start, stop
         Trace time, ns; the window is ``start <= time < stop``, None means no limit. The time of a
         row with a start and a stop is its start.
@@ -522,8 +894,8 @@ def time_window(file: h5py.File, table: str, start: int | None, stop: int | None
     if start is None and stop is None:
         return slice(0, length)
     with _reading(file, f"table {table}"):
-        order = file[table].attrs.get("order")
-        if order is None:
+        order = _text(file[table].attrs.get("order"))
+        if order is None or order not in file[table]:
             raise TraceError(f"table {table} is not sorted by time: it cannot be cut to a window.")
         times = file[table][order]
         first = 0 if start is None else _position(times, start, 0, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,21 +95,61 @@ def summarise(trace: Trace) -> Summary:
     TraceError
         If the trace is damaged.
     """
-    tasks = trace.table("tasks", ["key", "prefix", "state", "start", "stop"])
     processes = trace.processes
     bound, source = _worst_bound(trace.clocks)
+    tasks = _Tasks()
+    for piece in trace.pieces("tasks", ["prefix", "state", "start", "stop", "attempt"]):
+        tasks.add(piece)
     return Summary(
         nodes=_worker_nodes(trace),
         workers=int((processes["role"] == "worker").sum()),
-        tasks={str(s): int(n) for s, n in tasks["state"].value_counts().items() if n},
-        keys=int(tasks["key"].cat.codes[tasks["key"].notna()].nunique()),
-        duration=_duration(processes, tasks),
+        tasks=dict(tasks.states),
+        keys=tasks.keys,
+        duration=_duration(processes, tasks.times),
         reports=_reports(trace),
         bound=bound,
         bound_source=source,
         gaps=_gap_kinds(trace.gaps),
-        functions=_functions(tasks),
+        functions=tasks.functions(),
     )
+
+
+class _Tasks:
+    """What is summed up of the executions of tasks, piece after piece."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+        self.keys = 0
+        self.times: list[int] = []
+        self._functions: list[pd.DataFrame] = []
+
+    def add(self, tasks: pd.DataFrame) -> None:
+        self.states.update({str(s): int(n) for s, n in tasks["state"].value_counts().items() if n})
+        # a key's first execution
+        self.keys += int((tasks["attempt"] == 1).sum())
+        starts, stops = tasks["start"], tasks["stop"][tasks["stop"] >= 0]
+        self.times += [int(t) for c in (starts, stops) if len(c) for t in (c.min(), c.max())]
+        ended = tasks[(tasks["stop"] >= 0) & tasks["prefix"].notna()]
+        times = (ended["stop"] - ended["start"]).groupby(ended["prefix"], observed=True)
+        self._functions.append(times.agg(["count", "sum", "max"]))
+
+    def functions(self) -> list[FunctionTime]:
+        pieces = [p.set_axis(p.index.astype(str)) for p in self._functions if len(p)]
+        if not pieces:
+            return []
+        every = pd.concat(pieces).groupby(level=0, sort=False)
+        figures = every.agg({"count": "sum", "sum": "sum", "max": "max"})
+        figures = figures.sort_values("sum", ascending=False, kind="stable").head(LONGEST)
+        return [
+            FunctionTime(
+                prefix=str(prefix),
+                count=int(row["count"]),
+                total=int(row["sum"]),
+                mean=int(row["sum"] // row["count"]),
+                max=int(row["max"]),
+            )
+            for prefix, row in figures.iterrows()
+        ]
 
 
 def _worker_nodes(trace: Trace) -> list[str]:
@@ -117,11 +158,11 @@ def _worker_nodes(trace: Trace) -> list[str]:
     return sorted({str(hostnames[row]) for row in rows if 0 <= row < len(hostnames)})
 
 
-def _duration(processes: pd.DataFrame, tasks: pd.DataFrame) -> int:
-    starts = processes["start"][processes["start"] >= 0]
-    stops = processes["stop"][processes["stop"] >= 0]
-    times = np.concatenate([starts, stops, tasks["start"], tasks["stop"][tasks["stop"] >= 0]])
-    return int(times.max() - times.min()) if len(times) else 0
+def _duration(processes: pd.DataFrame, times: list[int]) -> int:
+    starts = processes["start"][processes["start"] >= 0].tolist()
+    stops = processes["stop"][processes["stop"] >= 0].tolist()
+    every = [*starts, *stops, *times]
+    return int(max(every) - min(every)) if every else 0
 
 
 def _worst_bound(clocks: pd.DataFrame) -> tuple[int | None, str | None]:
@@ -159,20 +200,3 @@ def _gap_kinds(gaps: pd.DataFrame) -> list[Gap]:
         count = rows["count"]
         kinds.append(Gap(str(kind), len(rows), int(count[count > 0].sum())))
     return kinds
-
-
-def _functions(tasks: pd.DataFrame) -> list[FunctionTime]:
-    ended = tasks[(tasks["stop"] >= 0) & tasks["prefix"].notna()]
-    times = (ended["stop"] - ended["start"]).groupby(ended["prefix"], observed=True)
-    figures = times.agg(["count", "sum", "max"])
-    figures = figures.sort_values("sum", ascending=False, kind="stable").head(LONGEST)
-    return [
-        FunctionTime(
-            prefix=str(prefix),
-            count=int(row["count"]),
-            total=int(row["sum"]),
-            mean=int(row["sum"] // row["count"]),
-            max=int(row["max"]),
-        )
-        for prefix, row in figures.iterrows()
-    ]

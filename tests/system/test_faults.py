@@ -483,7 +483,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_the_recording_and_not_the_job(
+def test_a_full_disk_costs_neither_the_job_nor_a_record(
     small_disk: Path, submit: Submit, script: Callable[[str], str], tmp_path: Path
 ) -> None:
     ending = f"""
@@ -506,14 +506,14 @@ client.gather([client.submit(work, i, key=f"work-{{i}}") for i in range(1000, 10
     done = submit(
         "--on", "local", "--no-nsys", script(ledger_job(ending)), runs=small_disk / "runs"
     )
-    assert done.code == 80, done.err
+    # What the disk did not take was kept in memory until there was room.
+    assert done.code == 0, done.err
     with open_trace(done.directory) as trace:
-        gaps = trace.gaps
-        assert gaps["count"].sum() > 1000, gaps.to_string()
-        recorded = set(trace.tasks["key"].astype(str))
-    assert {f"work-{i}" for i in range(30)} <= recorded  # before the disk was full
-    assert {f"work-{i}" for i in range(1000, 1030)} <= recorded  # and after
-    assert done.manifest["state"] == "partial"
+        assert trace.gaps["count"].sum() == 0, trace.gaps.to_string()
+        recorded = trace.tasks["key"].astype(str)
+    assert {f"work-{i}" for i in [*range(30), *range(1000, 1030)]} <= set(recorded)
+    assert recorded.str.startswith("quick-").sum() == 8000
+    assert done.manifest["state"] == "complete"
 
 
 def why_nothing_can_be_made_immutable(folder: Path) -> str | None:

@@ -1,0 +1,272 @@
+"""Recording: how a journal's blocks get from the memory where they are recorded to the file.
+
+A process records into anonymous memory, never into a file: no fault and no stall of a file system
+reaches it. The memory is shared with whoever drains it, as a rule the node's recorder process
+(`dasf_hpc.profile.sampler`), every 0.1 s; it outlives the process that records, so that a SIGKILL
+of either of the two loses nothing. What is lost is what was not drained yet, 0.1 s of it, when both
+are killed before one of them is replaced: the whole node job at once, or the node.
+
+The memory is an array of blocks as `dasf_hpc.profile.journal` describes them, block n of the
+journal going to n * 4096 of the file. In memory the last 8 bytes of a block's header say what
+becomes of it: 0 while it is recorded into; its final end and CRC-32 once its writer is done with
+it; all ones once that is on file, and the writer may use the place again. The first block of the
+memory holds, as its first number, the errno of the latest attempt to write, 0 where it worked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import mmap
+import os
+import struct
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 4096
+HEADER = 64
+#: Where a block's header holds its CRC-32, its two slots, and in memory its state.
+CRC_OFFSET = 36
+SLOT_OFFSETS = (40, 48)
+STATE_OFFSET = 56
+#: The state of a block that is on file and may be used again.
+FREE = b"\xff" * 8
+
+CRC = struct.Struct("<I")
+SLOT = struct.Struct("<II")
+_NUMBER_OFFSET = 16
+_STREAM_OFFSET = 6
+_META = 0
+
+#: Seconds between two turns, and after one that failed.
+INTERVAL_S = 0.1
+RETRY_S = 1.0
+
+_MFD_CLOEXEC = 1
+
+
+def anonymous_memory(size: int) -> int:
+    """Give a descriptor of shared memory that belongs to no file system; it is used as it fills.
+
+    Raises
+    ------
+    OSError
+        If there is none to be had.
+    """
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("dasf-hpc-journal")
+    else:  # Pythons that are built for an old C library and run with a newer one, as conda's
+        create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+        memory = -1 if create is None else create(b"dasf-hpc-journal", _MFD_CLOEXEC)
+        if memory < 0:
+            raise OSError(errno.ENOSYS, "this system has no anonymous shared memory")
+    os.ftruncate(memory, size)
+    return memory
+
+
+class Drain:
+    """Copies the blocks of one journal from memory to its file, as far as they are committed.
+
+    Parameters
+    ----------
+    memory, file
+        Descriptors; the drain closes them at its end.
+    sizes
+        Bytes of a record by number of its stream; the others' records end with a NUL.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the memory is none.
+    """
+
+    def __init__(self, memory: int, file: int, sizes: Mapping[int, int]) -> None:
+        self._descriptors = (memory, file)
+        self._file = file
+        self._sizes = sizes
+        self._map = mmap.mmap(memory, 0)
+        self._words: NDArray[np.uint64] = np.frombuffer(self._map, "<u8").reshape(-1, BLOCK // 8)
+        self._used = 1
+        self._seen: NDArray[np.uint64] = np.zeros((len(self._words), HEADER // 8), "<u8")
+        # Slot on file of the blocks that are still recorded into, by number.
+        self._filed: dict[int, bytes] = {}
+        self._failing_since = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._asked: deque[Callable[[], None]] = deque()
+        self._patience: float | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- by hand
+
+    def turn(self) -> bool:
+        """File what was committed since the last turn; False where writing failed."""
+        with self._lock:
+            failed = 0
+            try:
+                self._file_changed()
+            except OSError as error:
+                failed = error.errno or errno.EIO
+                self._failing_since = self._failing_since or time.monotonic_ns()
+            else:
+                self._failing_since = 0
+            self._words[0, 0] = failed
+            return not failed
+
+    @property
+    def failure(self) -> int:
+        """The errno of the latest turn, 0 where it worked."""
+        return int(self._words[0, 0])
+
+    def _changed(self) -> list[tuple[int, bytes]]:
+        """Give index and header of the blocks that are not on file as they are, by number."""
+        words = self._words
+        while self._used < len(words) and words[self._used, 0]:
+            self._used += 1
+        heads = words[: self._used, : HEADER // 8].copy()
+        heads[0] = 0
+        indices = (heads != self._seen[: self._used]).any(axis=1).nonzero()[0]
+        numbers = heads[indices, _NUMBER_OFFSET // 8] & 0xFFFFFFFF
+        return [(i, heads[i].tobytes()) for i in indices[np.argsort(numbers)].tolist()]
+
+    def _file_changed(self) -> None:
+        # Blocks that are on file come first, having the lower numbers: a full disk takes them.
+        changed = self._changed()
+        if changed and os.fstat(self._file).st_nlink == 0:
+            raise OSError(errno.ENOENT, "the file was removed")
+        for index, head in changed:
+            if head[STATE_OFFSET:] != FREE:
+                found = self._committed(index, head)
+                if found is None:
+                    continue
+                data, crc, newest = found
+                self._write(head, data, crc)
+                if not newest:
+                    continue
+                if head[STATE_OFFSET:] == SLOT.pack(HEADER + len(data), crc):
+                    self._filed.pop(_number(head), None)
+                    head = head[:STATE_OFFSET] + FREE
+                    self._words[index, STATE_OFFSET // 8] = np.uint64(0xFFFFFFFFFFFFFFFF)
+            self._seen[index] = np.frombuffer(head, "<u8")
+
+    def _committed(self, index: int, head: bytes) -> tuple[bytes, int, bool] | None:
+        """Give a block's data as of its last whole commit, its checksum, and if it is the newest.
+
+        One that is not whole was made at this moment, or the writer was killed making it.
+        """
+        if zlib.crc32(head[:CRC_OFFSET]) != CRC.unpack_from(head, CRC_OFFSET)[0]:
+            return None
+        data = self._map[index * BLOCK + HEADER : (index + 1) * BLOCK]
+        slots = {SLOT.unpack_from(head, o) for o in (*SLOT_OFFSETS, STATE_OFFSET)}
+        for position, (end, crc) in enumerate(sorted(slots, reverse=True)):
+            if HEADER <= end <= BLOCK and zlib.crc32(data[: end - HEADER]) == crc:
+                return data[: end - HEADER], crc, position == 0
+        return None
+
+    def _write(self, head: bytes, data: bytes, crc: int) -> None:
+        number = _number(head)
+        slot = SLOT.pack(HEADER + len(data), crc)
+        # The slot before stays: a node that dies while this is written leaves the block readable.
+        slots = slot + self._filed.get(number, bytes(8))
+        block = (head[: SLOT_OFFSETS[0]] + slots + bytes(8) + data).ljust(BLOCK, b"\0")
+        if data and os.pwrite(self._file, block, number * BLOCK) != BLOCK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._filed[number] = slot
+
+    def _name_loss(self) -> int:
+        """Give up what is not on file: count it, and say so where the journal has room left."""
+        count, last = 0, None
+        for index, head in self._changed():
+            found = None if head[STATE_OFFSET:] == FREE else self._committed(index, head)
+            if found is None:
+                continue
+            filed = SLOT.unpack(self._filed.get(_number(head), SLOT.pack(HEADER, 0)))[0] - HEADER
+            size = self._sizes.get(head[_STREAM_OFFSET])
+            fresh = found[0][filed:]
+            count += fresh.count(b"\0") if size is None else len(fresh) // size
+        for index in range(1, self._used):
+            head = self._words[index, : HEADER // 8].tobytes()
+            if head[_STREAM_OFFSET] == _META and _number(head) in self._filed:
+                last = (index, head)
+        if count and last is not None:
+            document = {
+                "kind": "gap",
+                "start": self._failing_since,
+                "stop": time.monotonic_ns(),
+                "count": count,
+                "reason": errno.errorcode.get(self.failure, str(self.failure)),
+            }
+            found = self._committed(*last)
+            text = json.dumps(document).encode() + b"\0"
+            if found is not None and HEADER + len(found[0]) + len(text) <= BLOCK:
+                data = found[0] + text
+                with contextlib.suppress(OSError):  # then the journal's end is missing, too
+                    self._write(last[1], data, zlib.crc32(data))
+        return count
+
+    # -- in a thread
+
+    def start(self) -> None:
+        """Take a turn every 0.1 s, in a thread; does nothing where it does so already."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="dasf-hpc-drain", daemon=True)
+            self._thread.start()
+
+    def ask(self, answer: Callable[[], None]) -> None:
+        """Take a turn now and have a function called after it, both in the thread."""
+        self._asked.append(answer)
+        self._wake.set()
+
+    def finish(self, patience: float, answer: Callable[[], None] | None = None) -> None:
+        """End: file what is left, trying for so many seconds, and give up the rest; in the thread.
+
+        Returns at once; a function is called when all is done.
+        """
+        self._patience = patience
+        self.ask(answer or (lambda: None))
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end that `finish` began; says whether it came."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        worked = True
+        asked: list[Callable[[], None]] = []
+        while self._patience is None:
+            self._wake.wait(INTERVAL_S if worked else RETRY_S)
+            self._wake.clear()
+            while self._patience is None and self._asked:
+                asked.append(self._asked.popleft())
+            worked = self.turn()
+            while asked:
+                asked.pop()()
+        deadline = time.monotonic() + self._patience
+        while not (worked := self.turn()) and time.monotonic() < deadline:
+            time.sleep(INTERVAL_S)
+        with self._lock:
+            if not worked:
+                self._name_loss()
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+        while self._asked:
+            self._asked.popleft()()
+
+
+def _number(head: bytes) -> int:
+    number: int = CRC.unpack_from(head, _NUMBER_OFFSET)[0]
+    return number
+
+
+def describe(failure: int) -> str:
+    """Name what keeps blocks in memory: an errno, or 0 for a file that takes them too slowly."""
+    return errno.errorcode.get(failure, str(failure)) if failure else "writing to the file stalled"
