@@ -81,7 +81,7 @@ def test_three_hosts_give_every_task_once_and_every_report_joined(
         ranges = trace.nvtx_ranges
         compute = ranges[(ranges["domain"] == "compute") & (ranges["task"] >= 0)]
         assert sorted(compute["task"]) == list(range(len(tasks)))
-        row = tasks.iloc[compute["task"].to_numpy()]
+        row = tasks.loc[compute["task"].to_numpy()]
         assert (compute["thread"].to_numpy() == row["thread"].to_numpy()).all()
 
         # The hosts' clocks are days apart: only corrected times can lie within the run.
