@@ -84,7 +84,7 @@ def pbs(openpbs: OpenPbsTestbed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Op
 
 def make(kind: type[Launcher], place: RunPlace | None = None, **chosen: Any) -> Launcher:
     """Make a launcher that is not started."""
-    here = place or RunPlace(Path("/work/runs/RUN"), "RUN", Path("/work"))
+    here = place or RunPlace(Path("/shared/runs/RUN"), "RUN", Path("/shared"))
     return kind(load_settings({"memory": "4GB", **chosen}), here, None)
 
 
@@ -680,7 +680,9 @@ def test_qsubs_refusal_is_told_in_its_own_words(
     pbs: OpenPbsTestbed, tmp_path: Path, words: list[str], says: str
 ) -> None:
     sentence = refused_by_qsub(sleeper(tmp_path), *words)
-    assert sentence == f"PBS refused a node job: {says} (the script is in /work/runs/RUN/scripts)."
+    assert (
+        sentence == f"PBS refused a node job: {says} (the script is in /shared/runs/RUN/scripts)."
+    )
 
 
 def test_a_pbs_server_that_is_down_is_told_in_qsubs_words(
