@@ -158,18 +158,22 @@ def write_record(run: Path, record: dict[str, Any]) -> Path:
     return path
 
 
-def run_forwarding(command: Sequence[str]) -> int:
-    """Run a command to its end, passing on the signals that ask this process to end.
+def run_to_its_end(command: Sequence[str]) -> int:
+    """Run a command to its end, whatever signals ask this process to end meanwhile.
+
+    Batch schedulers and terminals signal every process of a job. So the command has had the signal
+    too, and it is not passed on: nsys writes its report at the first SIGTERM and gives it up at a
+    second one.
 
     Returns
     -------
     int
         Its exit code as a shell gives it, 128 + signal where it was killed.
     """
-    process = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: process.send_signal(number))
-    code = process.wait()
+        # A handler, unlike SIG_IGN, is not handed down to the command.
+        signal.signal(number, lambda number, frame: None)
+    code = subprocess.Popen(command).wait()
     return code if code >= 0 else 128 - code
 
 
@@ -201,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> int:
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]
-        code = run_forwarding([*command[:at], *starter, *command[at:]])
+        code = run_to_its_end([*command[:at], *starter, *command[at:]])
         if begun.exists() or code == 0:
             return code
         failures = [f"nsys died at its start ({attempt + 1} times, exit code {code})"]
