@@ -55,15 +55,18 @@ def ledger(folder: Path) -> list[tuple[str, int]]:
     return [(f"work-{number}", int(pid)) for number, pid in map(str.split, lines)]
 
 
-def check_nothing_lost(directory: Path, done: list[tuple[str, int]]) -> None:
-    """Check that every task of the ledger is in the trace, in the process that ran it."""
+def check_nothing_lost(directory: Path, done: list[tuple[str, int]], at_most: int = 0) -> None:
+    """Check that every task of the ledger is in the trace, in the process that ran it.
+
+    Where a whole node dies, what was recorded in its last 0.1 s may be missing: ``at_most`` tasks.
+    """
     assert done
     with open_trace(directory) as trace:
         tasks = trace.tasks
         pids = trace.processes["pid"].to_numpy()[tasks["process"]]
         recorded = list(zip(tasks["key"].astype(str), pids, strict=True))
     missing = [entry for entry in done if entry not in recorded]
-    assert missing == []
+    assert len(missing) <= at_most, missing
 
 
 def check_reports(directory: Path, joined: int) -> None:
@@ -432,7 +435,8 @@ def test_a_node_that_goes_down(
         cluster.start_node("node1")
     assert done.code == 80, done.err
     assert len({key for key, _ in ledger(tmp_path)}) == 300
-    check_nothing_lost(done.directory, ledger(tmp_path))
+    # Worker and recorder died in one moment: tasks of 0.05 s, and a turn of the recorder late.
+    check_nothing_lost(done.directory, ledger(tmp_path), at_most=6)
     check_reports(done.directory, 1)
     assert done.manifest["state"] == "partial"
 
