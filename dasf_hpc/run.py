@@ -394,10 +394,27 @@ def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -
     return code
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that may fail: a full disk is no reason to fill the terminal with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the message."""
+
+    def flush(self) -> None:
+        """Write what is buffered, where that works."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+    def close(self) -> None:
+        """Close the file, also where what is buffered cannot be written any more."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Have Dask's own messages of this process in a file, not on the user's terminal."""
-    handler = logging.FileHandler(path, delay=True)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("distributed", "dask_jobqueue", "dasf_hpc")]
     kept = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
