@@ -59,11 +59,6 @@ class Interrupts:
         self._on_hurry = None
         self._raising = True
 
-    def stop(self, at_once: bool = False) -> None:
-        """Ask for what a signal asks for (from a request that came another way)."""
-        self.taken = self.taken or signal.SIGINT
-        self.at_once = self.at_once or at_once
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.taken is not None or number in _AT_ONCE:
             self.at_once = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -31,7 +32,12 @@ from dasf_hpc.errors import (
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
-from dasf_hpc.launch.credentials import client_environment, delete_credentials, make_credentials
+from dasf_hpc.launch.credentials import (
+    client_environment,
+    credentials_in,
+    delete_credentials,
+    make_credentials,
+)
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.local import LocalLauncher
@@ -39,6 +45,7 @@ from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.pbs import PbsLauncher
 from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.launch.walltime import EndBeforeWalltime
+from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
     STOP_REQUEST,
     TRACE,
@@ -131,12 +138,27 @@ def choose_launcher(settings: Settings) -> type[Launcher]:
 
 
 def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:
-    """Give the batch script of a node job, made but not submitted."""
+    """Give the batch script of a node job, made but not submitted, and what a node makes of it.
+
+    What is not known before a run stands in capitals: RUN, its name, and the scheduler's address.
+    """
     launcher_class = choose_launcher(settings)
     find_job(job)
     place = RunPlace(settings.runs_dir.absolute() / "RUN", "RUN", Path.cwd())
-    launcher = launcher_class(settings, place, None)
-    return launcher.job_script()
+    security = credentials_in(place.directory / "tls") if settings.tls else None
+    script = launcher_class(settings, place, security).job_script().rstrip()
+    if settings.nsys is False:
+        return script
+    profile = nsys_command(
+        settings.nsys_path or "nsys",
+        choose_nsys(settings.nsys_arg, has_gpu=True),
+        str(place.directory / "nsight" / "HOST-JOBID"),
+        ["WORKER COMMAND"],
+    )
+    return (
+        f"{script}\n\n# A node that has nsys (and, for cuda, a GPU) runs the words after -- as:\n"
+        f"# {shlex.join(profile)}"
+    )
 
 
 def submit(
@@ -272,9 +294,7 @@ def _run_job(
         process = JobProcess(
             script, arguments, _job_environment(launcher, directory), directory / "logs"
         )
-        exit_code = _wait_for_job(process, launcher, manifest)
-        manifest.update(job_ended=time.time())
-        return exit_code
+        return _wait_for_job(process, launcher, manifest)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"
@@ -285,7 +305,7 @@ def _run_job(
         if process is not None:
             process.terminate()
         told(Step("Ending the workers and writing their reports"))
-        manifest.update(state="stopping")
+        manifest.update(state="stopping", job_ended=time.time())
         report = launcher.stop()
         if recorder is not None:
             recorder.end()

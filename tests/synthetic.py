@@ -365,7 +365,6 @@ def _write_worker(
             "nthreads": 1,
             "memory_limit": 4 << 30,
             "batch_job": str(500 + plan.number),
-            "cuda_visible_devices": "0" if gpus else None,
             "gpus": [mine] if gpus else [],
             "gpu_status": "ok" if gpus else "no GPU",
         }

@@ -13,6 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from distributed.security import Security
 
+KEY = "key.pem"
+CERTIFICATE = "certificate.pem"
+
 #: A node whose wall clock is behind must not take the certificate for one of the future, hence the
 #: day before; a year after is longer than any walltime.
 VALID_BEFORE = timedelta(days=1)
@@ -65,7 +68,7 @@ def make_credentials(directory: Path) -> Security:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(key, hashes.SHA256())
     )
-    key_path, certificate_path = directory / "key.pem", directory / "certificate.pem"
+    key_path, certificate_path = directory / KEY, directory / CERTIFICATE
     _write_private(
         key_path,
         key.private_bytes(
@@ -75,12 +78,17 @@ def make_credentials(directory: Path) -> Security:
         ),
     )
     _write_private(certificate_path, certificate.public_bytes(serialization.Encoding.PEM))
+    return credentials_in(directory)
+
+
+def credentials_in(directory: Path) -> Security:
+    """Give what Dask wants to know of the credentials that lie, or will lie, in a folder."""
     pair = {
-        f"tls_{role}_{part}": str(path)
+        f"tls_{role}_{part}": str(directory / name)
         for role in ("scheduler", "worker", "client")
-        for part, path in (("key", key_path), ("cert", certificate_path))
+        for part, name in (("key", KEY), ("cert", CERTIFICATE))
     }
-    return Security(tls_ca_file=str(certificate_path), require_encryption=True, **pair)
+    return Security(tls_ca_file=str(directory / CERTIFICATE), require_encryption=True, **pair)
 
 
 def client_environment(security: Security) -> dict[str, str]:

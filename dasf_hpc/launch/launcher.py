@@ -351,6 +351,7 @@ class Launcher(ABC):
             launcher=self,
             security=self.security,
             interface=self.settings.interface,
+            protocol="tls://" if self.security else None,
             **self.common_options(),
             **self.job_options(),
         )

@@ -27,7 +27,7 @@ MARGIN_VARIABLE = "DASF_HPC_MARGIN"
 #: Topic of the event by which a worker tells the scheduler that it ends for the walltime.
 TOPIC = "dasf-hpc-walltime"
 
-#: A guess: nsys wrote reports of some hundred MB in under half of it.
+#: A guess at what a large report takes to be written.
 DEFAULT_MARGIN_S = 60.0
 
 

@@ -696,7 +696,6 @@ def _process_table(run: _Run, times: dict[int, list[int]]) -> None:
                 "nthreads": whole_number(worker.get("nthreads")),
                 "memory_limit": whole_number(worker.get("memory_limit")),
                 "gpus": ",".join(uuids) or None,
-                "cuda_visible_devices": _string(worker.get("cuda_visible_devices")),
                 "gpu_status": _string(worker.get("gpu_status")),
                 "batch_job": _string(worker.get("batch_job")),
                 **{n: _string(first.get(n)) for n in ("python", "dask", "distributed", "dasf_hpc")},

@@ -147,7 +147,6 @@ DICTIONARIES: dict[str, str] = {
     "uuids": "UUIDs of GPUs",
     "gpu_names": "product names of GPUs",
     "sentences": "sentences that say what was not available or went wrong",
-    "environment": "values of environment variables",
     "versions": "versions of software",
     "files": "names of files, relative to the run's directory or its journals",
     "keys": "keys of tasks as text, in the order of the rows of `tasks` in which they stand first; "
@@ -226,7 +225,6 @@ _TABLES = (
             Column("nthreads", "int32", "", "threads that run tasks; -1: not known"),
             Column("memory_limit", "int64", "bytes", "the worker's limit; -1: none or not known"),
             _text("gpus", "UUIDs of the worker's GPUs, separated by commas", "uuids"),
-            _text("cuda_visible_devices", "CUDA_VISIBLE_DEVICES; none: not set", "environment"),
             _text("gpu_status", "what the worker says of its GPUs", "sentences"),
             _text("batch_job", "the batch job it ran in", "batch_jobs"),
             _text("python", "version of Python", "versions"),

@@ -288,7 +288,11 @@ def test_a_dry_run_prints_the_script_and_starts_nothing(
     done = submit("--dry-run", "--on", "local", "--nodes", "3", script("pass"))
     assert done.code == 0
     assert "dasf_hpc.launch.node" in done.out
-    assert "distributed.cli.dask_worker" in done.out
+    assert "distributed.cli.dask_worker tls://SCHEDULER:PORT" in done.out
+    assert "--tls-key" in done.out
+    assert "nsys profile --trace=cuda,nvtx,osrt" in done.out
+    checked = subprocess.run(["bash", "-n"], input=done.out, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
     assert not (tmp_path / "runs").exists()
 
 
