@@ -201,7 +201,6 @@ class WorkerTaskPlugin(WorkerPlugin):
                 more(key, start, number, now)
         except Exception:
             self._executions.failed()
-            self._journal.drop()
 
     def _on_executing(self, key: Any, start: str, number: int, now: int) -> None:
         ids = self._ids

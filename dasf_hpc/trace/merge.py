@@ -705,6 +705,12 @@ def _process_table(run: _Run, times: dict[int, list[int]]) -> None:
             }
         )
         _name_losses(run, process, end, dropped)
+        if ended == "unknown" and process.role == "worker":
+            run.gap(
+                "journal without an end",
+                process,
+                reason="nobody saw its worker end: what was recorded last may be missing",
+            )
     run.merged.tables["processes"] = _rows(run, rows, "processes")
 
 
