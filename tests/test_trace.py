@@ -435,6 +435,19 @@ def test_a_damaged_column_is_a_trace_error_and_no_other_rows(
 # ------------------------------------------------------------------------------ reading
 
 
+def test_a_dictionary_that_repeats_a_string_is_damaged(tmp_path: Path, run_folder: Path) -> None:
+    path = tmp_path / "repeats.h5"
+    path.write_bytes((run_folder / "trace.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        states = file["dictionaries/states"]
+        states[1] = states[0]
+    with (
+        open_trace(path) as trace,
+        pytest.raises(TraceError, match="dictionary states repeats a string"),
+    ):
+        trace.table("transitions")
+
+
 def test_only_the_columns_that_are_asked_for_are_read(
     trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,8 +308,15 @@ class Trace:
         found = self._dictionaries.get(name)
         if found is None:
             strings = store.read_dictionary(self._opened(), name)
-            found = self._dictionaries[name] = pd.Index(strings, dtype="str")
+            found = self._dictionaries[name] = self._index(strings, name)
         return found
+
+    def _index(self, strings: list[str], dictionary: str) -> pd.Index[str]:
+        """Make categories of a dictionary's strings, of which no two may be the same."""
+        index = pd.Index(strings, dtype="str")
+        if not index.is_unique:
+            raise TraceError(f"{self.path} is damaged: dictionary {dictionary} repeats a string.")
+        return index
 
     def _checked(self, codes: NDArray[Any], dictionary: str) -> NDArray[Any]:
         size = store.dictionary_size(self._opened(), dictionary)
@@ -317,7 +324,7 @@ class Trace:
             raise TraceError(f"{self.path} is damaged: a code is not in dictionary {dictionary}.")
         return codes
 
-    def _decoded(self, codes: NDArray[Any], dictionary: str) -> pd.Categorical:
+    def _decoded(self, codes: NDArray[Any], dictionary: str) -> pd.Categorical[str]:
         """Decode with only the strings that occur, of which only their stretch is read."""
         self._checked(codes, dictionary)
         present, inverse = np.unique(codes, return_inverse=True)
@@ -336,4 +343,6 @@ class Trace:
                         self._opened(), dictionary, first, int(near[-1]) + 1
                     )
                     strings += [stretch[code - first] for code in near.tolist()]
-        return pd.Categorical.from_codes(inverse - none, categories=pd.Index(strings, dtype="str"))
+        return pd.Categorical.from_codes(
+            inverse - none, categories=self._index(strings, dictionary)
+        )
