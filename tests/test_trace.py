@@ -435,6 +435,18 @@ def test_a_damaged_column_is_a_trace_error_and_no_other_rows(
 # ------------------------------------------------------------------------------ reading
 
 
+def test_a_table_that_lost_a_column_is_damaged(tmp_path: Path, run_folder: Path) -> None:
+    path = tmp_path / "lost.h5"
+    path.write_bytes((run_folder / "trace.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["processes/start"]
+    with open_trace(path) as trace:
+        assert len(trace.tasks)
+        for read in (lambda: summarise(trace), lambda: trace.table("processes", ["start"])):
+            with pytest.raises(TraceError, match="table processes lacks column start"):
+                read()
+
+
 def test_a_dictionary_that_repeats_a_string_is_damaged(tmp_path: Path, run_folder: Path) -> None:
     path = tmp_path / "repeats.h5"
     path.write_bytes((run_folder / "trace.h5").read_bytes())

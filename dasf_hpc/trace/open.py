@@ -158,6 +158,10 @@ class Trace:
             known = [column.name for column in self._known(name)]
             return self._empty(name, self._chosen(name, columns, known))
         stored = store.column_names(file, name)
+        if name in TABLES:
+            lost = [c.name for c in TABLES[name].columns if c.name not in stored]
+            if lost:
+                raise TraceError(f"{self.path} is damaged: table {name} lacks column {lost[0]}.")
         derived = [c.name for c in TABLES[name].derived] if name in TABLES else []
         derived = [column for column in derived if column not in stored]
         chosen = self._chosen(name, columns, [*derived, *stored])
