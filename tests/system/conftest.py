@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from system.ledger import ledger
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,42 @@ class Submitted:
         """The contents of run.json."""
         content: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
         return content
+
+
+@dataclass
+class Running:
+    """A ``dasf-hpc submit`` that runs in the background."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        (directory,) = (self.folder / "runs").iterdir()
+        return directory
+
+    def manifest(self) -> dict[str, Any]:
+        """Read run.json as it is now."""
+        content: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
+        return content
+
+    def wait_for_tasks(self, count: int, seconds: float = 90) -> None:
+        """Wait until so many tasks did their work."""
+        self.wait_until(lambda: len(ledger(self.folder)) >= count, seconds, f"{count} tasks")
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for a condition while the run goes on."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, f"no {what} in {seconds} s"
+            time.sleep(0.1)
+
+    def end(self, seconds: float = 120) -> Submitted:
+        """Wait for its end."""
+        out, err = self.process.communicate(timeout=seconds)
+        return Submitted(self.process.returncode, out, err, self.folder / "runs")
 
 
 Submit = Callable[..., Submitted]
@@ -95,3 +133,29 @@ def script(tmp_path: Path) -> Callable[[str], str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Give a function that starts ``dasf-hpc submit`` in the background."""
+    started: list[Running] = []
+
+    def run(*words: str, environment: dict[str, str] | None = None) -> Running:
+        process = subprocess.Popen(
+            command("submit", "--runs-dir", str(tmp_path / "runs"), *words),
+            cwd=tmp_path,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(Running(process, tmp_path))
+        return started[-1]
+
+    yield run
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()

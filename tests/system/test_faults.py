@@ -1,7 +1,6 @@
 """Whatever happens to a run, what was recorded can be read and what is missing is named.
 
-Every job here keeps a ledger: a task writes a line when it has done its work. A task that is in the
-ledger must be in the trace.
+Every job here keeps a ledger; see `system.ledger`.
 """
 
 from __future__ import annotations
@@ -13,69 +12,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from system.conftest import Submit, Submitted, command
+from system.conftest import Running, Submit, command
+from system.ledger import (
+    check_nothing_lost,
+    check_reports,
+    ledger,
+    ledger_job,
+    process_of_run,
+)
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
-
-LEDGER = """
-    import os, signal, sys, time
-    from distributed import Client, wait
-
-    LEDGER = os.path.abspath("ledger")
-
-    def work(number, seconds=0.05):
-        time.sleep(seconds)
-        with open(LEDGER, "a") as ledger:
-            ledger.write(f"{number} {os.getpid()}\\n")
-        return number
-
-    client = Client()
-    futures = [client.submit(work, i, key=f"work-{i}") for i in range(COUNT)]
-"""
-
-
-def ledger_job(ending: str, count: int = 60) -> str:
-    """Give a job that runs tasks and then ends in its own way."""
-    return LEDGER.replace("COUNT", str(count)) + "\n".join(
-        "    " + line for line in ending.strip().splitlines()
-    )
-
-
-def ledger(folder: Path) -> list[tuple[str, int]]:
-    """Read the key and pid of every task that did its work."""
-    path = folder / "ledger"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(f"work-{number}", int(pid)) for number, pid in map(str.split, lines)]
-
-
-def check_nothing_lost(directory: Path, done: list[tuple[str, int]], at_most: int = 0) -> None:
-    """Check that every task of the ledger is in the trace, in the process that ran it.
-
-    Where a whole node dies, what was recorded in its last 0.1 s may be missing: ``at_most`` tasks.
-    """
-    assert done
-    with open_trace(directory) as trace:
-        tasks = trace.tasks
-        pids = trace.processes["pid"].to_numpy()[tasks["process"]]
-        recorded = list(zip(tasks["key"].astype(str), pids, strict=True))
-    missing = [entry for entry in done if entry not in recorded]
-    assert len(missing) <= at_most, missing
-
-
-def check_reports(directory: Path, joined: int) -> None:
-    """Check that so many reports are joined, with every range linked."""
-    with open_trace(directory) as trace:
-        reports = trace.reports
-        good = reports[reports["status"] == "joined"]
-        assert len(good) == joined, reports.to_string()
-        assert (good["linked"] == good["compute_ranges"]).all(), good.to_string()
 
 
 @pytest.fixture
@@ -93,88 +44,6 @@ NODES = (
     "--on", "slurm", "--nodes", "2", "--workers-per-node", "1", "--memory", "8GB",
     "--interface", "lo", "--nsys",
 )  # fmt: skip
-
-
-@dataclass
-class Running:
-    """A ``dasf-hpc submit`` that runs in the background."""
-
-    process: subprocess.Popen[str]
-    folder: Path
-    words: list[str] = field(default_factory=list)
-
-    @property
-    def directory(self) -> Path:
-        """The run's directory."""
-        (directory,) = (self.folder / "runs").iterdir()
-        return directory
-
-    def manifest(self) -> dict[str, Any]:
-        """Read run.json as it is now."""
-        content: dict[str, Any] = json.loads((self.directory / "run.json").read_text())
-        return content
-
-    def wait_for_tasks(self, count: int, seconds: float = 90) -> None:
-        """Wait until so many tasks did their work."""
-        self.wait_until(lambda: len(ledger(self.folder)) >= count, seconds, f"{count} tasks")
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait for a condition while the run goes on."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < deadline, f"no {what} in {seconds} s"
-            time.sleep(0.1)
-
-    def end(self, seconds: float = 120) -> Submitted:
-        """Wait for its end."""
-        out, err = self.process.communicate(timeout=seconds)
-        return Submitted(self.process.returncode, out, err, self.folder / "runs")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Give a function that starts ``dasf-hpc submit`` in the background."""
-    started: list[Running] = []
-
-    def run(*words: str, environment: dict[str, str] | None = None) -> Running:
-        process = subprocess.Popen(
-            command("submit", "--runs-dir", str(tmp_path / "runs"), *words),
-            cwd=tmp_path,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(Running(process, tmp_path))
-        return started[-1]
-
-    yield run
-    for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
-
-
-def worker_pids(run: Path, host: str | None = None) -> list[int]:
-    """Give the pids of a run's living worker processes by the names of their journals."""
-    pids = [
-        int(path.name.rsplit("-", 2)[1])
-        for path in (run / "journals").glob(f"worker-{host or ''}*")
-    ]
-    return [pid for pid in pids if psutil.pid_exists(pid)]
-
-
-def process_of_run(run: Path, words: list[str]) -> list[psutil.Process]:
-    """Find processes of a run by words of their command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if str(run) in line and all(word in line for word in words):
-            found.append(process)
-    return found
 
 
 # ------------------------------------------------------------------------- how a script may end

@@ -1,0 +1,145 @@
+"""The faults whose outcome depends on the batch scheduler, on PBS: who gets which signal, and when.
+
+The others are in `test_faults`, on SLURM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from system.conftest import Running, Submit, command
+from system.ledger import check_nothing_lost, check_reports, ledger, ledger_job, process_of_run
+from testbed.openpbs import OpenPbsTestbed
+
+from dasf_hpc.manifest import DEAD_AFTER_S, HEARTBEAT, STOP_REQUEST
+
+PBS = (
+    "--on", "pbs", "--nodes", "2", "--workers-per-node", "1", "--threads-per-worker", "1",
+    "--memory", "4GB", "--interface", "lo",
+)  # fmt: skip
+
+
+@pytest.fixture
+def server(openpbs: OpenPbsTestbed) -> Iterator[OpenPbsTestbed]:
+    """Give the PBS server; nothing may be left in its queue."""
+    assert openpbs.queue() == {}
+    yield openpbs
+    openpbs.wait_until_empty()
+
+
+@pytest.mark.needs("nsys")
+def test_ctrl_c_ends_gracefully(
+    server: OpenPbsTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *PBS, "--nsys", script(ledger_job("client.gather(futures)", 5000)),
+        environment=server.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    running.process.send_signal(signal.SIGINT)
+    done = running.end()
+    assert done.code == 130, done.err
+    assert done.manifest["stop"]["cancelled"] == []
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 2)
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM]], ids=["ctrl-c twice", "SIGTERM"]
+)
+def test_an_end_at_once_deletes_the_jobs_and_can_be_merged(
+    signals: list[signal.Signals], server: OpenPbsTestbed, start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *PBS, "--no-nsys", script(ledger_job("client.gather(futures)", 5000)),
+        environment=server.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    for number in signals:
+        running.process.send_signal(number)
+        time.sleep(0.5)
+    done = running.end(60)
+    assert done.code == 130, done.err
+    server.wait_until_empty()
+    merged = subprocess.run(command("merge", str(done.directory)), capture_output=True, text=True)
+    assert merged.returncode == 0, merged.stderr
+    check_nothing_lost(done.directory, ledger(tmp_path))
+
+
+@pytest.mark.parametrize("cancel", [False, True], ids=["left alone", "cancelled"])
+def test_a_killed_submit_leaves_nothing_running_and_can_be_merged(
+    cancel: bool, server: OpenPbsTestbed, start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(
+        *PBS, "--no-nsys", script(ledger_job("client.gather(futures)", 5000)),
+        environment=server.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    directory = running.directory
+    running.process.kill()
+    running.process.wait()
+    if cancel:
+        # As if it had been dead for long: a host that only sees the directory believes it then.
+        long_ago = time.time() - 2 * DEAD_AFTER_S
+        os.utime(directory / HEARTBEAT, (long_ago, long_ago))
+        said = subprocess.run(
+            command("cancel", str(directory)), capture_output=True, text=True,
+            env={**os.environ, **server.environment},
+        )  # fmt: skip
+        assert said.returncode == 0, said.stderr
+        assert "2 batch job(s) were cancelled" in said.stdout
+        assert not (directory / STOP_REQUEST).exists()
+        server.wait_until_empty(20)  # far below the death timeout
+    else:
+        server.wait_until_empty(90)  # the workers' death timeout is 60 s
+    assert process_of_run(directory, []) == []
+    merged = subprocess.run(command("merge", str(directory)), capture_output=True, text=True)
+    assert merged.returncode == 0, merged.stderr
+    check_nothing_lost(directory, ledger(tmp_path))
+
+
+@pytest.mark.needs("nsys")
+@pytest.mark.parametrize("replace", [False, True], ids=["continue", "replace"])
+def test_a_node_job_deleted_from_outside(
+    replace: bool, server: OpenPbsTestbed, start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    wish = ["--on-lost", "replace"] if replace else []
+    running = start(
+        *PBS, "--nsys", *wish, script(ledger_job("client.gather(futures)", 400)),
+        environment=server.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    server.run("qdel", running.manifest()["batch_jobs"][0])
+    done = running.end(200)
+    assert done.code in (0, 80), done.err
+    assert len({key for key, _ in ledger(tmp_path)}) == 400
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    assert len(done.manifest["lost"]) == 1
+    assert len(done.manifest["batch_jobs"]) == (3 if replace else 2)
+    check_reports(done.directory, 3 if replace else 2)
+
+
+@pytest.mark.needs("nsys")
+def test_walltime_ends_workers_before_the_batch_scheduler_does(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    done = submit(
+        *PBS, "--nsys", "--walltime", "00:40", "--walltime-margin", "20",
+        script(ledger_job("client.gather(futures)", 4800)), environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 72, done.err
+    assert "00:40" in done.err
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    check_reports(done.directory, 2)
+    outputs = [path.read_text() for path in (done.directory / "logs").glob("*.[oe]*")]
+    assert not any("job killed: walltime" in text for text in outputs)
