@@ -43,13 +43,16 @@ class Clock:
         self.start = int(random.integers(0, 10**18))
         self.offset = int(random.integers(-(10**18), 10**18))
         self.drift, self.step_ns, self.step_at = drift, step_ns, step_at
+        self.wander, self.cycles = 0.0, 0.0
 
     def local(self, since: npt.NDArray[np.float64]) -> Integers:
         return self.start + np.floor(since).astype(np.int64)
 
     def reference(self, since: npt.NDArray[np.float64]) -> Integers:
         ahead = self.drift * since + self.step_ns * (since > self.step_at)
-        return self.start + self.offset + np.floor(since + ahead).astype(np.int64)
+        ahead = ahead + self.wander * np.sin(2 * np.pi * self.cycles * since)
+        times: Integers = self.start + self.offset + np.floor(since + ahead).astype(np.int64)
+        return times
 
     def error(self, fitted: Correction, since: npt.NDArray[np.float64]) -> Integers:
         """Give how far a correction is off at local times."""
@@ -65,10 +68,18 @@ def exchange(
     base_ns: float = 100e3,
     jitter_ns: float = 1e6,
     asymmetry: float = 0.5,
+    begin: float = 0.0,
 ) -> Integers:
-    """Make probes with a constant and an exponential part of the delay each way."""
+    """Make probes with a constant and an exponential part of the delay each way.
+
+    As in a run there are bursts at the start and at the end, where there are enough.
+    """
     random = np.random.default_rng(seed)
     sent = np.sort(random.uniform(0, duration, count))
+    if count >= 40:
+        sent[:10] = np.arange(10) * 2e6
+        sent[-10:] = duration - np.arange(10)[::-1] * 2e6
+    sent += begin
     received = sent + base_ns * asymmetry + random.exponential(jitter_ns, count)
     answered = received + random.uniform(1e3, 50e3, count)
     back = answered + base_ns * (1 - asymmetry) + random.exponential(jitter_ns, count)
@@ -184,19 +195,30 @@ class TestProbes:
         probes = exchange(clock, seed, 360, HOUR, jitter_ns=3e5)
         fitted = fit_probes(probes)
         assert clock.error(fitted, instants(probes, clock, seed)).max() <= fitted.bound_ns
+        assert fitted.bound_ns <= abs(step) + 5_000_000
         assert fitted.residual_ns > 0
+
+    @pytest.mark.parametrize("bursts", [2, 3, 4])
+    @pytest.mark.parametrize("seed", range(10))
+    def test_a_step_that_few_bursts_cannot_tell_from_a_drift_is_in_the_bound(
+        self, seed: int, bursts: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        clock = Clock(seed, 20e-6, int(random.uniform(-1, 1) * 0.1 * SECOND), 20 * SECOND)
+        probes = np.concatenate(
+            [
+                exchange(clock, seed + burst, 8, 2e6, jitter_ns=2e4, begin=burst * 30e9)
+                for burst in range(bursts)
+            ]
+        )
+        fitted = fit_probes(probes)
+        assert clock.error(fitted, instants(probes, clock, seed)).max() <= fitted.bound_ns
 
     @pytest.mark.parametrize("seed", range(10))
     def test_a_rate_that_wanders_unseen_is_within_the_bound(self, seed: int) -> None:
         clock = Clock(seed)
         random = np.random.default_rng(seed)
-        amplitude, cycles = random.uniform(20e3, 300e3), random.uniform(0.5, 3)
-
-        def reference(since: npt.NDArray[np.float64]) -> Integers:
-            wander = amplitude * np.sin(2 * np.pi * cycles * since / HOUR)
-            return clock.start + clock.offset + np.floor(since + wander).astype(np.int64)
-
-        clock.reference = reference  # type: ignore[method-assign]
+        clock.wander, clock.cycles = random.uniform(20e3, 300e3), random.uniform(0.5, 3) / HOUR
         probes = exchange(clock, seed, 360, HOUR, jitter_ns=3e5)
         fitted = fit_probes(probes)
         assert clock.error(fitted, instants(probes, clock, seed)).max() <= fitted.bound_ns
@@ -244,14 +266,56 @@ class TestProbes:
             fit_probes(np.array([[10, 0, 0, 9]], np.int64))
 
 
+class TestGraded:
+    """Runs of every kind, with known truth: the figures of the README come from here."""
+
+    @pytest.mark.parametrize("seed", range(200))
+    def test_the_true_error_is_never_above_the_bound(self, seed: int) -> None:
+        """200 ppm, asymmetric delays, jitter, lost and late probes; a third each steps or strays.
+
+        A step falls anywhere between two bursts.
+        """
+        random = np.random.default_rng(seed)
+        duration = float(random.choice([10, 60, 600, 3600])) * SECOND
+        at = np.sort(np.append(random.uniform(0, duration, random.choice([0, 1, 8, 60])), 0.0))
+        bursts = at[np.append(True, np.diff(at) > 0.2 * SECOND)]
+        clock = Clock(seed, random.uniform(-200e-6, 200e-6))
+        if seed % 3 == 1 and len(bursts) > 1:
+            clock.step_ns = int(random.choice([-1, 1]) * 10 ** random.uniform(4, 9.7))
+            before = random.integers(len(bursts) - 1)
+            clock.step_at = int(random.uniform(bursts[before] + 0.05 * SECOND, bursts[before + 1]))
+        if seed % 3 == 2:
+            clock.cycles = random.uniform(0.5, 3) / duration
+            clock.wander = random.uniform(0, 1e-6) / (2 * np.pi * clock.cycles)
+        base, jitter = random.choice([2e4, 1e5, 1e6]), random.choice([1e3, 1e5, 1e6])
+        asymmetry = random.uniform(0, 1)
+        probes = np.concatenate(
+            [
+                exchange(clock, seed * 1000 + n, 8, 1e6, base, jitter, asymmetry, begin=begin)
+                for n, begin in enumerate(bursts)
+            ]
+        )
+        late = random.random(len(probes)) < 0.05
+        probes[late, 3] += random.integers(0, SECOND // 2, late.sum())  # they wait to be read
+        kept = random.random(len(probes)) > 0.05
+        kept[[0, 7, -1]] = True
+        probes = probes[kept]
+        fitted = fit_probes(probes)
+        error = clock.error(fitted, instants(probes, clock, seed))
+        assert error.max() <= fitted.bound_ns
+
+
 class TestUtc:
     def test_hosts_that_share_utc_are_aligned_within_what_reading_it_took(self) -> None:
         utc = 1_795_410_982_000_000_000
-        local = np.array([[1000, utc, 1400], [10**9, utc + 10**9 - 1300, 10**9 + 200]])
+        since = np.arange(0, 60, 5) * SECOND
+        local = np.column_stack((1000 + since, utc + since, 1400 + since))
         reference = np.array([[5 * 10**17, utc, 5 * 10**17 + 100]])
         fitted = fit_utc(local, reference, same_clock=True)
         assert fitted.source == "utc"
-        assert abs(fitted.apply(1200) - (5 * 10**17 + 50)) <= fitted.bound_ns <= 500
+        assert abs(fitted.apply(1200) - (5 * 10**17 + 50)) <= fitted.bound_ns
+        # between two readings each clock may stray by 2e-6 of the 5 s
+        assert fitted.bound_ns <= 11_000
 
     def test_different_hosts_utc_is_not_trusted(self) -> None:
         anchors = np.array([[0, 10**18, 100]], np.int64)
@@ -262,8 +326,7 @@ class TestUtc:
         since = np.arange(0, 600, 10) * SECOND
         utc = 10**18 + since + np.where(since > 300 * SECOND, 5 * SECOND, 0)
         local = np.column_stack((since, utc, since + 100))
-        reference = np.array([[0, 10**18, 100]], np.int64)
-        fitted = fit_utc(local, reference, same_clock=True)
+        fitted = fit_utc(local, local.copy(), same_clock=True)
         error = np.abs(fitted.apply(since) - since)
         assert error.max() <= fitted.bound_ns
 
@@ -297,7 +360,8 @@ class TestMarks:
         fitted = fit_marks(session, clock)
         at = np.linspace(0, duration, 1000).astype(np.int64)
         error = np.abs(fitted.apply(at) - (10**17 + np.rint(at * (1 + drift)).astype(np.int64)))
-        assert error.max() <= fitted.bound_ns <= 10_000
+        between = 2e-6 * duration / 20  # what the rate may stray from one burst to the next
+        assert error.max() <= fitted.bound_ns <= 10_000 + 1.1 * between
         assert error.max() <= 5_000
         assert fitted.source == "marks"
         assert fitted.points == 160
@@ -311,7 +375,7 @@ class TestMarks:
         session = clock - 10**17 + lag
         fitted = fit_marks(session, clock)
         error = np.abs(fitted.apply(clock - 10**17) - clock)
-        assert error.max() <= fitted.bound_ns <= 500_000
+        assert error.max() <= fitted.bound_ns <= 1_000_000
         assert error.max() <= 30_000
 
     def test_marks_of_other_threads_do_not_stand_for_the_next_one(self) -> None:

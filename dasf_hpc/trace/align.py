@@ -3,18 +3,27 @@
 All fits here rest on one fact. Let ``D(t) = reference - local`` at local time ``t``. A reference
 reading that was taken *after* local time ``t`` is too late for it, so ``D(t) <= reading - t``; one
 taken *before* is too early, so ``D(t) >= reading - t``. An exchange with the reference gives one of
-each, and as long as the two clocks run at constant rates (``D`` a straight line) the truth lies
-under all the first and over all the second. How far apart the lines that do so can be is the bound:
-nothing about delays has to be assumed, neither that they are symmetric nor how they are
-distributed. (After Moon, Skelly and Towsley, "Estimation and Removal of Clock Skew from Network
-Delay Measurements", 1999; Marzullo and Owicki, "Maintaining the Time in a Distributed System",
-1983.)
+each: nothing about delays has to be assumed, neither that they are symmetric nor how they are
+distributed. If the two clocks run at constant rates ``D`` is a straight line under all the first
+and over all the second, and the correction is the one in the middle of such lines. (After Moon,
+Skelly and Towsley, "Estimation and Removal of Clock Skew from Network Delay Measurements", 1999;
+Marzullo and Owicki, "Maintaining the Time in a Distributed System", 1983.)
+
+The bound trusts clocks less. It holds for every ``D`` that keeps all limits and
+
+- has a rate, within `DRIFT_LIMIT`, that changes by no more than `RATE_WANDER` over the run, and
+- jumps once, by any amount, at any time between the first probe and the last but within a burst of
+  them, or never.
+
+So a jump that probes show is in the bound, and so is what one between two probes could hide; from
+one or two bursts alone nothing tells a jump from a drift, and the bound then grows with
+`DRIFT_LIMIT` times the time between them. Where even such a ``D`` contradicts the probes, twice the
+least wander that does not is assumed in place of `RATE_WANDER`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -41,15 +50,21 @@ LONE_MARK_LAG_NS = 5_000_000
 
 MARKS_PER_WINDOW = 8
 
-_PROBES_PER_WINDOW = 8
-"""Probes of which one is expected to have a short round trip (a guess)."""
+RATE_WANDER = 2e-6
+"""How far apart two rates that a clock has during a run may be, s/s.
 
-_PROBES_PER_PART, _FEWEST_PER_PART, _PARTS = 32, 5, 64
-"""A clock's rate may wander, but is taken for constant over so many probes.
+An assumption: crystals of servers change by less than 1e-6 as they warm up, and a clock that NTP
+has settled is corrected by less.
+"""
 
-Measured in simulations with a sinusoidal wander of up to 300 us or a jump too small to be seen: 32
-keeps the bound true where 64 does not always, and 16 makes it twice as wide. More than 64 parts
-would only cost time: 10,000 probes are fitted in 40 ms.
+BURST_NS = 100_000_000
+"""Probes that are no further apart are one burst, in which no clock jumps."""
+
+_THINNED, _ENDS = 512, 64
+"""Probes from which the bound is computed, and how many of them are the first and the last ones.
+
+Work and memory grow with the square: 512 take 30 ms. Of more probes, the quickest of as many in a
+row stands for them, which widens the bound and never narrows it.
 """
 
 _ROUNDING_NS = 2
@@ -360,55 +375,127 @@ def _fit(
         offset = (lines.limits.highest(0.0, 0.0) + lines.limits.lowest(0.0, 0.0)) / 2
     else:
         offset = (high_last + low_last + high_first + low_first) / 4 - drift * (first + last) / 2
-    bound = max(
-        lines.farthest(offset, drift, first, last),
-        # A rate that wanders a little is taken for a constant one: the parts of a run, each with a
-        # rate of its own, show how far that goes, and the best probe what nothing can beat.
-        *(part.lines().farthest(offset, drift) for part in limits.parts()),
-        float(((probes[:, 3] - probes[:, 0]) - (probes[:, 2] - probes[:, 1])).min()) / 2,
+    relative = _Limits(
+        limits.upper_at,
+        limits.upper - offset - drift * limits.upper_at,
+        (probes[:, 3] - origin).astype(np.float64),
+        (probes[:, 2] - probes[:, 3] - level).astype(np.float64)
+        - offset
+        - drift * (probes[:, 3] - origin),
     )
-    offset_ns = level + round(offset)
-    if lines.residual > _ROUNDING_NS:
-        bound = max(bound, _bound_of_bent(probes, origin, offset_ns, drift, ends))
+    # 1: the offset and the drift's part are rounded
+    bound = math.ceil(_bound(relative, drift, first, last)) + 1
+    residual = math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0
     return Correction(
         source=source,
         origin_ns=origin,
-        offset_ns=offset_ns,
+        offset_ns=level + round(offset),
         drift=drift,
-        bound_ns=math.ceil(bound) + 1,  # 1: the offset and the drift's part are rounded
-        residual_ns=math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0,
+        bound_ns=bound,
+        residual_ns=residual,
         points=len(probes),
     )
 
 
-def _bound_of_bent(
-    probes: Integers, origin: int, offset_ns: int, drift: float, ends: tuple[int, int]
-) -> float:
-    """Bound a line's error where the probes prove that the clock's rate was not constant, ns.
+def _bound(limits: _Limits, drift: float, first: float, last: float) -> float:
+    """Give how far ``D`` may be from 0 between two times, by what the module's text assumes of it.
 
-    Of every few probes in a row the one with the shortest round trip says where the clock was, give
-    or take half of it. Between two that lie apart by more than that the clock may have jumped at
-    any time, so the difference comes on top, and beyond the ends it may go on as it went.
+    Parameters
+    ----------
+    limits
+        The upper and the lower limit of each probe, of ``D`` less the correction.
+    drift
+        The correction's, s/s.
+    first, last
+        Times, ns.
     """
-    t1, t2, t3, t4 = probes[np.argsort(probes[:, 0], kind="stable")].T
-    half = ((t4 - t1) - (t3 - t2)) / 2
-    at = ((t1 - origin) + (t4 - origin)) / 2
-    middle = ((t2 - t1 - offset_ns) + (t3 - t4 - offset_ns)) / 2 - drift * at
-    width = _PROBES_PER_WINDOW
-    # windows reach over both ends, so that the last probe is the best of a window, too
-    padded = np.pad(half, width - 1, constant_values=np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
-    best = np.unique(np.argmin(windows, axis=1) + np.arange(len(windows)) - (width - 1))
-    off, unsure, when = middle[best], half[best], at[best]
-    bound = float((np.abs(off) + unsure).max())
-    if len(best) > 1:
-        gap = np.maximum(np.diff(when), 1.0)
-        jump = np.maximum(np.abs(np.diff(off)) - unsure[1:] - unsure[:-1], 0.0)
-        # how fast clock and line part where it does not jump; two gaps or one cannot tell
-        rate = float(np.median(np.abs(np.diff(off)) / gap)) if len(gap) > 2 else 2 * DRIFT_LIMIT
-        beyond = max(when[0] + origin - ends[0], ends[1] - origin - when[-1], 0.0)
-        bound += float(np.where(jump > 0.0, jump + rate * gap, 0.0).max()) + rate * beyond
-    return bound
+    limits = _thinned(limits)
+    upper_at, lower_at = limits.upper_at, limits.lower_at
+    begins = _burst_begins(upper_at)
+    ends = np.append(begins[1:], len(upper_at)) - 1
+    least, most = _rates(limits, ends, drift)
+    # what D may gain, or lose, in the time between a limit and a reading
+    up, down = max(most, 0.0), max(-least, 0.0)
+    until = np.append(upper_at[begins[1:]], max(last, lower_at.max()))
+    since = np.append(min(first, upper_at[0]), np.maximum.accumulate(lower_at)[ends[:-1]])
+    # Until a jump all earlier limits hold, after it all later ones, and it may be anywhere: only
+    # what both sides know, each without the other, is sure.
+    highest = max(
+        (np.minimum.accumulate(limits.upper - up * upper_at)[ends] + up * until).max(),
+        (_from_the_end(np.minimum, limits.upper + down * upper_at)[begins] - down * since).max(),
+    )
+    lowest = min(
+        (np.maximum.accumulate(limits.lower + down * lower_at)[ends] - down * until).min(),
+        (_from_the_end(np.maximum, limits.lower - up * lower_at)[begins] + up * since).min(),
+    )
+    in_a_burst = (up + down) * float((lower_at[ends] - upper_at[begins]).max())
+    quickest = float((limits.upper - limits.lower).min()) / 2
+    return float(max(highest, -lowest, quickest)) + in_a_burst
+
+
+def _rates(limits: _Limits, ends: npt.NDArray[np.intp], drift: float) -> tuple[float, float]:
+    """Give the least and the largest rate that ``D`` may have at any time, s/s.
+
+    Rates are less the correction's drift, as the limits are.
+
+    For each burst after which it may have jumped, limits before and limits after it are compared
+    among themselves. Between an upper limit and a later lower one ``D`` climbs at least so steeply
+    in the mean, and between a lower and a later upper one at most so steeply.
+    """
+    later = limits.lower_at[None, :] - limits.upper_at[:, None]
+    over = limits.lower[None, :] - limits.upper[:, None] - 2 * _ROUNDING_NS
+    steepness = over / np.where(later == 0.0, 1.0, later)
+    climbs, falls = (
+        np.where(chosen, sign * steepness, -np.inf)
+        for chosen, sign in ((later > 0.0, 1.0), (later < 0.0, -1.0))
+    )
+    bounds = []
+    for steep in (climbs, falls):
+        before = np.diag(_running_maximum(steep))[ends]
+        after = np.diag(_running_maximum(steep[::-1, ::-1]))[::-1]
+        bounds.append(np.maximum(before, np.append(after[ends[:-1] + 1], -np.inf)))
+    least, most = bounds[0], -bounds[1]
+    needed = least - most
+    wander = RATE_WANDER if needed.min() <= RATE_WANDER else 2 * float(needed.min())
+    possible = needed <= wander
+    # what has to be explained by more wander than that was a jump
+    limit = DRIFT_LIMIT if wander == RATE_WANDER else np.inf
+    within = (-limit - drift, limit - drift)
+    return (
+        float(np.clip(least[possible].min() - wander, *within)),
+        float(np.clip(most[possible].max() + wander, *within)),
+    )
+
+
+def _running_maximum(values: Floats) -> Floats:
+    """Give, for each place, the maximum of all that are in no later row and column."""
+    return np.maximum.accumulate(np.maximum.accumulate(values, axis=0), axis=1)
+
+
+def _from_the_end(function: np.ufunc, values: Floats) -> Floats:
+    accumulated: Floats = function.accumulate(values[::-1])[::-1]
+    return accumulated
+
+
+def _burst_begins(at: Floats) -> npt.NDArray[np.intp]:
+    """Give the places of the probes that begin a burst."""
+    begins = [0]
+    while (place := int(np.searchsorted(at, at[begins[-1]] + BURST_NS, "right"))) < len(at):
+        begins.append(place)
+    return np.array(begins, np.intp)
+
+
+def _thinned(limits: _Limits) -> _Limits:
+    """Give the limits in order of time and of many probes the quickest of as many in a row."""
+    order = np.argsort(limits.upper_at, kind="stable")
+    if len(order) > _THINNED:
+        width = (limits.upper - limits.lower)[order]
+        middle = np.array_split(np.arange(_ENDS, len(order) - _ENDS), _THINNED - 2 * _ENDS)
+        kept = [int(places[np.argmin(width[places])]) for places in middle]
+        order = np.concatenate((order[:_ENDS], order[kept], order[-_ENDS:]))
+    return _Limits(
+        limits.upper_at[order], limits.upper[order], limits.lower_at[order], limits.lower[order]
+    )
 
 
 @dataclass(frozen=True)
@@ -434,23 +521,6 @@ class _Limits:
     def room(self, drift: float) -> float:
         """Give how far a line of this drift can be moved between all; negative: it misses some."""
         return self.highest(drift, 0.0) - self.lowest(drift, 0.0)
-
-    def parts(self) -> Iterator[_Limits]:
-        """Split the run into parts of `_PROBES_PER_PART` probes or halves, and `_PARTS` at most."""
-        count = min(max(len(self.upper) // _PROBES_PER_PART, 2), _PARTS)
-        if len(self.upper) < count * _FEWEST_PER_PART:
-            return
-        order = np.argsort(self.upper_at, kind="stable")
-        lower_order = np.argsort(self.lower_at, kind="stable")
-        lower_at = self.lower_at[lower_order]
-        for chosen in np.array_split(order, count):
-            # with the lower limit just outside: a part open at an end would say nothing there
-            since = np.searchsorted(lower_at, self.upper_at[chosen[0]], "right") - 1
-            until = np.searchsorted(lower_at, self.upper_at[chosen[-1]], "left")
-            around = lower_order[max(int(since), 0) : int(until) + 1]
-            yield _Limits(
-                self.upper_at[chosen], self.upper[chosen], self.lower_at[around], self.lower[around]
-            )
 
     def lines(self) -> _Lines:
         """Find the lines between all, or, where there is none, the one that misses them least."""
@@ -504,23 +574,6 @@ class _Lines:
             min(self.limits.lowest(drift, at) for drift in drifts),
             max(self.limits.highest(drift, at) for drift in drifts),
         )
-
-    def farthest(
-        self, offset: float, drift: float, first: float | None = None, last: float | None = None
-    ) -> float:
-        """Give how far such a line can be from the line with this offset and drift, ns.
-
-        It is farthest at one of the ends: ``first`` and ``last``, or those of the limits.
-        """
-        if first is None or last is None:
-            first = float(min(self.limits.upper_at.min(), self.limits.lower_at.min()))
-            last = float(max(self.limits.upper_at.max(), self.limits.lower_at.max()))
-        farthest = 0.0
-        for at in (first, last):
-            low, high = self.range(at)
-            value = offset + drift * at
-            farthest = max(farthest, high - value, value - low)
-        return farthest
 
 
 def _hull(at: Floats, value: Floats) -> tuple[Floats, Floats]:
