@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dasf_hpc.trace.align import (
     LONE_MARK_LAG_NS,
+    QUICK,
     UTC_DISAGREEMENT_NS,
     Correction,
     fit_marks,
@@ -273,37 +274,45 @@ class TestGraded:
     def test_the_true_error_is_never_above_the_bound(self, seed: int) -> None:
         """200 ppm, asymmetric delays, jitter, lost and late probes; a third each steps or strays.
 
-        A step falls anywhere between two bursts.
+        A step falls between two bursts, anywhere from the first quick probe to the last.
         """
         random = np.random.default_rng(seed)
         duration = float(random.choice([10, 60, 600, 3600])) * SECOND
-        at = np.sort(
-            np.append(random.uniform(0, duration, random.choice([0, 1, 2, 4, 8, 60])), 0.0)
-        )
+        at = np.sort(np.append(random.uniform(0, duration, random.choice([0, 1, 2, 4, 8, 60])), 0))
         bursts = at[np.append(True, np.diff(at) > 0.2 * SECOND)]
+        counts = random.integers(1, 9, len(bursts))
         clock = Clock(seed, random.uniform(-200e-6, 200e-6))
-        if seed % 3 == 1 and len(bursts) > 1:
-            clock.step_ns = int(random.choice([-1, 1]) * 10 ** random.uniform(4, 9.7))
-            before = random.integers(len(bursts) - 1)
-            clock.step_at = int(random.uniform(bursts[before] + 0.05 * SECOND, bursts[before + 1]))
+        base, jitter = random.choice([2e4, 1e5, 1e6]), random.choice([1e3, 1e5, 1e6])
+        asymmetry = random.uniform(0, 1)
+        late = random.random(counts.sum()) < 0.05
+        lateness = random.integers(0, SECOND // 2, len(late)) * late
+        kept = random.random(counts.sum()) > 0.05
+        kept[[0, -1]] = True
         if seed % 3 == 2:
             clock.cycles = random.uniform(0.5, 3) / duration
             clock.wander = random.uniform(0, 1e-6) / (2 * np.pi * clock.cycles)
-        base, jitter = random.choice([2e4, 1e5, 1e6]), random.choice([1e3, 1e5, 1e6])
-        asymmetry = random.uniform(0, 1)
-        probes = np.concatenate(
-            [
-                exchange(clock, seed * 1000 + n, count, 1e6, base, jitter, asymmetry, begin)
-                for n, (begin, count) in enumerate(
-                    zip(bursts, random.integers(1, 9, len(bursts)), strict=True)
-                )
-            ]
-        )
-        late = random.random(len(probes)) < 0.05
-        probes[late, 3] += random.integers(0, SECOND // 2, late.sum())  # they wait to be read
-        kept = random.random(len(probes)) > 0.05
-        kept[[0, -1]] = True
-        probes = probes[kept]
+
+        def probed() -> Integers:
+            probes = np.concatenate(
+                [
+                    exchange(clock, seed * 1000 + n, count, 1e6, base, jitter, asymmetry, begin)
+                    for n, (begin, count) in enumerate(zip(bursts, counts, strict=True))
+                ]
+            )
+            probes[:, 3] += lateness  # they waited to be read
+            left: Integers = probes[kept]
+            return left
+
+        probes = probed()
+        t1, t2, t3, t4 = probes.T
+        took = (t4 - t1) - (t3 - t2)
+        quick = (t1 - clock.start)[took <= QUICK * took.min()]
+        if seed % 3 == 1 and quick[-1] - quick[0] > 0.2 * SECOND:
+            clock.step_ns = int(random.choice([-1, 1]) * 10 ** random.uniform(4, 9.7))
+            at_step = random.uniform(quick[0], quick[-1])
+            before = np.searchsorted(bursts, at_step)
+            clock.step_at = int(max(at_step, bursts[before - 1] + 0.15 * SECOND))
+            probes = probed()
         fitted = fit_probes(probes)
         error = clock.error(fitted, instants(probes, clock, seed))
         assert error.max() <= fitted.bound_ns
@@ -379,7 +388,7 @@ class TestMarks:
         session = clock - 10**17 + lag
         fitted = fit_marks(session, clock)
         error = np.abs(fitted.apply(clock - 10**17) - clock)
-        assert error.max() <= fitted.bound_ns <= 1_000_000
+        assert error.max() <= fitted.bound_ns <= 1_200_000
         assert error.max() <= 30_000
 
     def test_marks_of_other_threads_do_not_stand_for_the_next_one(self) -> None:

@@ -52,7 +52,9 @@ MARK_INTERVAL_S = 1.0
 
 PROBES_AT_START = 10
 PROBES = 4
+#: The node's recorder probes better; these are for where it cannot reach the head's responder.
 PROBE_INTERVAL_S = 5.0
+PROBE_INTERVAL_MOST_S = 60.0
 #: A probe at the end must not hold up a worker whose scheduler is gone.
 PROBE_TIMEOUT_S = 2.0
 
@@ -338,16 +340,20 @@ class WorkerTaskPlugin(WorkerPlugin):
 
     async def _keep_clock(self) -> None:
         count = PROBES_AT_START
+        pause = PROBE_INTERVAL_S
+        probe_at = clock.monotonic()
         while True:
             try:
                 self._recording.anchor(*read_anchor())  # type: ignore[union-attr]
-                if self.probe_clock:
+                if self.probe_clock and clock.monotonic() >= probe_at:
+                    probe_at = clock.monotonic() + pause
+                    pause = min(2 * pause, PROBE_INTERVAL_MOST_S)
                     await self._probe_clock(count)
+                    count = PROBES
             except asyncio.CancelledError:
                 raise
             except Exception:
                 logger.debug("no clock probe", exc_info=True)
-            count = PROBES
             await asyncio.sleep(PROBE_INTERVAL_S)
 
     async def _probe_clock(self, count: int) -> None:

@@ -31,6 +31,7 @@ from dasf_hpc.profile.drain import RETRY_S, Drain
 from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import RECORD_SIZES, RECORDS, Journal, Stream
 from dasf_hpc.profile.link import MESSAGE, START_TIMEOUT_S, peer
+from dasf_hpc.profile.probe import Prober
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class ProcessProbe:
 
 
 class Sampler:
-    """Samples the node into a journal.
+    """Samples the node, and probes the head's clock, into a journal.
 
     Raises
     ------
@@ -210,6 +211,8 @@ class Sampler:
         self._write_gpu = self._journal.timed_recorder(Stream.GPU_SAMPLES)
         self._write_process = self._journal.timed_recorder(Stream.PROCESS_SAMPLES)
         self._write_anchor = self._journal.recorder(Stream.ANCHORS)
+        self._prober = Prober(directory, self._journal.recorder(Stream.PROBES))
+        self._prober.start()
         self._next_sample = time.monotonic()
         self._next_anchor = 0.0
         self._late = 0
@@ -241,7 +244,8 @@ class Sampler:
         return max(0.0, self._next_sample - time.monotonic())
 
     def close(self) -> None:
-        """Sample once more and end the journal."""
+        """Sample and probe once more and end the journal."""
+        self._prober.stop()
         self.sample()
         self._write_anchor(*read_anchor())
         self._journal.close({"late": self._late})

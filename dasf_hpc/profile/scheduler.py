@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
 from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import Journal, Stream
+from dasf_hpc.profile.probe_responder import ResponderProcess
 
 if TYPE_CHECKING:
     from distributed import Scheduler
+
+logger = logging.getLogger(__name__)
 
 ANCHOR_INTERVAL_S = 5.0
 
@@ -39,6 +44,8 @@ class SchedulerRecorder(SchedulerPlugin):
 
     def __init__(self, directory: Path) -> None:
         self.name = "dasf-hpc-scheduler"
+        self._directory = directory
+        self._responder: ResponderProcess | None = None
         self._journal = Journal(journal_path(directory, "scheduler"), process_document("scheduler"))
         self._anchor = self._journal.recorder(Stream.ANCHORS)
         self._task: asyncio.Task[None] | None = None
@@ -48,6 +55,11 @@ class SchedulerRecorder(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Start to answer probes and record anchors."""
         scheduler.handlers[PROBE_HANDLER] = answer_probe
+        try:
+            host = get_address_host(scheduler.address)
+            self._responder = ResponderProcess(self._directory, host)
+        except (OSError, ValueError) as error:  # workers' probes over Dask's connections must do
+            logger.warning("dasf-hpc: no clock responder: %s", error)
         self._task = asyncio.ensure_future(self._keep_anchors())
 
     async def _keep_anchors(self) -> None:
@@ -82,9 +94,11 @@ class SchedulerRecorder(SchedulerPlugin):
         )
 
     def end(self) -> None:
-        """Close the journal."""
+        """End the clock responder and close the journal."""
         if self._task is not None:
             self._task.cancel()
+        if self._responder is not None:
+            self._responder.end()
         if not self._journal.closed:
             self._anchor(*read_anchor())
             self._journal.close()

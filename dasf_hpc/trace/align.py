@@ -12,8 +12,8 @@ Marzullo and Owicki, "Maintaining the Time in a Distributed System", 1983.)
 The bound trusts clocks less. It holds for every ``D`` that keeps all limits and
 
 - has a rate, within `DRIFT_LIMIT`, that changes by no more than `RATE_WANDER` over the run, and
-- jumps once, by any amount, at any time between the first probe and the last but within a burst of
-  them, or never.
+- jumps once, by any amount, at any time between the first and the last quick burst of probes, but
+  within a burst, or never.
 
 So a jump that probes show is in the bound, and so is what one between two probes could hide; from
 one or two bursts alone nothing tells a jump from a drift, and the bound then grows with
@@ -59,6 +59,13 @@ has settled is corrected by less.
 
 BURST_NS = 100_000_000
 """Probes that are no further apart are one burst, in which no clock jumps."""
+
+QUICK = 10.0
+"""A quick probe's round trip is at most so many times the shortest.
+
+What is slower, as all are while workers start on a busy host, tells too little to look for a jump
+before or after it.
+"""
 
 _THINNED, _ENDS = 512, 64
 """Probes from which the bound is computed, and how many of them are the first and the last ones.
@@ -411,9 +418,12 @@ def _bound(limits: _Limits, drift: float, first: float, last: float) -> float:
     """
     limits = _thinned(limits)
     upper_at, lower_at = limits.upper_at, limits.lower_at
-    begins = _burst_begins(upper_at)
+    begins = _burst_begins(limits, QUICK)
+    least, most, contradicted = _rates(limits, begins, drift)
+    if contradicted:  # then it may have jumped anywhere
+        begins = _burst_begins(limits, np.inf)
+        least, most, _ = _rates(limits, begins, drift)
     ends = np.append(begins[1:], len(upper_at)) - 1
-    least, most = _rates(limits, ends, drift)
     # what D may gain, or lose, in the time between a limit and a reading
     up, down = max(most, 0.0), max(-least, 0.0)
     until = np.append(upper_at[begins[1:]], max(last, lower_at.max()))
@@ -428,42 +438,55 @@ def _bound(limits: _Limits, drift: float, first: float, last: float) -> float:
         (np.maximum.accumulate(limits.lower + down * lower_at)[ends] - down * until).min(),
         (_from_the_end(np.maximum, limits.lower - up * lower_at)[begins] + up * since).min(),
     )
-    in_a_burst = (up + down) * float((lower_at[ends] - upper_at[begins]).max())
+    burst_begins, burst_ends = upper_at[begins], lower_at[ends]
+    burst_begins[0], burst_ends[-1] = since[0], until[-1]
+    in_a_burst = (up + down) * float((burst_ends - burst_begins).max())
     quickest = float((limits.upper - limits.lower).min()) / 2
     return float(max(highest, -lowest, quickest)) + in_a_burst
 
 
-def _rates(limits: _Limits, ends: npt.NDArray[np.intp], drift: float) -> tuple[float, float]:
+def _rates(
+    limits: _Limits, begins: npt.NDArray[np.intp], drift: float
+) -> tuple[float, float, bool]:
     """Give the least and the largest rate that ``D`` may have at any time, s/s.
 
     Rates are less the correction's drift, as the limits are.
 
-    For each burst after which it may have jumped, limits before and limits after it are compared
+    For each burst before which it may have jumped, limits before and limits after are compared
     among themselves. Between an upper limit and a later lower one ``D`` climbs at least so steeply
     in the mean, and between a lower and a later upper one at most so steeply.
+
+    Returns
+    -------
+    least, most : float
+    contradicted : bool
+        Whether it took more than `RATE_WANDER` and one jump.
     """
     later = limits.lower_at[None, :] - limits.upper_at[:, None]
     over = limits.lower[None, :] - limits.upper[:, None] - 2 * _ROUNDING_NS
     steepness = over / np.where(later == 0.0, 1.0, later)
-    climbs, falls = (
-        np.where(chosen, sign * steepness, -np.inf)
-        for chosen, sign in ((later > 0.0, 1.0), (later < 0.0, -1.0))
-    )
-    bounds = []
-    for steep in (climbs, falls):
-        before = np.diag(_running_maximum(steep))[ends]
-        after = np.diag(_running_maximum(steep[::-1, ::-1]))[::-1]
-        bounds.append(np.maximum(before, np.append(after[ends[:-1] + 1], -np.inf)))
-    least, most = bounds[0], -bounds[1]
-    needed = least - most
-    wander = RATE_WANDER if needed.min() <= RATE_WANDER else 2 * float(needed.min())
+    steepest = []
+    for sign, chosen in ((1.0, later > 0.0), (-1.0, later < 0.0)):
+        steep = np.where(chosen, sign * steepness, -np.inf)
+        before = np.diag(_running_maximum(steep))[np.append(begins[1:], len(later)) - 1]
+        after = np.diag(_running_maximum(steep[::-1, ::-1]))[::-1][begins[1:]]
+        # the last one: it never jumped
+        steepest.append(np.maximum(before, np.append(after, -np.inf)))
+    lowest, highest = -DRIFT_LIMIT - drift, DRIFT_LIMIT - drift
+    least, most = steepest[0], -steepest[1]
+    needed = np.maximum(least - most, np.maximum(least - highest, lowest - most))
+    contradicted = bool(needed.min() > RATE_WANDER)
+    if contradicted:
+        # what takes more wander than that was a jump, faster than any drift
+        wander = 2 * float(needed.min())
+        lowest, highest = lowest - wander, highest + wander
+    else:
+        wander = RATE_WANDER
     possible = needed <= wander
-    # what has to be explained by more wander than that was a jump
-    limit = DRIFT_LIMIT if wander == RATE_WANDER else np.inf
-    within = (-limit - drift, limit - drift)
     return (
-        float(np.clip(least[possible].min() - wander, *within)),
-        float(np.clip(most[possible].max() + wander, *within)),
+        max(float(least[possible].min()) - wander, lowest),
+        min(float(most[possible].max()) + wander, highest),
+        contradicted,
     )
 
 
@@ -477,12 +500,20 @@ def _from_the_end(function: np.ufunc, values: Floats) -> Floats:
     return accumulated
 
 
-def _burst_begins(at: Floats) -> npt.NDArray[np.intp]:
-    """Give the places of the probes that begin a burst."""
+def _burst_begins(limits: _Limits, quick: float) -> npt.NDArray[np.intp]:
+    """Give the places of the probes that begin a burst.
+
+    What comes before the end of the first burst with a quick probe, one that took at most so many
+    times the shortest, counts as that burst, and what comes after the begin of the last such one as
+    that one.
+    """
+    at, took = limits.upper_at, limits.upper - limits.lower
+    places = np.flatnonzero(took <= quick * max(float(took.min()), 1.0))
     begins = [0]
     while (place := int(np.searchsorted(at, at[begins[-1]] + BURST_NS, "right"))) < len(at):
         begins.append(place)
-    return np.array(begins, np.intp)
+    found = np.array(begins, np.intp)
+    return np.append(found[:1], found[(found > places[0]) & (found <= places[-1])])
 
 
 def _thinned(limits: _Limits) -> _Limits:
