@@ -94,8 +94,11 @@ def test_times_are_right_within_the_bound_their_clock_carries(
     ended = stops >= 0
     assert (np.abs(tasks["stop"] + origin - stops)[ended] <= bounds[ended] + 1).all()
     assert set(trace.clocks["source"]) == {"reference", "probes"}
-    # the synthetic round trips take some 200 us: a bound must say something
-    assert trace.clocks["bound"].max() < 1_000_000
+    # A bound must say something: the synthetic round trips take some 200 us, and in so short a run
+    # two bursts of them, 4 s apart, do not tell a jump from a drift of up to 500 ppm.
+    assert trace.clocks["bound"].max() < 3_000_000
+    assert (trace.causality["violations"] == 0).all()
+    assert trace.causality["checked"].iloc[:2].sum() > 0.9 * len(trace.dependencies)
     # durations are kept
     length = (stops - starts)[ended]
     assert (np.abs((tasks["stop"] - tasks["start"])[ended] - length) <= 1 + 1e-4 * length).all()

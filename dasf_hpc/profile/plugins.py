@@ -16,6 +16,7 @@ import logging
 import operator
 import threading
 import time as clock
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
-from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
+from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, Journal, Stream
 from dasf_hpc.profile.link import RecorderLink
@@ -140,6 +141,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         self._reschedule = self._journal.timed_recorder(Stream.RESCHEDULES)
         self._probe = self._journal.recorder(Stream.PROBES)
         self._last_incoming: Any = None
+        worker.transfer_incoming_log = _DelayNoted(worker)
         self._last_outgoing: Any = None
         self._recorded_activities: dict[Any, int] = {}
         self._on_finish: dict[str, Callable[[Any, str, int, int], None]] = {
@@ -242,7 +244,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         """Record what Dask noted of a task besides its compute, on this process's own clock."""
         done = self._recorded_activities.get(key, 0)
         self._recorded_activities[key] = len(startstops)
-        shift = clock.monotonic_ns() - clock.time_ns()
+        shift = wall_offset()
         string = self._journal.string
         for span in startstops[done:]:
             action = span["action"]
@@ -271,7 +273,7 @@ class WorkerTaskPlugin(WorkerPlugin):
                 self._journal.timed_recorder(Stream.STARTS),
                 self._journal.timed_recorder(Stream.STOPS),
             )
-        shift = clock.monotonic_ns() - clock.time_ns()
+        shift = wall_offset()
         delay = self._scheduler_delay()
         sequence = next(self._executions.sequence)
         start, stop = self._outside
@@ -320,12 +322,12 @@ class WorkerTaskPlugin(WorkerPlugin):
                 break
             fresh.append(entry)
         fresh = fresh[::-1][:most]
-        shift = clock.monotonic_ns() - clock.time_ns()
+        shift = wall_offset()
         for entry in fresh:
             if direction:  # here the middle stands in the log without the delay
                 delay = (entry["start"] + entry["stop"]) / 2 - entry["middle"]
             else:
-                delay = self._scheduler_delay()
+                delay = entry.get("delay", 0.0)
             self._transfer(
                 round((entry["start"] - delay) * 1e9) + shift,
                 round((entry["stop"] - delay) * 1e9) + shift,
@@ -364,6 +366,21 @@ class WorkerTaskPlugin(WorkerPlugin):
             answer = await ask()
             t4 = clock.monotonic_ns()
             self._probe(t1, answer[0], answer[1], t4)
+
+
+class _DelayNoted(deque[dict[str, Any]]):
+    """Dask's log of what came in, each entry with the delay that Dask has just added to its times.
+
+    The worker's own may have changed, by milliseconds, by when the entry is looked at.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker.transfer_incoming_log, worker.transfer_incoming_log.maxlen)
+        self._worker = worker
+
+    def append(self, entry: dict[str, Any]) -> None:
+        entry["delay"] = self._worker.scheduler_delay
+        super().append(entry)
 
 
 class _ThreadRecorder:

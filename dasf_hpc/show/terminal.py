@@ -101,6 +101,13 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     else:
         bound = f"{duration_text(summary.bound)} ({summary.bound_source})"
     facts.add_row("Clocks agree within", bound)
+    if checked := sum(order.checked for order in summary.causality):
+        violations = sum(order.violations for order in summary.causality)
+        order = f"{violations} of {checked} comparisons violate causality"
+        if violations:
+            worst = max(order.worst for order in summary.causality)
+            order += f" beyond what the clocks' bounds allow, by up to {duration_text(worst)}"
+        facts.add_row("Order", order)
     for gap in summary.gaps:
         facts.add_row("Missing", f"{gap.kind}: {gap.count} in {gap.places} place(s)")
     for note in manifest.get("notes", []):

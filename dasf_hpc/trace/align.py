@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -280,6 +280,40 @@ def fit_marks(
     singles = np.column_stack((session[best], clock[best] + lag, clock[best], session[best]))
     fitted = _fit(np.concatenate((pairs, singles)), span, "marks", np.stack((session, clock)))
     return replace(fitted, points=len(session))
+
+
+def bounds_between(
+    clocks: npt.NDArray[np.integer[Any]],
+    bounds: Integers,
+    one: npt.NDArray[np.integer[Any]],
+    other: npt.NDArray[np.integer[Any]],
+) -> Integers:
+    """Give how far the difference of times of two processes may be wrong, ns.
+
+    Processes that share a clock are corrected alike, so that their times differ by what they should
+    and the bound is 0; otherwise both clocks' bounds add.
+
+    Parameters
+    ----------
+    clocks : (p,) int
+        The clock of each process; -1: not known.
+    bounds : (c,) int64
+        The bound of each clock, ns; -1: unknown.
+    one, other : (n,) int
+        Processes; -1: not known.
+
+    Returns
+    -------
+    (n,) int64
+        -1: unknown.
+    """
+    # the last one stands for -1
+    clock_of, bound_of = np.append(clocks, -1), np.append(bounds, -1)
+    first, second = clock_of[one], clock_of[other]
+    added = bound_of[first] + bound_of[second]
+    known = (bound_of[first] >= 0) & (bound_of[second] >= 0)
+    between: Integers = np.where((first == second) & (first >= 0), 0, np.where(known, added, -1))
+    return between
 
 
 def _fit_anchors(anchors: Integers) -> Correction:

@@ -37,6 +37,7 @@ from dasf_hpc.trace.blocks import (
     task_places,
     unexecuted_keys,
 )
+from dasf_hpc.trace.causality import check_causality
 from dasf_hpc.trace.layout import (
     Findings,
     Layout,
@@ -51,7 +52,7 @@ from dasf_hpc.trace.layout import (
 )
 from dasf_hpc.trace.parts import ROW_COUNTS, TASK_STATES, Part, make_part, whole_number
 from dasf_hpc.trace.schema import TABLES
-from dasf_hpc.trace.store import Strings, TraceError, writing
+from dasf_hpc.trace.store import Strings, TableData, TraceError, writing
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -196,6 +197,7 @@ class MergedTables:
             raise TraceError(f"{path} could not be written: nothing was merged.")
         file = layout.save("blocks")
         strings = {name: Strings(values) for name, values in self.dictionaries.items()}
+        strings.setdefault("orders", Strings())
         with (
             _hands(self._client, self._size).working() as hands,
             writing(path, self.attributes, hands.submit) as trace,
@@ -230,11 +232,19 @@ class MergedTables:
             for table in tables.values():
                 table.finish()
             count = keys.finish()
+            causality = check_causality(
+                trace,
+                count,
+                self.tables["processes"]["clock"],
+                self.tables["clocks"]["bound"],
+                layout.folder,
+            )
             blocks = {"time": layout.starts}
             for name in ROW_COUNTS:
                 firsts = [layout.block_offset(name, block) for block in range(layout.blocks)]
                 blocks[name] = np.array(firsts, np.int64)
-            trace.whole({**self.tables, "blocks": blocks}, strings, {"keys": count})
+            small: dict[str, TableData] = {**self.tables, "blocks": blocks, "causality": causality}
+            trace.whole(small, strings, {"keys": count})
 
 
 def merge_journals(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.trace import store
+from dasf_hpc.trace.align import bounds_between
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import TraceError
 
@@ -227,6 +228,35 @@ class Trace:
         inverse = pd.DataFrame({"key": pairs["dependency"], "dependent": pairs["key"]})
         order = np.lexsort((inverse["dependent"].cat.codes, inverse["key"].cat.codes))
         return inverse.iloc[order].reset_index(drop=True)
+
+    @overload
+    def bound_between(self, one: int, other: int) -> int: ...
+
+    @overload
+    def bound_between(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]: ...
+
+    def bound_between(
+        self, one: int | NDArray[Any], other: int | NDArray[Any]
+    ) -> int | NDArray[np.int64]:
+        """Give how far the difference between times of two processes may be wrong, ns.
+
+        What is finer than this, between times that these processes recorded, is not known: which
+        of two things was first, or a duration from one process to the other.
+
+        Parameters
+        ----------
+        one, other
+            Rows of ``processes``, or arrays of them (of ``tasks.process``, say).
+
+        Returns
+        -------
+        int or array of int64
+            0 for processes that share a clock, -1 where it is unknown.
+        """
+        clocks = self.processes["clock"].to_numpy()
+        bounds = self.clocks["bound"].to_numpy()
+        found = bounds_between(clocks, bounds, np.atleast_1d(one), np.atleast_1d(other))
+        return found if isinstance(one, np.ndarray) else int(found[0])
 
     # ------------------------------------------------------------------------------
 

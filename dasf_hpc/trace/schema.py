@@ -139,6 +139,7 @@ DICTIONARIES: dict[str, str] = {
     "hostnames": "host names",
     "clocks": "identities of clocks: processes with an equal one share a CLOCK_MONOTONIC",
     "sources": "where a clock correction comes from",
+    "orders": "what must come before what",
     "roles": "what a process did in the run",
     "names": "names of workers",
     "addresses": "Dask addresses of workers",
@@ -198,9 +199,39 @@ _TABLES = (
             Column("origin", "int64", "ns", "local time at which the offset holds"),
             Column("offset", "int64", "ns", "reference minus local time at the origin"),
             Column("drift", "float64", "ns/ns", "change of the offset per local time"),
-            Column("bound", "int64", "ns", "largest error a corrected time may have; -1: unknown"),
-            Column("residual", "int64", "ns", "how far the points contradict steady clocks"),
+            Column(
+                "bound",
+                "int64",
+                "ns",
+                "largest error a corrected time may have; -1: unknown. Times of two clocks compare "
+                "within the sum of their bounds, times of one clock exactly",
+            ),
+            Column(
+                "residual",
+                "int64",
+                "ns",
+                "how far the points contradict steady clocks",
+            ),
             Column("points", "int64", "", "number of points the correction rests on"),
+        ),
+    ),
+    Table(
+        "causality",
+        "Something that must come before something else, and how often times say otherwise.",
+        (
+            _text("order", "what must be", "orders"),
+            Column("checked", "int64", "", "pairs that were compared"),
+            Column("unchecked", "int64", "", "pairs of which a time or a bound is not known"),
+            Column("inverted", "int64", "", "pairs whose corrected times are the wrong way round"),
+            Column(
+                "violations", "int64", "", "those of them that both clocks' bounds do not explain"
+            ),
+            Column(
+                "worst",
+                "int64",
+                "ns",
+                "how far the worst violation is beyond the bounds; -1: there is none",
+            ),
         ),
     ),
     Table(

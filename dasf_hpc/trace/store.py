@@ -532,6 +532,14 @@ class TraceWriter:
         dtype = h5py.string_dtype("utf-8", max(1, longest))
         return ColumnWriter(group, name, None, dtype, self._submit)
 
+    def rows(self, name: str) -> int:
+        """Give the number of rows of a table that is finished."""
+        return row_count(self._file, name)
+
+    def read(self, table: str, column: str, rows: slice) -> NDArray[Any]:
+        """Read back some rows of a table that is finished, as numbers."""
+        return read_column(self._file, table, column, rows)
+
     def whole(
         self,
         tables: Mapping[str, TableData],

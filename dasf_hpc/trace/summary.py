@@ -47,6 +47,18 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Something that must come before something else; `worst` in ns beyond the bounds, -1: none."""
+
+    order: str
+    checked: int
+    unchecked: int
+    inverted: int
+    violations: int
+    worst: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a trace holds, in figures that can go into JSON (`dataclasses.asdict`).
 
@@ -69,6 +81,8 @@ class Summary:
         one clock; None: no clock was recorded.
     bound_source
         Where the correction of the clock with that bound comes from.
+    causality
+        What must come before what, and how often times say otherwise.
     gaps
         What is missing, by kind.
     functions
@@ -83,6 +97,7 @@ class Summary:
     reports: list[ReportLinks] = field(default_factory=list)
     bound: int | None = None
     bound_source: str | None = None
+    causality: list[Order] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     functions: list[FunctionTime] = field(default_factory=list)
 
@@ -109,6 +124,7 @@ def summarise(trace: Trace) -> Summary:
         reports=_reports(trace),
         bound=bound,
         bound_source=source,
+        causality=_orders(trace.causality),
         gaps=_gap_kinds(trace.gaps),
         functions=tasks.functions(),
     )
@@ -191,6 +207,14 @@ def _reports(trace: Trace) -> list[ReportLinks]:
             linked=int(row["linked"]),
         )
         for row in reports.to_dict("records")
+    ]
+
+
+def _orders(causality: pd.DataFrame) -> list[Order]:
+    names = ("checked", "unchecked", "inverted", "violations", "worst")
+    return [
+        Order(str(row["order"]), **{name: int(row[name]) for name in names})
+        for row in causality.to_dict("records")
     ]
 
 
