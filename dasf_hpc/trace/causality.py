@@ -24,7 +24,7 @@ from dasf_hpc.trace.parts import TASK_STATES
 Array = NDArray[Any]
 
 #: Rows of a table that are looked at together, and transfers that are compared together.
-ROWS = 1 << 20
+ROWS = 1 << 18
 
 #: What must come first, in the order of the rows of table ``causality``.
 ONE_CLOCK = "task starts after its dependency ended, on one clock"
