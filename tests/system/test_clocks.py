@@ -63,6 +63,11 @@ def test_no_time_is_further_off_than_its_clock_says(
         samplers = trace.processes["role"] == "sampler"
         assert samplers.sum() == 3
 
+        causality = trace.causality.set_index("order")
+        print(causality)
+        assert (causality["checked"] > 20).all()
+        assert (causality["violations"] == 0).all()
+
         lags = range_lags(trace)
         assert len(lags) == len(trace.tasks)
         bound = int(trace.reports["correction_bound"].max())
