@@ -24,6 +24,7 @@ least wander that does not is assumed in place of `RATE_WANDER`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -68,7 +69,7 @@ before or after it.
 """
 
 _THINNED, _ENDS = 512, 64
-"""Probes from which the bound is computed, and how many of them are the first and the last ones.
+"""Probes of which every two are compared, and how many of them are the first and the last ones.
 
 Work and memory grow with the square: 512 take 30 ms. Of more probes, the quickest of as many in a
 row stands for them, which widens the bound and never narrows it.
@@ -450,13 +451,15 @@ def _bound(limits: _Limits, drift: float, first: float, last: float) -> float:
     first, last
         Times, ns.
     """
-    limits = _thinned(limits)
+    limits = limits.chosen(np.argsort(limits.upper_at, kind="stable"))
     upper_at, lower_at = limits.upper_at, limits.lower_at
-    begins = _burst_begins(limits, QUICK)
-    least, most, contradicted = _rates(limits, begins, drift)
+    few = _thinned(limits)
+    quick = QUICK
+    least, most, contradicted = _rates(few, _burst_begins(few, quick), drift)
     if contradicted:  # then it may have jumped anywhere
-        begins = _burst_begins(limits, np.inf)
-        least, most, _ = _rates(limits, begins, drift)
+        quick = np.inf
+        least, most, _ = _rates(few, _burst_begins(few, quick), drift)
+    begins = _burst_begins(limits, quick)
     ends = np.append(begins[1:], len(upper_at)) - 1
     # what D may gain, or lose, in the time between a limit and a reading
     up, down = max(most, 0.0), max(-least, 0.0)
@@ -543,24 +546,23 @@ def _burst_begins(limits: _Limits, quick: float) -> npt.NDArray[np.intp]:
     """
     at, took = limits.upper_at, limits.upper - limits.lower
     places = np.flatnonzero(took <= quick * max(float(took.min()), 1.0))
-    begins = [0]
-    while (place := int(np.searchsorted(at, at[begins[-1]] + BURST_NS, "right"))) < len(at):
+    begins, times = [0], at.tolist()
+    while (place := bisect_right(times, times[begins[-1]] + BURST_NS)) < len(times):
         begins.append(place)
     found = np.array(begins, np.intp)
     return np.append(found[:1], found[(found > places[0]) & (found <= places[-1])])
 
 
 def _thinned(limits: _Limits) -> _Limits:
-    """Give the limits in order of time and of many probes the quickest of as many in a row."""
-    order = np.argsort(limits.upper_at, kind="stable")
-    if len(order) > _THINNED:
-        width = (limits.upper - limits.lower)[order]
-        middle = np.array_split(np.arange(_ENDS, len(order) - _ENDS), _THINNED - 2 * _ENDS)
-        kept = [int(places[np.argmin(width[places])]) for places in middle]
-        order = np.concatenate((order[:_ENDS], order[kept], order[-_ENDS:]))
-    return _Limits(
-        limits.upper_at[order], limits.upper[order], limits.lower_at[order], limits.lower[order]
-    )
+    """Give, of many probes in order of time, the quickest of as many in a row."""
+    count = len(limits.upper)
+    if count <= _THINNED:
+        return limits
+    width = limits.upper - limits.lower
+    middle = np.array_split(np.arange(_ENDS, count - _ENDS), _THINNED - 2 * _ENDS)
+    kept = [places[np.argmin(width[places])] for places in middle]
+    ends = np.arange(_ENDS)
+    return limits.chosen(np.concatenate((ends, kept, count - _ENDS + ends)))
 
 
 @dataclass(frozen=True)
@@ -574,6 +576,12 @@ class _Limits:
     upper: Floats
     lower_at: Floats
     lower: Floats
+
+    def chosen(self, places: npt.NDArray[np.intp]) -> _Limits:
+        """Give some of them."""
+        return _Limits(
+            self.upper_at[places], self.upper[places], self.lower_at[places], self.lower[places]
+        )
 
     def highest(self, drift: float, at: float) -> float:
         """Give the value at a time of the highest line of this drift that is under all."""
