@@ -40,6 +40,7 @@ when 4.29 s have passed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -389,62 +390,18 @@ class Journal:
     def recorder(self, stream: Stream) -> Callable[..., None]:
         """Give a function that stores one record of a stream that carries no ``dt``.
 
-        The function belongs to one thread: each thread asks for its own.
+        The function takes the record's fields in their order. It belongs to one thread: each thread
+        asks for its own.
         """
-        pack_into, size = _STRUCTS[stream].pack_into, _STRUCTS[stream].size
-        memory, words = self._map, self._words
-        block = _Block(self, stream)
-        at, last, end = 0, -1, 0
-
-        def record(*fields: Any) -> None:
-            nonlocal at, last, end
-            if at > last:
-                start = block.renew(time.monotonic_ns())
-                if not start:
-                    return
-                at, last, end = start + HEADER, start + BLOCK - size, start + END_OFFSET >> 3
-            pack_into(memory, at, *fields)
-            at += size
-            words[end] = at
-
+        packed, block = _STRUCTS[stream], _Block(self, stream)
+        record: Callable[..., None] = _recorder_maker(stream)(
+            self._map, self._words, packed.pack_into, packed.size, block.renew
+        )
         return record
 
     def timed_recorder(self, stream: Stream) -> Callable[..., None]:
-        """Give a function ``record(time_ns, *fields)`` for a stream whose first field is ``dt``.
-
-        The function belongs to one thread: each thread asks for its own.
-        """
-        pack_into, size = _STRUCTS[stream].pack_into, _STRUCTS[stream].size
-        memory, words = self._map, self._words
-        block = _Block(self, stream)
-        at, last, end, base = 0, -1, 0, 0
-
-        def record(time_ns: int, *fields: Any) -> None:
-            nonlocal at, last, end, base
-            if at <= last:
-                try:
-                    pack_into(memory, at, time_ns - base, *fields)
-                    at += size
-                    words[end] = at
-                    return
-                except struct.error:
-                    if 0 <= time_ns - base <= 0xFFFFFFFF:
-                        raise
-            start = block.renew(time_ns)
-            if not start:
-                last = -1
-                return
-            at, last, end, base = (
-                start + HEADER,
-                start + BLOCK - size,
-                start + END_OFFSET >> 3,
-                time_ns,
-            )
-            pack_into(memory, at, 0, *fields)
-            at += size
-            words[end] = at
-
-        return record
+        """Give a function as `recorder` does for a stream with ``dt``: it takes the time, in ns."""
+        return self.recorder(stream)
 
     def transition_recorder(self) -> Callable[[int, int, int], None]:
         """Give the function ``record(time_ns, key, states)``; states are ``start << 4 | finish``.
@@ -497,7 +454,7 @@ class Journal:
                 data = f"{text}\0".encode()
             except UnicodeEncodeError:
                 data = f"{text}\0".encode("utf-8", "surrogatepass")
-            if "\0" in text or len(data) > MAX_TEXT + 1:
+            if len(data) > MAX_TEXT or "\0" in text:
                 data = data[:-1].replace(b"\0", b"\xc0\x80")[:MAX_TEXT] + b"\0"
             acquire()
             try:
@@ -536,6 +493,8 @@ class Journal:
 
         The head of a tuple's text (``('name-token``), which many keys share, is stored once.
         """
+        if type(key) is str and len(key) <= MAX_KEY and key[:1] != "\x01":
+            return self._append_key(key)
         text = str(key)
         if type(key) is tuple and "', " in text:
             head, _, tail = text.partition("', ")
@@ -598,6 +557,60 @@ class Journal:
     def closed(self) -> bool:
         """Whether `close` was called: no new block is given out after it."""
         return self._closed
+
+
+#: Source of the functions that record. Written out for each stream: a call with any number of
+#: arguments (``*fields``) takes 470 ns in place of 290 (measured). What does not fit the block's
+#: base time is found by the packing, which refuses it.
+_RECORDER = """
+def make(shared, words, pack_into, size, renew):
+    at, last, end, base = 0, -1, 0, 0
+
+    def record({arguments}):
+        nonlocal at, last, end, base
+        if at <= last:
+            try:
+                pack_into(shared, at, {values})
+                at += size
+                words[end] = at
+                return
+            except error:
+                if {fits}:
+                    raise
+        base = {now}
+        place = renew(base)
+        if not place:
+            last = -1
+            return
+        at, last, end = place + HEADER, place + BLOCK - size, place + END_OFFSET >> 3
+        pack_into(shared, at, {values})
+        at += size
+        words[end] = at
+
+    return record
+"""
+
+
+@functools.cache
+def _recorder_maker(stream: Stream) -> Callable[..., Callable[..., None]]:
+    names = [name for name, _ in RECORDS[stream]]
+    timed = names[0] == "dt"
+    source = _RECORDER.format(
+        arguments=", ".join(["time_ns", *names[1:]] if timed else names),
+        values=", ".join(["time_ns - base", *names[1:]] if timed else names),
+        fits="0 <= time_ns - base <= 0xFFFFFFFF" if timed else "True",
+        now="time_ns" if timed else "monotonic_ns()",
+    )
+    made: dict[str, Any] = {
+        "HEADER": HEADER,
+        "BLOCK": BLOCK,
+        "END_OFFSET": END_OFFSET,
+        "error": struct.error,
+        "monotonic_ns": time.monotonic_ns,
+    }
+    exec(source, made)
+    make: Callable[..., Callable[..., None]] = made["make"]
+    return make
 
 
 class _Block:

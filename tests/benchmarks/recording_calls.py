@@ -97,12 +97,14 @@ def timer_cost() -> float:
     return float(np.median(timed.durations))
 
 
-def replay(plugin: Any, keys: list[Any]) -> dict[str, float]:
+def replay(plugin: Any, keys: list[Any], start_all: Callable[[], None]) -> dict[str, float]:
     """Tell a plugin the lives of tasks, and give nanoseconds a call by transition."""
     cost: dict[str, float] = {}
     gc.disable()
     try:
         for start, finish in LIFE:
+            if start == "executing":
+                start_all()
             transition = plugin.transition
             begin = time.perf_counter_ns()
             for key in keys:
@@ -122,11 +124,17 @@ def measure_replay(folder: Path, tasks: int, rounds: int = 5) -> dict[str, Any]:
         client.gather(futures)
         keys = list(worker.state.tasks)
         empty, ours = [], []
+        plugin = worker.plugins["TracePlugin"]
+
+        def start_all() -> None:  # as the threads that run tasks do
+            for key in keys:
+                number = plugin._id(key)
+                plugin._threads.seen.add(number)
 
         async def on_the_event_loop() -> None:
             for _ in range(rounds):
-                empty.append(replay(worker.plugins["empty"], keys))
-                ours.append(replay(worker.plugins["TracePlugin"], keys))
+                empty.append(replay(worker.plugins["empty"], keys, lambda: None))
+                ours.append(replay(plugin, keys, start_all))
 
         asyncio.run_coroutine_threadsafe(on_the_event_loop(), worker.loop.asyncio_loop).result()
     by_transition = {
