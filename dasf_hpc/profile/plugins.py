@@ -137,7 +137,6 @@ class WorkerTaskPlugin(WorkerPlugin):
         for key in list(self._tasks):
             self._id(key)
         self._threads = _ThreadRecorder(self._journal, self._ids)
-        self._seen = self._threads.seen
         self._executions.add(self._threads)
         self.__dict__["transition"] = self._transition_listener()
         self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
@@ -182,61 +181,65 @@ class WorkerTaskPlugin(WorkerPlugin):
 
     def _transition_listener(self) -> Callable[..., None]:
         """Give what `setup` puts in place of `transition`: it is called 6 to 7 times a task."""
-        known, define, failed = self._ids.get, self._id, self._executions.failed
-        record = self._journal.transition_recorder()
+        ids, tasks, seen = self._ids, self._tasks, self._threads.seen
+        known, define, failed = ids.get, self._journal.key, self._executions.failed
+        record, edge = self._journal.transition_recorder(), self._edge
         monotonic_ns = clock.monotonic_ns
-        steps = {
-            start: {finish: self._step(start, finish) for finish in STATES} for start in STATES
-        }
 
         def transition(key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
             now = monotonic_ns()
             try:
                 number = known(key)
                 if number is None:
-                    number = define(key)
+                    number = ids[key] = define(key)
                 try:
                     states, then = steps[start][finish]
                 except KeyError:
-                    states, then = self._step(start, finish)
+                    states, then = step(start, finish)
                 record(now, number, states)
                 if then is not None:
                     then(key, number, now)
             except Exception:
                 failed()
 
+        def on_executing(key: Any, number: int, now: int) -> None:
+            for dependency in tasks[key].dependencies:
+                other = known(dependency.key)
+                edge(number, self._id(dependency.key) if other is None else other)
+
+        def on_executed(key: Any, number: int, now: int) -> None:
+            task = tasks[key]
+            if len(task.startstops) > 1:
+                self._activities(key, task.startstops, number)
+            try:
+                seen.remove(number)
+            except KeyError:
+                self._executed_elsewhere(task, number)
+
+        def on_forgotten(key: Any, number: int, now: int) -> None:
+            del ids[key]
+            seen.discard(number)
+            if self._recorded_activities:
+                self._recorded_activities.pop(key, None)
+
+        def step(start: str, finish: str) -> tuple[int, Then | None]:
+            """Give the code of a pair of states and what is recorded besides."""
+            states = _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
+            then: Then | None = None
+            if finish == "executing":
+                then = on_executing
+            elif finish in ("memory", "error"):
+                then = on_executed if start in ("executing", "long-running") else self._on_come
+            elif finish == "rescheduled":
+                then = self._on_rescheduled
+            elif finish == "released" and start in ("ready", "constrained", "waiting"):
+                then = self._on_not_started
+            elif finish == "forgotten":
+                then = on_forgotten
+            return states, then
+
+        steps = {start: {finish: step(start, finish) for finish in STATES} for start in STATES}
         return transition
-
-    def _step(self, start: str, finish: str) -> tuple[int, Then | None]:
-        """Give the code of a pair of states and what is recorded besides."""
-        states = _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
-        then: Then | None = None
-        if finish == "executing":
-            then = self._on_executing
-        elif finish in ("memory", "error"):
-            then = self._on_executed if start in ("executing", "long-running") else self._on_come
-        elif finish == "rescheduled":
-            then = self._on_rescheduled
-        elif finish == "released" and start in ("ready", "constrained", "waiting"):
-            then = self._on_not_started
-        elif finish == "forgotten":
-            then = self._on_forgotten
-        return states, then
-
-    def _on_executing(self, key: Any, number: int, now: int) -> None:
-        known = self._ids.get
-        for dependency in self._tasks[key].dependencies:
-            other = known(dependency.key)
-            self._edge(number, self._id(dependency.key) if other is None else other)
-
-    def _on_executed(self, key: Any, number: int, now: int) -> None:
-        task = self._tasks[key]
-        if len(task.startstops) > 1:
-            self._activities(key, task.startstops, number)
-        try:
-            self._seen.remove(number)
-        except KeyError:
-            self._executed_elsewhere(task, number)
 
     def _on_come(self, key: Any, number: int, now: int) -> None:
         """Record what is in memory, or failed to come there, and was not executed here."""
