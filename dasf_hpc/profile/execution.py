@@ -93,26 +93,6 @@ class Executions:
         setattr(threads, "nested" if nested else "loose", told)
         return told
 
-    def tell_start(self, starts: list[Started], key: Any) -> int:
-        """Tell of a start; gives its number."""
-        sequence = next(self.sequence)
-        for started in starts:
-            try:
-                started(sequence, key)
-            except Exception:
-                self.failed()
-        return sequence
-
-    def tell_stop(
-        self, stops: list[Stopped], sequence: int, message: dict[str, Any] | None
-    ) -> None:
-        """Tell of the stop those that were told of the start."""
-        for stopped in stops:
-            try:
-                stopped(sequence, message)
-            except Exception:
-                self.failed()
-
     def failed(self) -> None:
         """Count a record that could not be made; the first one's traceback goes to the log."""
         self.failures += 1
@@ -200,14 +180,22 @@ def _wrap_thread(
             starts, stops = executions.threads.nested
         except AttributeError:
             starts, stops = executions.enter(nested=True)
-        sequence = executions.tell_start(starts, args[key_at])
+        sequence = next(executions.sequence)
+        for started in starts:
+            try:
+                started(sequence, args[key_at])
+            except Exception:
+                executions.failed()
+        message: dict[str, Any] | None = None
         try:
-            message: dict[str, Any] = original(*args, **kwargs)
-        except BaseException:
-            executions.tell_stop(stops, sequence, None)
-            raise
-        executions.tell_stop(stops, sequence, message)
-        return message
+            message = original(*args, **kwargs)
+            return message
+        finally:
+            for stopped in stops:
+                try:
+                    stopped(sequence, message)
+                except Exception:
+                    executions.failed()
 
     return run_task
 
@@ -219,19 +207,27 @@ def _wrap_coroutine(original: Callable[..., Any]) -> Callable[..., Any]:
         worker = distributed.worker._worker_cvar.get(None)
         executions = watched.get(id(worker))
         if executions is None:
-            message: dict[str, Any] = await original(task, *args, **kwargs)
-            return message
+            unseen: dict[str, Any] = await original(task, *args, **kwargs)
+            return unseen
         try:
             starts, stops = executions.threads.loose
         except AttributeError:
             starts, stops = executions.enter(nested=False)
-        sequence = executions.tell_start(starts, task.key)
+        sequence = next(executions.sequence)
+        for started in starts:
+            try:
+                started(sequence, task.key)
+            except Exception:
+                executions.failed()
+        message: dict[str, Any] | None = None
         try:
             message = await original(task, *args, **kwargs)
-        except BaseException:
-            executions.tell_stop(stops, sequence, None)
-            raise
-        executions.tell_stop(stops, sequence, message)
-        return message
+            return message
+        finally:
+            for stopped in stops:
+                try:
+                    stopped(sequence, message)
+                except Exception:
+                    executions.failed()
 
     return run_task_async

@@ -12,7 +12,6 @@ and writes journals that ``dasf-hpc merge`` turns into one trace. None of them r
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import operator
 import threading
@@ -630,24 +629,34 @@ class _Ranges:
         self._base = base
         self._tasks = worker.state.tasks
         self._whole_key = whole_key
+        self._push: Any
+        self._pop: Any
+        self._start: Any
+        self._mark: Any
         self._domain: Any = nvtx.get_domain(COMPUTE_DOMAIN)
         self._clock: Any = nvtx.get_domain(CLOCK_DOMAIN)
+        #: What the functions below want of a domain.
+        self._compute_in, self._clock_in = self._domain, self._clock
         if hasattr(self._domain, "push_range"):  # nvtx 0.2.12 and newer
-            self._push, self._pop = self._domain.push_range, self._domain.pop_range
-            self._start, self._end = self._domain.start_range, self._domain.end_range
-            self._mark = self._clock.mark
+            self._push = lambda attributes, domain: domain.push_range(attributes)
+            self._pop = lambda domain: domain.pop_range()
+            self._start = lambda attributes, domain: domain.start_range(attributes)
+            self._end = self._domain.end_range
+            self._mark = lambda attributes, domain: domain.mark(attributes)
         else:
-            handle, clock_handle = self._domain.handle, self._clock.handle
-            self._push = lambda attributes: binding.libnvtx_push_range(attributes, handle)
-            self._pop = functools.partial(binding.libnvtx_pop_range, handle)
-            self._start = lambda attributes: binding.libnvtx_start_range(attributes, handle)
-            self._end = binding.libnvtx_end_range
-            self._mark = lambda attributes: binding.libnvtx_mark(attributes, clock_handle)
+            self._compute_in, self._clock_in = self._domain.handle, self._clock.handle
+            self._push, self._pop = binding.libnvtx_push_range, binding.libnvtx_pop_range
+            self._start, self._end = binding.libnvtx_start_range, binding.libnvtx_end_range
+            self._mark = binding.libnvtx_mark
 
     def in_thread(self, nested: bool) -> tuple[Started, Stopped]:
         base, tasks = self._base, self._tasks
         push, pop, start, end = self._push, self._pop, self._start, self._end
-        whole_key, make = self._whole_key, self._domain.get_event_attributes
+        whole_key, make, domain = (
+            self._whole_key,
+            self._domain.get_event_attributes,
+            self._compute_in,
+        )
         known: dict[str, Any] = {}
         open_ranges: dict[int, Any] = {}
 
@@ -661,13 +670,13 @@ class _Ranges:
                     known[message] = attributes
             attributes.payload = base + sequence
             if nested:
-                push(attributes)
+                push(attributes, domain)
             else:
-                open_ranges[sequence] = start(attributes)
+                open_ranges[sequence] = start(attributes, domain)
 
         def stopped(sequence: int, message: dict[str, Any] | None) -> None:
             if nested:
-                pop()
+                pop(domain)
             else:
                 end(open_ranges.pop(sequence))
 
@@ -678,7 +687,7 @@ class _Ranges:
         attributes = self._clock.get_event_attributes(message="clock", payload=0)
         for _ in range(count):
             attributes.payload = clock.monotonic_ns()
-            self._mark(attributes)
+            self._mark(attributes, self._clock_in)
 
 
 class ResourceMonitor(WorkerPlugin):
