@@ -25,11 +25,11 @@ import json
 import mmap
 import os
 import platform
+import queue
 import struct
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -111,8 +111,7 @@ class Drain:
         self._filed: dict[int, bytes] = {}
         self._failing_since = 0
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._asked: deque[Callable[[], None]] = deque()
+        self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._patience: float | None = None
         self._thread: threading.Thread | None = None
 
@@ -228,8 +227,7 @@ class Drain:
 
     def ask(self, answer: Callable[[], None]) -> None:
         """Take a turn now and have a function called after it, both in the thread."""
-        self._asked.append(answer)
-        self._wake.set()
+        self._asked.put(answer)
 
     def finish(self, patience: float, answer: Callable[[], None] | None = None) -> None:
         """End: file what is left, trying for so many seconds, and give up the rest; in the thread.
@@ -247,15 +245,15 @@ class Drain:
 
     def _run(self) -> None:
         worked = True
-        asked: list[Callable[[], None]] = []
-        while self._patience is None:
-            self._wake.wait(INTERVAL_S if worked else RETRY_S)
-            self._wake.clear()
-            while self._patience is None and self._asked:
-                asked.append(self._asked.popleft())
+        while True:
+            answer = None
+            with contextlib.suppress(queue.Empty):
+                answer = self._asked.get(timeout=INTERVAL_S if worked else RETRY_S)
+            if self._patience is not None:
+                break
             worked = self.turn()
-            while asked:
-                asked.pop()()
+            if answer is not None:
+                answer()
         deadline = time.monotonic() + self._patience
         while not (worked := self.turn()) and time.monotonic() < deadline:
             time.sleep(INTERVAL_S)
@@ -264,8 +262,11 @@ class Drain:
                 self._name_loss()
             for descriptor in self._descriptors:
                 os.close(descriptor)
-        while self._asked:
-            self._asked.popleft()()
+        if answer is not None:
+            answer()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._asked.get_nowait()()
 
 
 def _word(head: bytes, offset: int) -> int:

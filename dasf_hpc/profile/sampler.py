@@ -40,8 +40,6 @@ ANCHOR_INTERVAL_S = 5.0
 #: How long it tries to file what a killed process left.
 PATIENCE_S = 10.0
 
-#: More than any file of /proc that is read here has had.
-_PROC_BYTES = 1 << 18
 _MEMORY_LINES = (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree")
 #: Bytes of a sector in /proc/diskstats, whatever the disk (the kernel's documentation of iostats).
 _SECTOR = 512
@@ -63,7 +61,15 @@ class _ProcFile:
 
     def read(self) -> bytes:
         """Give what it holds now, or raise OSError where that is no more."""
-        return os.pread(self._descriptor, _PROC_BYTES, 0)
+        data = self.beginning()
+        # The kernel gives no more than a page of it at once, even where there is room for it.
+        while more := os.pread(self._descriptor, _PAGE, len(data)):
+            data += more
+        return data
+
+    def beginning(self) -> bytes:
+        """Give the first lines of what it holds now, or raise OSError where that is no more."""
+        return os.pread(self._descriptor, _PAGE, 0)
 
     def __del__(self) -> None:
         if "_descriptor" in self.__dict__:
@@ -101,7 +107,7 @@ class NodeProbe:
             return math.nan
         # user nice system idle iowait irq softirq steal guest guest_nice; both guests are counted
         # in user and nice, too (proc(5)).
-        ticks = [int(n) for n in self._stat.read().split(b"\n", 1)[0].split()[1:9]]
+        ticks = [int(n) for n in self._stat.beginning().split(b"\n", 1)[0].split()[1:9]]
         total, idle = sum(ticks), ticks[3] + ticks[4]
         passed, idled = total - self._times[0], max(0, idle - self._times[1])
         self._times = (total, idle)
@@ -242,7 +248,7 @@ class ProcessProbe:
                     file = self._files[pid] = _ProcFile(f"/proc/{pid}/stat")
                 now = time.monotonic_ns()
                 # From the state on: a process's name may hold anything (proc(5)).
-                words = file.read().rpartition(b")")[2].split()
+                words = file.beginning().rpartition(b")")[2].split()
                 if words[0] in (b"Z", b"X"):
                     continue
                 ticks = int(words[11]) + int(words[12])
@@ -303,8 +309,14 @@ class Sampler:
         self._next_anchor = 0.0
         self._late = 0
 
-    def sample(self, pids: set[int] | None = None) -> dict[str, Any]:
-        """Take one sample of the node, and of processes, and record it."""
+    def sample(self, pids: set[int] | None = None) -> tuple[Any, ...]:
+        """Take one sample of the node, and of processes, and record it.
+
+        Returns
+        -------
+        tuple
+            The time and the node's sample, in the order of NODE_SAMPLES' fields.
+        """
         now = time.monotonic_ns()
         values = self._node.read()
         self._write_node(now, *values)
@@ -313,8 +325,7 @@ class Sampler:
         # Not between two samples of the grid: a few ms of a process's CPU are no percentage.
         for row in [] if pids is None else self._processes.read(pids):
             self._write_process(now, *row)
-        names = [name for name, _ in RECORDS[Stream.NODE_SAMPLES][1:]]
-        return {"time": now, **dict(zip(names, values, strict=True))}
+        return now, *values
 
     def keep_time(self, pids: set[int]) -> float:
         """Sample if it is time to, on a fixed grid; gives the seconds until the next one."""
@@ -435,7 +446,9 @@ class Recorder:
         elif word == b"sample":
             self._start_sampling(rest)
         elif word == b"now":
-            _answer(connection, self._sampler.sample() if self._sampler else {})
+            names = ["time", *(name for name, _ in RECORDS[Stream.NODE_SAMPLES][1:])]
+            values = self._sampler.sample() if self._sampler else ()
+            _answer(connection, dict(zip(names, values, strict=False)))
         elif word in (b"", b"bye"):
             self._selector.unregister(connection)
             del self._holders[connection]
