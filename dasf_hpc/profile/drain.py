@@ -35,6 +35,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+#: Version of what is said above of the memory: who records and who files must agree on it.
+LAYOUT = 2
+
 BLOCK = 4096
 HEADER = 64
 #: Where a block's header holds its CRC-32 and, on file, its two slots.
