@@ -24,12 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dasf_hpc.profile import journal as journal_module
-from dasf_hpc.profile.drain import HEADER, RETRY_S
+from dasf_hpc.profile.drain import HEADER, RETRY_S, Drain
 from dasf_hpc.profile.journal import (
     BLOCK,
     CLOSE_WAIT_S,
     MAX_KEY,
     MEMORY,
+    RECORD_SIZES,
     RECORDS,
     Journal,
     JournalContents,
@@ -291,6 +292,135 @@ def test_a_thread_that_ended_holds_no_memory(tmp_path: Path) -> None:
     assert journal.dropped == 0
     starts = read_journal(journal.path).records[Stream.STARTS]
     assert sorted(starts["sequence"].tolist()) == list(range(100))
+
+
+# ------------------------------------------------------------------------------ publishing
+
+
+class _Interrupted:
+    """A writer's view of its memory by words, through which it publishes; may be interrupted."""
+
+    def __init__(self, shared: Any) -> None:
+        self._words = memoryview(shared).cast("Q")
+        self.now = False
+
+    def cast(self, code: str) -> _Interrupted:
+        return self
+
+    def __getitem__(self, place: int) -> int:
+        return self._words[place]
+
+    def __setitem__(self, place: int, value: int) -> None:
+        if self.now:
+            raise KeyboardInterrupt
+        self._words[place] = value
+
+
+@pytest.mark.parametrize("stream", list(Stream))
+def test_a_record_that_was_stored_and_not_published_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Stream
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "memoryview", _Interrupted, raising=False)
+        journal = Journal(tmp_path / "a.journal", META, alone=False)
+    record: Callable[[int], Any]
+    if stream is Stream.META:
+        record = lambda value: journal.meta({"kind": "test", "value": value})  # noqa: E731
+    elif stream is Stream.KEYS:
+        record = lambda value: journal.key(f"key {value}")  # noqa: E731
+    elif stream is Stream.STRINGS:
+        record = lambda value: journal.string(f"string {value}")  # noqa: E731
+    else:
+        store = _record(journal, stream)
+        fields = 3 if stream is Stream.TRANSITIONS else len(RECORDS[stream])
+        record = lambda value: store(*[value] * fields)  # noqa: E731
+
+    def read() -> list[Any]:
+        assert journal.flush()
+        contents = read_journal(journal.path)
+        assert contents.damaged == 0
+        return [
+            *contents.documents("test"),
+            *contents.keys.values(),
+            *contents.strings.values(),
+            *(row for rows in contents.records.values() for row in rows.tolist()),
+        ]
+
+    record(5)
+    before = read()
+    assert len(before) == 1
+    words: Any = journal._words
+    words.now = True
+    with pytest.raises(KeyboardInterrupt):
+        record(6)
+    assert read() == before
+    words.now = False
+    journal.close()
+
+
+#: Records as fast as it can; every field says which record it belongs to.
+_RACER = """
+import sys
+from pathlib import Path
+from dasf_hpc.profile.journal import Journal, Stream
+
+journal = Journal(Path(sys.argv[1]), {}, alone=False)
+print(journal.memory, flush=True)
+record = journal.recorder(Stream.TRANSFERS)
+edge = journal.recorder(Stream.EDGES)
+sys.stdin.readline()
+i = 0
+while True:
+    i += 1
+    record(i, i * 3, i * 5, i, i & 0xFFFF, i & 0xFFFF)
+    edge(i, i)
+    journal.key(f"key-{i}")
+"""
+
+
+def test_whoever_files_while_records_are_made_sees_whole_ones_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    with subprocess.Popen(
+        [sys.executable, "-c", _RACER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as racer:
+        try:
+            assert racer.stdin is not None
+            assert racer.stdout is not None
+            memory = int(racer.stdout.readline())
+            filing = Drain(
+                os.open(f"/proc/{racer.pid}/fd/{memory}", os.O_RDWR),
+                os.open(path, os.O_WRONLY),
+                RECORD_SIZES,
+            )
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+            turns = 0
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                assert filing.turn()
+                turns += 1
+        finally:
+            racer.kill()
+    assert filing.turn()
+    contents = read_journal(path)
+    assert contents.damaged == 0
+    transfers, edges = contents.records[Stream.TRANSFERS], contents.records[Stream.EDGES]
+    expected = np.arange(1, len(transfers) + 1)
+    assert turns > 10
+    assert len(transfers) > 1000
+    assert (transfers["start"] == expected).all()
+    assert (transfers["stop"] == 3 * expected).all()
+    assert (transfers["nbytes"] == 5 * expected).all()
+    assert (transfers["peer"] == expected).all()
+    assert (transfers["keys"] == expected & 0xFFFF).all()
+    assert len(transfers) - 1 <= len(edges) <= len(transfers)
+    assert (edges["key"] == edges["dependency"]).all()
+    assert (edges["key"] == np.arange(1, len(edges) + 1)).all()
+    assert list(contents.keys.values()) == [f"key-{i + 1}" for i in range(len(contents.keys))]
+    assert len(edges) - 1 <= len(contents.keys) <= len(edges)
 
 
 # ------------------------------------------------------------------------------ damage

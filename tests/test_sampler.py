@@ -34,7 +34,7 @@ from dasf_hpc.profile.journal import (
 )
 from dasf_hpc.profile.link import MAX_STARTS, RecorderLink, socket_name, unprofiled
 from dasf_hpc.profile.plugins import ResourceMonitor
-from dasf_hpc.profile.sampler import LINGER_S
+from dasf_hpc.profile.sampler import LINGER_S, NodeProbe, _ProcFile
 
 TIMEOUT_S = 30.0
 #: What a busy machine may add to a wait.
@@ -201,6 +201,38 @@ def test_samples_say_what_the_kernel_says(directory: Path) -> None:
     assert ((node["cpu"] >= 0) & (node["cpu"] <= 100)).all()
     for counter in ("network_received", "network_sent", "disk_read", "disk_written"):
         assert (np.diff(node[counter].astype(np.int64)) >= 0).all(), counter
+
+
+def test_a_file_of_proc_is_read_to_its_end_however_long_it_is() -> None:
+    command = [sys.executable, "-c", "import ctypes, ssl; print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        file = _ProcFile(f"/proc/{child.pid}/maps")
+        assert len(file.read()) > len(file.beginning()) > 1000
+        assert file.read() == Path(f"/proc/{child.pid}/maps").read_bytes()
+        child.kill()
+        child.wait()
+        with pytest.raises(ProcessLookupError):
+            file.read()
+
+
+def test_the_node_is_read_as_psutil_reads_it() -> None:
+    probe = NodeProbe({})
+    before = psutil.net_io_counters(nowrap=False), psutil.disk_io_counters(nowrap=False)
+    cpu, used, available, swap, received, sent, read, written = probe.read()
+    after = psutil.net_io_counters(nowrap=False), psutil.disk_io_counters(nowrap=False)
+    assert 0 <= cpu <= 100
+    memory = psutil.virtual_memory()
+    assert used + available == memory.total
+    assert abs(available - memory.available) < 0.2 * memory.total
+    assert abs(swap - psutil.swap_memory().used) < 0.2 * memory.total
+    assert before[0].bytes_recv <= received <= after[0].bytes_recv
+    assert before[0].bytes_sent <= sent <= after[0].bytes_sent
+    if before[1] is None or after[1] is None:
+        pytest.skip("no disk is counted here (/proc/diskstats)")
+    assert before[1].read_bytes <= read <= after[1].read_bytes
+    assert before[1].write_bytes <= written <= after[1].write_bytes
 
 
 def test_a_processs_cpu_is_never_more_than_the_machine_has(directory: Path) -> None:

@@ -7,10 +7,13 @@ of either of the two loses nothing. What is lost is what was not drained yet, 0.
 are killed before one of them is replaced: the whole node job at once, or the node.
 
 The memory is an array of blocks as `dasf_hpc.profile.journal` describes them, block n of the
-journal going to n * 4096 of the file. In memory the last 8 bytes of a block's header say what
-becomes of it: 0 while it is recorded into; its final end and CRC-32 once its writer is done with
-it; all ones once that is on file, and the writer may use the place again. The first block of the
-memory holds, as its first number, the errno of the latest attempt to write, 0 where it worked.
+journal going to n * 4096 of the file. In memory two numbers of 8 bytes stand in place of the
+header's two slots and its last 8 bytes, each written by one store: at 40 where the data ends, from
+the beginning of the memory (0 where there is none yet), and at 56 what becomes of the block: 0
+while it is recorded into; the end of its data, from its own beginning, once its writer is done with
+it; all ones once that is on file, and the writer may use the place again. The checksums that a
+block has on file are made here. The first block of the memory holds, as its first number, the
+errno of the latest attempt to write, 0 where it worked.
 """
 
 from __future__ import annotations
@@ -21,27 +24,34 @@ import errno
 import json
 import mmap
 import os
+import platform
+import queue
 import struct
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+#: Version of what is said above of the memory: who records and who files must agree on it.
+LAYOUT = 2
+
 BLOCK = 4096
 HEADER = 64
-#: Where a block's header holds its CRC-32, its two slots, and in memory its state.
+#: Where a block's header holds its CRC-32 and, on file, its two slots.
 CRC_OFFSET = 36
 SLOT_OFFSETS = (40, 48)
+#: Where it holds, in memory, the end of its data and its state.
+END_OFFSET = 40
 STATE_OFFSET = 56
 #: The state of a block that is on file and may be used again.
-FREE = b"\xff" * 8
+FREE = 2**64 - 1
 
 CRC = struct.Struct("<I")
 SLOT = struct.Struct("<II")
+_WORD = struct.Struct("<Q")
 _NUMBER_OFFSET = 16
 _STREAM_OFFSET = 6
 _META = 0
@@ -49,6 +59,10 @@ _META = 0
 #: Seconds between two turns, and after one that failed.
 INTERVAL_S = 0.1
 RETRY_S = 1.0
+
+#: Between reading where the data ends and reading the data. A processor of the x86 family shows its
+#: stores to others in their order; others may show the end some 100 ns before the data.
+SETTLE_S = 0.0 if platform.machine() in ("x86_64", "AMD64") else 0.001
 
 _MFD_CLOEXEC = 1
 
@@ -100,8 +114,7 @@ class Drain:
         self._filed: dict[int, bytes] = {}
         self._failing_since = 0
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._asked: deque[Callable[[], None]] = deque()
+        self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._patience: float | None = None
         self._thread: threading.Thread | None = None
 
@@ -133,6 +146,8 @@ class Drain:
             self._used += 1
         heads = words[: self._used, : HEADER // 8].copy()
         heads[0] = 0
+        if SETTLE_S:
+            time.sleep(SETTLE_S)
         indices = (heads != self._seen[: self._used]).any(axis=1).nonzero()[0]
         numbers = heads[indices, _NUMBER_OFFSET // 8] & 0xFFFFFFFF
         return [(i, heads[i].tobytes()) for i in indices[np.argsort(numbers)].tolist()]
@@ -143,37 +158,31 @@ class Drain:
         if changed and os.fstat(self._file).st_nlink == 0:
             raise OSError(errno.ENOENT, "the file was removed")
         for index, head in changed:
-            if head[STATE_OFFSET:] != FREE:
-                found = self._committed(index, head)
-                if found is None:
+            state = _word(head, STATE_OFFSET)
+            if state != FREE:
+                data = self._published(index, head)
+                if data is None:
                     continue
-                data, crc, newest = found
-                self._write(head, data, crc)
-                if not newest:
-                    continue
-                if head[STATE_OFFSET:] == SLOT.pack(HEADER + len(data), crc):
+                self._write(head, data)
+                if state:
                     self._filed.pop(_number(head), None)
-                    head = head[:STATE_OFFSET] + FREE
-                    self._words[index, STATE_OFFSET // 8] = np.uint64(0xFFFFFFFFFFFFFFFF)
+                    # Without an end before it is free: its next header begins without data.
+                    self._words[index, END_OFFSET // 8] = np.uint64(0)
+                    self._words[index, STATE_OFFSET // 8] = np.uint64(FREE)
+                    head = self._words[index, : HEADER // 8].tobytes()
             self._seen[index] = np.frombuffer(head, "<u8")
 
-    def _committed(self, index: int, head: bytes) -> tuple[bytes, int, bool] | None:
-        """Give a block's data as of its last whole commit, its checksum, and if it is the newest.
-
-        One that is not whole was made at this moment, or the writer was killed making it.
-        """
+    def _published(self, index: int, head: bytes) -> bytes | None:
+        """Give a block's data as far as it is published, None where it is only being made."""
         if zlib.crc32(head[:CRC_OFFSET]) != CRC.unpack_from(head, CRC_OFFSET)[0]:
             return None
-        data = self._map[index * BLOCK + HEADER : (index + 1) * BLOCK]
-        slots = {SLOT.unpack_from(head, o) for o in (*SLOT_OFFSETS, STATE_OFFSET)}
-        for position, (end, crc) in enumerate(sorted(slots, reverse=True)):
-            if HEADER <= end <= BLOCK and zlib.crc32(data[: end - HEADER]) == crc:
-                return data[: end - HEADER], crc, position == 0
-        return None
+        start = index * BLOCK
+        end = _word(head, STATE_OFFSET) or _word(head, END_OFFSET) - start
+        return self._map[start + HEADER : start + end] if HEADER <= end <= BLOCK else None
 
-    def _write(self, head: bytes, data: bytes, crc: int) -> None:
+    def _write(self, head: bytes, data: bytes) -> None:
         number = _number(head)
-        slot = SLOT.pack(HEADER + len(data), crc)
+        slot = SLOT.pack(HEADER + len(data), zlib.crc32(data))
         # The slot before stays: a node that dies while this is written leaves the block readable.
         slots = slot + self._filed.get(number, bytes(8))
         block = (head[: SLOT_OFFSETS[0]] + slots + bytes(8) + data).ljust(BLOCK, b"\0")
@@ -185,12 +194,12 @@ class Drain:
         """Give up what is not on file: count it, and say so where the journal has room left."""
         count, last = 0, None
         for index, head in self._changed():
-            found = None if head[STATE_OFFSET:] == FREE else self._committed(index, head)
-            if found is None:
+            data = None if _word(head, STATE_OFFSET) == FREE else self._published(index, head)
+            if data is None:
                 continue
             filed = SLOT.unpack(self._filed.get(_number(head), SLOT.pack(HEADER, 0)))[0] - HEADER
             size = self._sizes.get(head[_STREAM_OFFSET])
-            fresh = found[0][filed:]
+            fresh = data[filed:]
             count += fresh.count(b"\0") if size is None else len(fresh) // size
         for index in range(1, self._used):
             head = self._words[index, : HEADER // 8].tobytes()
@@ -204,12 +213,11 @@ class Drain:
                 "count": count,
                 "reason": errno.errorcode.get(self.failure, str(self.failure)),
             }
-            found = self._committed(*last)
+            data = self._published(*last)
             text = json.dumps(document).encode() + b"\0"
-            if found is not None and HEADER + len(found[0]) + len(text) <= BLOCK:
-                data = found[0] + text
+            if data is not None and HEADER + len(data) + len(text) <= BLOCK:
                 with contextlib.suppress(OSError):  # then the journal's end is missing, too
-                    self._write(last[1], data, zlib.crc32(data))
+                    self._write(last[1], data + text)
         return count
 
     # -- in a thread
@@ -222,8 +230,7 @@ class Drain:
 
     def ask(self, answer: Callable[[], None]) -> None:
         """Take a turn now and have a function called after it, both in the thread."""
-        self._asked.append(answer)
-        self._wake.set()
+        self._asked.put(answer)
 
     def finish(self, patience: float, answer: Callable[[], None] | None = None) -> None:
         """End: file what is left, trying for so many seconds, and give up the rest; in the thread.
@@ -241,15 +248,15 @@ class Drain:
 
     def _run(self) -> None:
         worked = True
-        asked: list[Callable[[], None]] = []
-        while self._patience is None:
-            self._wake.wait(INTERVAL_S if worked else RETRY_S)
-            self._wake.clear()
-            while self._patience is None and self._asked:
-                asked.append(self._asked.popleft())
+        while True:
+            answer = None
+            with contextlib.suppress(queue.Empty):
+                answer = self._asked.get(timeout=INTERVAL_S if worked else RETRY_S)
+            if self._patience is not None:
+                break
             worked = self.turn()
-            while asked:
-                asked.pop()()
+            if answer is not None:
+                answer()
         deadline = time.monotonic() + self._patience
         while not (worked := self.turn()) and time.monotonic() < deadline:
             time.sleep(INTERVAL_S)
@@ -258,8 +265,16 @@ class Drain:
                 self._name_loss()
             for descriptor in self._descriptors:
                 os.close(descriptor)
-        while self._asked:
-            self._asked.popleft()()
+        if answer is not None:
+            answer()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._asked.get_nowait()()
+
+
+def _word(head: bytes, offset: int) -> int:
+    word: int = _WORD.unpack_from(head, offset)[0]
+    return word
 
 
 def _number(head: bytes) -> int:

@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dasf_hpc.profile.drain import LAYOUT
 from dasf_hpc.profile.journal import CLOSE_WAIT_S, Journal
 
 START_TIMEOUT_S = 20.0
@@ -49,8 +50,11 @@ _INJECTION = ("INJECTION", "NSYS", "QUADD")
 
 
 def socket_name(directory: Path) -> str:
-    """Name the recorder's socket: the same for all workers of a run on one host, and no other's."""
-    what = f"{directory.absolute()}\n{socket.gethostname()}\n{os.getuid()}"
+    """Name the recorder's socket: the same for all workers of a run on one host, and no other's.
+
+    Nor that of a dasf-hpc that lays out its memory in another way, in an image, say.
+    """
+    what = f"{directory.absolute()}\n{socket.gethostname()}\n{os.getuid()}\n{LAYOUT}"
     return "\0dasf-hpc-recorder-" + hashlib.sha256(what.encode()).hexdigest()[:32]
 
 

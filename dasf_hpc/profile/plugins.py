@@ -26,6 +26,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
+from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, Journal, Stream
 from dasf_hpc.profile.link import RecorderLink
@@ -65,17 +66,10 @@ OUTGOING_INTERVAL_S = 0.1
 TRANSFERS_AT_ONCE = 50
 
 _STATE_CODES = {state: code for code, state in enumerate(STATES)}
-_PAIRS = {
-    (start, finish): start_code << 4 | finish_code
-    for start, start_code in _STATE_CODES.items()
-    for finish, finish_code in _STATE_CODES.items()
-}
 _NONE = 0xFFFFFFFF
 
-
-def _pair(start: str, finish: str) -> int:
-    """Code a pair of states of which at least one is not in STATES."""
-    return _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
+#: What is recorded of a task besides a transition: called with key, its id and the time.
+Then = Callable[[Any, int, int], None]
 
 
 class WorkerTaskPlugin(WorkerPlugin):
@@ -133,7 +127,6 @@ class WorkerTaskPlugin(WorkerPlugin):
         self._tasks = worker.state.tasks
         self._stimuli = worker.state.stimulus_log
         self._ids: dict[Any, int] = {}
-        self._record = self._journal.transition_recorder()
         self._edge = self._journal.recorder(Stream.EDGES)
         self._activity = self._journal.recorder(Stream.ACTIVITIES)
         self._transfer = self._journal.recorder(Stream.TRANSFERS)
@@ -144,18 +137,11 @@ class WorkerTaskPlugin(WorkerPlugin):
         worker.transfer_incoming_log = _DelayNoted(worker)
         self._last_outgoing: Any = None
         self._recorded_activities: dict[Any, int] = {}
-        self._on_finish: dict[str, Callable[[Any, str, int, int], None]] = {
-            "executing": self._on_executing,
-            "memory": self._on_done,
-            "error": self._on_done,
-            "rescheduled": self._on_rescheduled,
-            "released": self._on_released,
-            "forgotten": self._on_forgotten,
-        }
         for key in list(self._tasks):
             self._id(key)
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
+        self.__dict__["transition"] = self._transition_listener()
         self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
         self._background = [
             asyncio.ensure_future(self._keep_clock()),
@@ -167,6 +153,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         if self._recording is None or worker is not self._worker:
             return
         recording, self._recording = self._recording, None
+        del self.__dict__["transition"]
         recording.task_plugin = None
         if recording.journal is not None:
             for task in self._background:
@@ -190,55 +177,97 @@ class WorkerTaskPlugin(WorkerPlugin):
         return number
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Record a transition of a task's state. Called by Dask on the event loop."""
-        if self._recording is None:
-            return
-        try:
-            now = clock.monotonic_ns()
-            number = self._ids.get(key)
-            if number is None:
-                number = self._id(key)
-            states = _PAIRS.get((start, finish))
-            self._record(now, number, _pair(start, finish) if states is None else states)
-            more = self._on_finish.get(finish)
-            if more is not None:
-                more(key, start, number, now)
-        except Exception:
-            self._executions.failed()
+        """Record a transition of a task's state. Called by Dask on the event loop.
 
-    def _on_executing(self, key: Any, start: str, number: int, now: int) -> None:
-        ids = self._ids
-        for dependency in self._tasks[key].dependencies:
-            other = ids.get(dependency.key)
-            self._edge(number, self._id(dependency.key) if other is None else other)
+        While a worker is recorded, `setup` puts a function in this method's place that does.
+        """
 
-    def _on_done(self, key: Any, start: str, number: int, now: int) -> None:
-        task = self._tasks[key]
-        executed = start in ("executing", "long-running")
-        if len(task.startstops) > executed:
-            self._activities(key, task.startstops, number)
-        if executed:
-            if number in self._threads.seen:
-                self._threads.seen.discard(number)
-            else:
+    def _transition_listener(self) -> Callable[..., None]:
+        """Give what `setup` puts in place of `transition`: it is called 6 to 7 times a task."""
+        ids, tasks, seen = self._ids, self._tasks, self._threads.seen
+        known, define, failed = ids.get, self._journal.key, self._executions.failed
+        record, edge = self._journal.transition_recorder(), self._edge
+        monotonic_ns = clock.monotonic_ns
+
+        def transition(key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+            now = monotonic_ns()
+            try:
+                number = known(key)
+                if number is None:
+                    number = ids[key] = define(key)
+                try:
+                    states, then = steps[start][finish]
+                except KeyError:
+                    states, then = step(start, finish)
+                record(now, number, states)
+                if then is not None:
+                    then(key, number, now)
+            except Exception:
+                failed()
+
+        def on_executing(key: Any, number: int, now: int) -> None:
+            for dependency in tasks[key].dependencies:
+                other = known(dependency.key)
+                edge(number, self._id(dependency.key) if other is None else other)
+
+        def on_executed(key: Any, number: int, now: int) -> None:
+            task = tasks[key]
+            if len(task.startstops) > 1:
+                self._activities(key, task.startstops, number)
+            try:
+                seen.remove(number)
+            except KeyError:
                 self._executed_elsewhere(task, number)
-        else:
-            if task.state == "memory":
-                self._stored(now, number, task.nbytes or 0)
-            self._incoming()
 
-    def _on_rescheduled(self, key: Any, start: str, number: int, now: int) -> None:
+        def on_forgotten(key: Any, number: int, now: int) -> None:
+            del ids[key]
+            seen.discard(number)
+            if self._recorded_activities:
+                self._recorded_activities.pop(key, None)
+
+        def step(start: str, finish: str) -> tuple[int, Then | None]:
+            """Give the code of a pair of states and what is recorded besides."""
+            states = _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
+            then: Then | None = None
+            if finish == "executing":
+                then = on_executing
+            elif finish in ("memory", "error"):
+                then = on_executed if start in ("executing", "long-running") else self._on_come
+            elif finish == "rescheduled":
+                then = self._on_rescheduled
+            elif finish == "released" and start in ("ready", "constrained", "waiting"):
+                then = self._on_not_started
+            elif finish == "forgotten":
+                then = on_forgotten
+            return states, then
+
+        steps = {start: {finish: step(start, finish) for finish in STATES} for start in STATES}
+        return transition
+
+    def _on_come(self, key: Any, number: int, now: int) -> None:
+        """Record what is in memory, or failed to come there, and was not executed here."""
+        task = self._tasks[key]
+        if task.startstops:
+            self._activities(key, task.startstops, number)
+        if task.state == "memory":
+            self._stored(now, number, task.nbytes or 0)
+        self._incoming()
+
+    def _on_rescheduled(self, key: Any, number: int, now: int) -> None:
         self._reschedule(now, number, self._journal.string("reschedule"))
 
-    def _on_released(self, key: Any, start: str, number: int, now: int) -> None:
+    def _on_not_started(self, key: Any, number: int, now: int) -> None:
         # Dask does not tell plugins why; its log's last entry is the event being handled.
         event = self._stimuli[-1] if self._stimuli else None
         if isinstance(event, StealRequestEvent) and event.key == key:
             self._reschedule(now, number, self._journal.string("steal"))
 
-    def _on_forgotten(self, key: Any, start: str, number: int, now: int) -> None:
-        self._threads.seen.discard(self._ids.pop(key))
-        self._recorded_activities.pop(key, None)
+    def _on_forgotten(self, key: Any, number: int, now: int) -> None:
+        del self._ids[key]
+        if self._recorded_activities:
+            self._recorded_activities.pop(key, None)
+        if number in self._seen:
+            self._seen.discard(number)
 
     def _activities(self, key: Any, startstops: list[Any], number: int) -> None:
         """Record what Dask noted of a task besides its compute, on this process's own clock."""
@@ -389,84 +418,95 @@ class _ThreadRecorder:
     def __init__(self, journal: Journal, ids: dict[Any, int]) -> None:
         self._journal = journal
         self._ids = ids
-        self._local = threading.local()
         self._results: dict[Any, int] = {}
         #: Recorders of threads that ended: a task that submits tasks leaves its thread for ever.
         self._idle: list[tuple[Callable[..., None], Callable[..., None]]] = []
         #: Keys whose execution was seen in a thread, until the event loop tells of its end.
         self.seen: set[int] = set()
 
-    def _lease(self) -> _Lease:
+    def in_thread(self, nested: bool) -> tuple[Started, Stopped]:
         try:
-            start, stop = self._idle.pop()
+            recorders = self._idle.pop()
         except IndexError:
-            start = self._journal.timed_recorder(Stream.STARTS)
-            stop = self._journal.timed_recorder(Stream.STOPS)
-        lease = self._local.lease = _Lease(start, stop, threading.get_native_id(), self._idle)
-        return lease
+            recorders = (
+                self._journal.timed_recorder(Stream.STARTS),
+                self._journal.timed_recorder(Stream.STOPS),
+            )
+        lease = _Lease(recorders, self._idle)
+        start, stop = recorders
+        thread = threading.get_native_id()
+        known, see, describe = self._ids.get, self.seen.add, self._result
+        plain, monotonic_ns = self._results.get, clock.monotonic_ns
 
-    def started(self, sequence: int, key: Any, nested: bool) -> None:
-        try:
-            lease = self._local.lease
-        except AttributeError:
-            lease = self._lease()
-        number = self._ids.get(key)
-        if number is None:
-            number = self._journal.key(key)
-        self.seen.add(number)
-        lease.start(clock.monotonic_ns(), sequence, number, lease.thread)
+        def started(sequence: int, key: Any) -> None:
+            number = known(key)
+            if number is None:
+                number = self._journal.key(key)
+            see(number)
+            start(monotonic_ns(), sequence, number, thread)
 
-    def stopped(self, sequence: int, key: Any, message: dict[str, Any] | None) -> None:
-        now = clock.monotonic_ns()
-        try:
-            lease = self._local.lease
-        except AttributeError:
-            lease = self._lease()
-        if message is None:
-            lease.stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
-        elif message["op"] == "task-finished":
-            nbytes = byte_count(message["nbytes"])
-            lease.stop(now, sequence, self._result(message["result"]), 0, nbytes)
-        else:
-            name = type_name(type(message["actual_exception"]))
-            status = 2 if name.endswith("Reschedule") else 1
-            lease.stop(now, sequence, self._journal.string(name), status, 0)
+        def stopped(sequence: int, message: dict[str, Any] | None, lease: _Lease = lease) -> None:
+            now = monotonic_ns()
+            if message is None:
+                stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
+            elif message["op"] == "task-finished":
+                value, nbytes = message["result"], message["nbytes"]
+                result = plain(type(value))
+                if result is None:
+                    result = describe(value)
+                if type(nbytes) is not int or not 0 <= nbytes < 2**63:
+                    nbytes = byte_count(nbytes)
+                stop(now, sequence, result, 0, nbytes)
+            else:
+                name = type_name(type(message["actual_exception"]))
+                status = 2 if name.endswith("Reschedule") else 1
+                stop(now, sequence, self._journal.string(name), status, 0)
+
+        return started, stopped
 
     def _result(self, value: Any) -> int:
         """Give the id of the text ``type|dtype|shape`` that describes a result."""
         kind = type(value)
-        try:
-            shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-            number = self._results.get((kind, dtype, shape))
-            if number is not None:
-                return number
-            known = len(self._results) < 65536
-        except Exception:  # a property that raises, or what cannot be hashed, is the user's own
-            known = False
-            shape = attribute(value, "shape")
-            dtype = attribute(value, "dtype")
+        what: Any = kind
+        if kind in _PLAIN:
+            shape = dtype = None
+        else:
+            try:
+                shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+                what = (kind, dtype, shape)
+                number = self._results.get(what)
+                if number is not None:
+                    return number
+                if len(self._results) >= 65536:
+                    what = None
+            except Exception:  # a property that raises, what cannot be hashed: the user's own
+                what = None
+                shape = attribute(value, "shape")
+                dtype = attribute(value, "dtype")
         number = self._journal.string(f"{type_name(kind)}|{dtype_text(dtype)}|{shape_text(shape)}")
-        if known:
-            self._results[kind, dtype, shape] = number
+        if what is not None:
+            self._results[what] = number
         return number
+
+
+#: Types of results that have neither shape nor dtype.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set})
 
 
 class _Lease:
     """A thread's recorders; when the thread ends the next one gets them, with their blocks."""
 
-    __slots__ = ("_idle", "start", "stop", "thread")
+    __slots__ = ("_idle", "_recorders")
 
     def __init__(
         self,
-        start: Callable[..., None],
-        stop: Callable[..., None],
-        thread: int,
+        recorders: tuple[Callable[..., None], Callable[..., None]],
         idle: list[tuple[Callable[..., None], Callable[..., None]]],
     ) -> None:
-        self.start, self.stop, self.thread, self._idle = start, stop, thread, idle
+        self._recorders, self._idle = recorders, idle
 
     def __del__(self) -> None:
-        self._idle.append((self.start, self.stop))
+        self._idle.append(self._recorders)
 
 
 def attribute(value: Any, name: str) -> Any:
@@ -612,56 +652,65 @@ class _Ranges:
         self._base = base
         self._tasks = worker.state.tasks
         self._whole_key = whole_key
-        self._local = threading.local()
-        self._open: dict[int, Any] = {}
+        self._push: Any
+        self._pop: Any
+        self._start: Any
+        self._mark: Any
         self._domain: Any = nvtx.get_domain(COMPUTE_DOMAIN)
         self._clock: Any = nvtx.get_domain(CLOCK_DOMAIN)
+        #: What the functions below want of a domain.
+        self._compute_in, self._clock_in = self._domain, self._clock
         if hasattr(self._domain, "push_range"):  # nvtx 0.2.12 and newer
-            self._push, self._pop = self._domain.push_range, self._domain.pop_range
-            self._start, self._end = self._domain.start_range, self._domain.end_range
-            self._mark = self._clock.mark
+            self._push = lambda attributes, domain: domain.push_range(attributes)
+            self._pop = lambda domain: domain.pop_range()
+            self._start = lambda attributes, domain: domain.start_range(attributes)
+            self._end = self._domain.end_range
+            self._mark = lambda attributes, domain: domain.mark(attributes)
         else:
-            handle, clock_handle = self._domain.handle, self._clock.handle
-            self._push = lambda attributes: binding.libnvtx_push_range(attributes, handle)
-            self._pop = lambda: binding.libnvtx_pop_range(handle)
-            self._start = lambda attributes: binding.libnvtx_start_range(attributes, handle)
-            self._end = binding.libnvtx_end_range
-            self._mark = lambda attributes: binding.libnvtx_mark(attributes, clock_handle)
+            self._compute_in, self._clock_in = self._domain.handle, self._clock.handle
+            self._push, self._pop = binding.libnvtx_push_range, binding.libnvtx_pop_range
+            self._start, self._end = binding.libnvtx_start_range, binding.libnvtx_end_range
+            self._mark = binding.libnvtx_mark
 
-    def _attributes(self, key: Any) -> Any:
-        task = self._tasks.get(key)
-        message = str(key) if self._whole_key or task is None else task.prefix
-        try:
-            known = self._local.attributes
-        except AttributeError:
-            known = self._local.attributes = {}
-        attributes = known.get(message)
-        if attributes is None:
-            attributes = self._domain.get_event_attributes(message=message, payload=self._base)
-            if not self._whole_key:
-                known[message] = attributes
-        return attributes
+    def in_thread(self, nested: bool) -> tuple[Started, Stopped]:
+        base, tasks = self._base, self._tasks
+        push, pop, start, end = self._push, self._pop, self._start, self._end
+        whole_key, make, domain = (
+            self._whole_key,
+            self._domain.get_event_attributes,
+            self._compute_in,
+        )
+        known: dict[str, Any] = {}
+        open_ranges: dict[int, Any] = {}
 
-    def started(self, sequence: int, key: Any, nested: bool) -> None:
-        attributes = self._attributes(key)
-        attributes.payload = self._base + sequence
-        if nested:
-            self._push(attributes)
-        else:
-            self._open[sequence] = self._start(attributes)
+        def started(sequence: int, key: Any) -> None:
+            task = tasks.get(key)
+            message = str(key) if whole_key or task is None else task.prefix
+            attributes = known.get(message)
+            if attributes is None:
+                attributes = make(message=message, payload=base)
+                if not whole_key:
+                    known[message] = attributes
+            attributes.payload = base + sequence
+            if nested:
+                push(attributes, domain)
+            else:
+                open_ranges[sequence] = start(attributes, domain)
 
-    def stopped(self, sequence: int, key: Any, message: dict[str, Any] | None) -> None:
-        if sequence in self._open:
-            self._end(self._open.pop(sequence))
-        else:
-            self._pop()
+        def stopped(sequence: int, message: dict[str, Any] | None) -> None:
+            if nested:
+                pop(domain)
+            else:
+                end(open_ranges.pop(sequence))
+
+        return started, stopped
 
     def mark_clock(self, count: int) -> None:
         """Mark this process's CLOCK_MONOTONIC in Nsight's report."""
         attributes = self._clock.get_event_attributes(message="clock", payload=0)
         for _ in range(count):
             attributes.payload = clock.monotonic_ns()
-            self._mark(attributes)
+            self._mark(attributes, self._clock_in)
 
 
 class ResourceMonitor(WorkerPlugin):

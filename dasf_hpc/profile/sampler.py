@@ -41,30 +41,115 @@ ANCHOR_INTERVAL_S = 5.0
 #: How long it tries to file what a killed process left.
 PATIENCE_S = 10.0
 
+_MEMORY_LINES = (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree")
+#: Bytes of a sector in /proc/diskstats, whatever the disk (the kernel's documentation of iostats).
+_SECTOR = 512
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class _ProcFile:
+    """A file of /proc that stays open from one reading to the next.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> bytes:
+        """Give what it holds now, or raise OSError where that is no more."""
+        data = self.beginning()
+        # The kernel gives no more than a page of it at once, even where there is room for it.
+        while more := os.pread(self._descriptor, _PAGE, len(data)):
+            data += more
+        return data
+
+    def beginning(self) -> bytes:
+        """Give the first lines of what it holds now, or raise OSError where that is no more."""
+        return os.pread(self._descriptor, _PAGE, 0)
+
+    def __del__(self) -> None:
+        if "_descriptor" in self.__dict__:
+            os.close(self._descriptor)
+
+
+def _proc_file(name: str, wanted: bool) -> _ProcFile | None:
+    if wanted:
+        with contextlib.suppress(OSError):
+            return _ProcFile(f"/proc/{name}")
+    return None
+
 
 class NodeProbe:
-    """Reads the node's counters, in the order of NODE_SAMPLES' fields."""
+    """Reads the node's counters, in the order of NODE_SAMPLES' fields.
+
+    It reads /proc itself: psutil's calls for the same take 300 us in place of 35 (measured).
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._network = options.get("monitor_net_io", True)
-        self._disk = options.get("monitor_disk_io", True)
-        psutil.cpu_percent()
+        self._stat = _proc_file("stat", True)
+        self._memory = _proc_file("meminfo", True)
+        self._network = _proc_file("net/dev", options.get("monitor_net_io", True))
+        self._disks = _proc_file("diskstats", options.get("monitor_disk_io", True))
+        self._is_disk: dict[bytes, bool] = {}
+        self._times = (0, 0)
+        self._cpu()
 
     def read(self) -> tuple[Any, ...]:
         """Read CPU (percent of all cores since the last reading) and bytes."""
-        memory = psutil.virtual_memory()
-        network = psutil.net_io_counters() if self._network else None
-        disk = psutil.disk_io_counters() if self._disk else None
-        return (
-            psutil.cpu_percent(),
-            memory.used,
-            memory.available,
-            psutil.swap_memory().used,
-            network.bytes_recv if network else 0,
-            network.bytes_sent if network else 0,
-            disk.read_bytes if disk else 0,
-            disk.write_bytes if disk else 0,
-        )
+        return (self._cpu(), *self._memory_bytes(), *self._network_bytes(), *self._disk_bytes())
+
+    def _cpu(self) -> float:
+        if self._stat is None:
+            return math.nan
+        # user nice system idle iowait irq softirq steal guest guest_nice; both guests are counted
+        # in user and nice, too (proc(5)).
+        ticks = [int(n) for n in self._stat.beginning().split(b"\n", 1)[0].split()[1:9]]
+        total, idle = sum(ticks), ticks[3] + ticks[4]
+        passed, idled = total - self._times[0], max(0, idle - self._times[1])
+        self._times = (total, idle)
+        return 100 * max(0, passed - idled) / passed if passed > 0 else 0.0
+
+    def _memory_bytes(self) -> tuple[int, int, int]:
+        if self._memory is None:
+            return 0, 0, 0
+        found = {}
+        for line in self._memory.read().splitlines():
+            name, _, rest = line.partition(b":")
+            if name in _MEMORY_LINES:
+                found[name] = int(rest.split()[0]) * 1024
+                if len(found) == len(_MEMORY_LINES):
+                    break
+        total, available, swap, swap_free = (found.get(name, 0) for name in _MEMORY_LINES)
+        return total - available, available, swap - swap_free
+
+    def _network_bytes(self) -> tuple[int, int]:
+        received = sent = 0
+        if self._network is not None:
+            for line in self._network.read().splitlines()[2:]:
+                numbers = line.rpartition(b":")[2].split()
+                received += int(numbers[0])
+                sent += int(numbers[8])
+        return received, sent
+
+    def _disk_bytes(self) -> tuple[int, int]:
+        read = written = 0
+        if self._disks is not None:
+            for line in self._disks.read().splitlines():
+                words = line.split()
+                # A partition's bytes are its disk's, too.
+                whole = self._is_disk.get(words[2])
+                if whole is None:
+                    name = words[2].replace(b"/", b"!")
+                    whole = self._is_disk[words[2]] = os.access(b"/sys/block/" + name, os.F_OK)
+                if whole:
+                    read += int(words[5])
+                    written += int(words[9])
+        return read * _SECTOR, written * _SECTOR
 
 
 class GpuProbe:
@@ -148,30 +233,40 @@ class ProcessProbe:
     """Reads the worker processes, in the order of PROCESS_SAMPLES' fields."""
 
     def __init__(self) -> None:
-        self._processes: dict[int, psutil.Process] = {}
+        self._files: dict[int, _ProcFile] = {}
+        self._times: dict[int, tuple[int, int]] = {}
 
     def read(self, pids: set[int]) -> list[tuple[Any, ...]]:
-        """Read one row a process that is alive."""
-        for gone in self._processes.keys() - pids:
-            del self._processes[gone]
+        """Read one row a process that is alive; the first one's CPU is not known (NaN)."""
+        for gone in self._files.keys() - pids:
+            del self._files[gone]
+            self._times.pop(gone, None)
         rows = []
         for pid in pids:
             try:
-                process = self._processes.get(pid)
-                if process is None:
-                    process = self._processes[pid] = psutil.Process(pid)
-                    process.cpu_percent()
-                with process.oneshot():
-                    rows.append(
-                        (
-                            pid,
-                            process.cpu_percent(),
-                            process.num_fds(),
-                            process.num_threads(),
-                            process.memory_info().rss,
-                        )
+                file = self._files.get(pid)
+                if file is None:
+                    file = self._files[pid] = _ProcFile(f"/proc/{pid}/stat")
+                now = time.monotonic_ns()
+                # From the state on: a process's name may hold anything (proc(5)).
+                words = file.beginning().rpartition(b")")[2].split()
+                if words[0] in (b"Z", b"X"):
+                    continue
+                ticks = int(words[11]) + int(words[12])
+                before = self._times.get(pid)
+                self._times[pid] = (now, ticks)
+                rows.append(
+                    (
+                        pid,
+                        math.nan
+                        if before is None or now <= before[0]
+                        else 100 * (ticks - before[1]) / _TICKS * 1e9 / (now - before[0]),
+                        len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208
+                        int(words[17]),
+                        int(words[21]) * _PAGE,
                     )
-            except psutil.Error:
+                )
+            except (OSError, IndexError):
                 continue
         return rows
 
@@ -217,8 +312,14 @@ class Sampler:
         self._next_anchor = 0.0
         self._late = 0
 
-    def sample(self, pids: set[int] | None = None) -> dict[str, Any]:
-        """Take one sample of the node, and of processes, and record it."""
+    def sample(self, pids: set[int] | None = None) -> tuple[Any, ...]:
+        """Take one sample of the node, and of processes, and record it.
+
+        Returns
+        -------
+        tuple
+            The time and the node's sample, in the order of NODE_SAMPLES' fields.
+        """
         now = time.monotonic_ns()
         values = self._node.read()
         self._write_node(now, *values)
@@ -227,8 +328,7 @@ class Sampler:
         # Not between two samples of the grid: a few ms of a process's CPU are no percentage.
         for row in [] if pids is None else self._processes.read(pids):
             self._write_process(now, *row)
-        names = [name for name, _ in RECORDS[Stream.NODE_SAMPLES][1:]]
-        return {"time": now, **dict(zip(names, values, strict=True))}
+        return now, *values
 
     def keep_time(self, pids: set[int]) -> float:
         """Sample if it is time to, on a fixed grid; gives the seconds until the next one."""
@@ -350,7 +450,9 @@ class Recorder:
         elif word == b"sample":
             self._start_sampling(rest)
         elif word == b"now":
-            _answer(connection, self._sampler.sample() if self._sampler else {})
+            names = ["time", *(name for name, _ in RECORDS[Stream.NODE_SAMPLES][1:])]
+            values = self._sampler.sample() if self._sampler else ()
+            _answer(connection, dict(zip(names, values, strict=False)))
         elif word in (b"", b"bye"):
             self._selector.unregister(connection)
             del self._holders[connection]
