@@ -18,7 +18,7 @@ import h5py
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
+from synthetic_large import synthesise
 
 from dasf_hpc.trace.merge import merge_journals
 

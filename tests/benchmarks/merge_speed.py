@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
+from synthetic_large import synthesise
 
 #: Records that the synthetic run has for each of its tasks.
 RECORDS_A_TASK = 11.7
