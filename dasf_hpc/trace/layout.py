@@ -327,7 +327,7 @@ def join_keys(layout_file: Path, stretch: int, count: int) -> JoinedKeys:
     )
     del found
     # Of equal keys the one that was executed first comes first, else that of the first process.
-    order = np.lexsort((number_of, start, digest2, digest))
+    order = _order(digest, digest2, start, number_of)
     key, execution, number_of = key[order], execution[order], number_of[order]
     new = np.ones(len(order), bool)
     new[1:] = (digest[order][1:] != digest[order][:-1]) | (
@@ -363,6 +363,16 @@ def join_keys(layout_file: Path, stretch: int, count: int) -> JoinedKeys:
         ),
         wanted=_wanted(group, wanted[order] > 0, execution >= 0, number_of, key),
     )
+
+
+def _order(digest: Array, *others: Array) -> Array:
+    """Sort by digest; the others, the first one first, order the few whose digest is the same."""
+    order = np.argsort(digest)
+    same = np.flatnonzero(digest[order][1:] == digest[order][:-1])
+    places = np.union1d(same, same + 1)
+    tied = order[places]
+    order[places] = tied[np.lexsort([values[tied] for values in (*others[::-1], digest)])]
+    return order
 
 
 def _wanted(group: Array, wanted: Array, executed: Array, number_of: Array, key: Array) -> Array:

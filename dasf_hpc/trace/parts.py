@@ -276,7 +276,8 @@ class _Maker:
         ids = np.fromiter(self.contents.keys, np.int64, len(self.contents.keys))
         texts = list(self.contents.keys.values())
         self.contents.keys.clear()
-        texts = [storable(text) for text in texts]
+        if not _plain(texts):
+            texts = [storable(text) for text in texts]
         if len(set(texts)) == len(texts):
             codes = np.arange(len(texts), dtype=np.int32)
         else:
@@ -305,13 +306,17 @@ class _Maker:
         self._write_tasks(texts[: len(executed)], number[used])
 
     def _write_keys(self, texts: list[str], first: Array) -> None:
-        encoded = [text.encode() for text in texts]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        whole = "".join(texts)
+        sized: Iterable[str | bytes] = texts
+        if not whole.isascii():
+            sized = [text.encode() for text in texts]
+        lengths = np.fromiter(map(len, sized), np.int64, len(texts))
         self.part.longest_key = int(lengths.max(initial=0))
-        self.out.put("keys.text", np.frombuffer(b"".join(encoded), np.uint8))
+        self.out.put("keys.text", np.frombuffer(whole.encode(), np.uint8))
         self.out.put("keys.offset", np.concatenate([[0], np.cumsum(lengths)]))
         self.out.put("keys.first", first.astype(np.int32))
-        objects = np.array(encoded, object) if encoded else np.empty(0, object)
+        objects = np.empty(len(texts), object)
+        objects[:] = texts
         digests = [digest(objects, key) for key in _DIGEST_KEYS]
         order = np.argsort(digests[0], kind="stable")
         execution = np.full(len(texts), -1, np.int32)
@@ -397,7 +402,8 @@ class _Maker:
         key = self._known(edges["key"]).astype(np.int64)
         dependency = self._known(edges["dependency"])
         known = (key >= 0) & (dependency >= 0)
-        pairs = np.unique((key << 32 | dependency)[known])
+        pairs = np.sort((key << 32 | dependency)[known])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         self._put(
             "dependencies",
             {
@@ -602,6 +608,12 @@ def signed(values: Array) -> Array:
     if values.dtype == np.uint32:
         return np.where(values == _NONE, -1, values.astype(np.int64))
     return values.astype(np.int64)
+
+
+def _plain(texts: Sequence[str]) -> bool:
+    """Say whether texts can be stored as they are, asked of all at once."""
+    whole = "".join(texts)
+    return whole.isascii() and "\0" not in whole
 
 
 def translated(ids: Array, translate: Any) -> Array:
