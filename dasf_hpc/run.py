@@ -443,7 +443,8 @@ def _logging_to(path: Path) -> Iterator[None]:
     """Have Dask's own messages of this process in a file, not on the user's terminal."""
     handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("distributed", "dask_jobqueue", "dasf_hpc")]
+    names = ("distributed", "distributed.client", "dask_jobqueue", "dasf_hpc")
+    loggers = [logging.getLogger(name) for name in names]
     kept = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers[:] = [handler]
@@ -660,7 +661,7 @@ def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[
         while not over.wait(1.0):
             launcher.cluster.sync(launcher.losses)
             if not launcher.jobs():
-                client.close()
+                client.close(timeout=5)
                 return
 
     watcher = threading.Thread(target=watch, name="dasf-hpc-merge-nodes", daemon=True)

@@ -46,6 +46,9 @@ from dasf_hpc.profile.journal import DTYPES, MAGIC, VERSION, Stream
 
 Array = NDArray[Any]
 
+#: Records that a run has for each of its tasks, about.
+RECORDS_A_TASK = 11.5
+
 #: Tasks whose keys share a token, as the chunks of one dask.array do.
 LAYER = 500
 

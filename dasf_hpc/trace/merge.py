@@ -19,11 +19,11 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,34 +67,61 @@ Result = TypeVar("Result")
 SMALL_RUN = 16 << 20
 
 
+class _Answer(Generic[Result]):
+    """What a call gives, also where those who do the work go away before it is done."""
+
+    def __init__(self, future: Future[Result], client: Client | None) -> None:
+        self._future, self._client = future, client
+
+    def result(self) -> Result:
+        """Wait for it.
+
+        Raises
+        ------
+        CancelledError
+            If the Dask cluster was left: its futures then stay as they are for ever.
+        """
+        while True:
+            try:
+                return self._future.result(None if self._client is None else 1.0)
+            except TimeoutError:
+                if self._future.done():
+                    raise
+                if self._client is not None and self._client.status != "running":
+                    raise CancelledError from None
+
+
 class _Hands:
     """Those who do the work: this thread, processes of this machine, or a Dask cluster."""
 
-    def __init__(self, executor: Executor | ProcessPool | None, at_once: int) -> None:
+    def __init__(
+        self, executor: Executor | ProcessPool | None, at_once: int, client: Client | None = None
+    ) -> None:
         self._executor = executor
         self._at_once = at_once
+        self._client = client
 
     def close(self) -> None:
         """Stop the processes."""
-        if self._executor is not None:
+        if isinstance(self._executor, ProcessPool):
             self._executor.shutdown()
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> _Answer[Result]:
         """Have a function called."""
         if self._executor is not None:
-            return self._executor.submit(function, *arguments)
+            return _Answer(self._executor.submit(function, *arguments), self._client)
         done: Future[Result] = Future()
         try:
             done.set_result(function(*arguments))
         except Exception as error:
             done.set_exception(error)
-        return done
+        return _Answer(done, None)
 
     def each(
         self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]
-    ) -> Iterator[Future[Result]]:
-        """Have a function called often; gives the results in order, a few ahead of their use."""
-        ahead: deque[Future[Result]] = deque()
+    ) -> Iterator[_Answer[Result]]:
+        """Have a function called often; gives the answers in order, a few ahead of their use."""
+        ahead: deque[_Answer[Result]] = deque()
         for arguments in calls:
             ahead.append(self.submit(function, *arguments))
             if len(ahead) > self._at_once:
@@ -106,7 +133,7 @@ class _Hands:
 def _hands(client: Client | None, size: int) -> _Hands:
     if client is not None:
         threads = sum(client.nthreads().values())
-        return _Hands(client.get_executor(pure=False), 2 * max(1, threads))
+        return _Hands(client.get_executor(pure=False), 2 * max(1, threads), client)
     cores = len(os.sched_getaffinity(0))
     if cores == 1 or size < SMALL_RUN:
         return _Hands(None, 0)
