@@ -31,19 +31,19 @@ from numpy.typing import NDArray
 from dasf_hpc.profile.journal import DIRECTIONS, STATES, JournalError
 from dasf_hpc.trace.align import Correction, fit_probes, fit_utc
 from dasf_hpc.trace.blocks import (
-    REFERENCES,
     build_block,
     dependency_pieces,
     task_places,
     unexecuted_keys,
 )
 from dasf_hpc.trace.layout import (
+    REFERENCES,
     Findings,
     Layout,
     Source,
     corrected,
     count_attempts,
-    finish_source,
+    finish_group,
     join_keys,
     lay_out,
     sizes_of_wanted,
@@ -192,7 +192,6 @@ class MergedTables:
     _hands: _Hands | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _layout: Layout | None = None
-    _joined: list[dict[str, tuple[int, str, int]]] = field(default_factory=list)
 
     def task_places(self) -> dict[str, Array]:
         """Give ``id`` and ``process`` of every task, in the order of the rows of ``tasks``."""
@@ -219,6 +218,8 @@ class MergedTables:
         layout = self._layout
         if layout is None:
             raise TraceError(f"{path} could not be written: nothing was merged.")
+        for source in layout.sources:
+            source.part.file.unlink(missing_ok=True)  # all of it is in the groups' files
         file = layout.save("blocks")
         strings = {name: Strings(values) for name, values in self.dictionaries.items()}
         # the processes that made the parts, unless they were stopped after an earlier trace
@@ -246,8 +247,7 @@ class MergedTables:
                 pace.advance(done, f"block {block + 1} of {layout.blocks}")
             first = np.cumsum([layout.executed, *layout.unexecuted])
             calls_of_keys = (
-                (file, stretch, columns, int(first[stretch]))
-                for stretch, columns in enumerate(self._joined)
+                (file, stretch, int(first[stretch])) for stretch in range(len(layout.unexecuted))
             )
             for texts in hands.each(unexecuted_keys, calls_of_keys):
                 keys.put(texts.result())
@@ -284,8 +284,8 @@ def merge_journals(
         chunks, this process puts them together. Without, the cores of this machine do it. Workers
         must see `journals_dir` and `scratch`.
     scratch
-        A folder for the files of the merge, about as large as the journals, which go with the
-        result. By default it is made beside the journals.
+        A folder for the files of the merge, about four times as large as the journals, which go
+        with the result. By default it is made beside the journals.
 
     Returns
     -------
@@ -353,26 +353,29 @@ def _number_keys(
         advance(merged._size // (2 * count))
     contested = count_attempts(layout, joined)
     sized = sizes_of_wanted(layout, joined)
-    merged._joined = [j.columns for j in joined]
     file = layout.save("codes")
     nothing = np.empty(0, np.int64)
 
     def findings(number: int) -> Findings:
         return Findings(
-            [(j.columns, int(j.firsts[number]), int(j.firsts[number + 1])) for j in joined],
             contested.executions.get(number, nothing),
             contested.attempts.get(number, nothing),
             *sized.get(number, (nothing, nothing)),
         )
 
-    ends = ((file, number, findings(number)) for number in range(len(layout.sources)))
+    ends = (
+        (
+            file,
+            group,
+            [source.codes for source in layout.sources[first:last]],
+            [findings(number) for number in range(first, last)],
+        )
+        for group, (first, last) in enumerate(layout.groups)
+    )
     foreign = []
-    for finished in hands.each(finish_source, ends):
-        columns, pairs = finished.result()
-        layout.finals.append(columns)
-        if len(pairs):
-            foreign.append(pairs)
-        advance(merged._size // (2 * len(layout.sources)))
+    for finished in hands.each(finish_group, ends):
+        foreign.append(finished.result())
+        advance(merged._size // (2 * len(layout.groups)))
     if foreign:
         pairs = np.concatenate(foreign)
         layout.foreign = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
