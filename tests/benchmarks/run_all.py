@@ -64,13 +64,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script, its words (others for ``--quick``), the programs it needs, and its figures."""
+    """A script, its words (others for ``--quick``), the programs it needs, and its figures.
+
+    A script that is not there is left out. ``to_stdout`` is for one whose ``--json`` takes no file.
+    """
 
     script: str
     figures: tuple[Figure, ...]
     words: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    to_stdout: bool = False
 
 
 BENCHMARKS = (
@@ -157,6 +161,32 @@ BENCHMARKS = (
         (Figure("open, one column of a 60th of 75 million events", "s", "*.s", 1),),
         words=("--events", "75"),
         quick=("--events", "5"),
+    ),
+    Benchmark(
+        "join_speed.py",
+        (
+            Figure("merge and join of a report of 10 million kernels", "s", "-1.join_s"),
+            Figure("its memory", "MiB", "*.peak_mib", 512),
+        ),
+        quick=("--sizes", "1"),
+    ),
+    Benchmark(
+        "analysis_speed.py",
+        (
+            Figure("slowest analysis of 10 million tasks", "s", "*.wall_s"),
+            Figure("largest memory of one", "MiB", "*.peak_mib"),
+        ),
+        quick=("--tasks", "0.2"),
+    ),
+    Benchmark(
+        "clock_error.py",
+        (
+            Figure("error of a task's time on another host, p99", "us", "error_us.p99"),
+            Figure("times that are off by more than their bound says", "", "above_bound", 0),
+        ),
+        quick=("--seconds", "5"),
+        needs=("slurm",),
+        to_stdout=True,
     ),
     Benchmark(
         "submit_overhead.py",
@@ -257,13 +287,14 @@ def run(benchmark: Benchmark, quick: bool) -> list[Row]:
         return skipped(reason)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "figures.json"
-        words = benchmark.quick if quick else benchmark.words
+        words = [*(benchmark.quick if quick else benchmark.words), "--json"]
+        if not benchmark.to_stdout:
+            words.append(str(result))
         try:
             done = subprocess.run(
-                [sys.executable, str(HERE / benchmark.script), *words, "--json", str(result)],
+                [sys.executable, str(HERE / benchmark.script), *words],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
                 check=False,
@@ -271,7 +302,7 @@ def run(benchmark: Benchmark, quick: bool) -> list[Row]:
         except subprocess.TimeoutExpired:
             return skipped(f"it did not end in {TIMEOUT_S:g} s")
         try:
-            found = json.loads(result.read_text())
+            found = json.loads(done.stdout if benchmark.to_stdout else result.read_text())
         except (OSError, ValueError):
             last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
             return skipped(f"it failed ({done.returncode}): {last}")
