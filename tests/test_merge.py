@@ -24,7 +24,7 @@ from synthetic_large import Shape, key_of, write_large_run
 
 from dasf_hpc.profile.journal import BLOCK, STATES, STATUSES, Journal, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
-from dasf_hpc.trace import layout, merge
+from dasf_hpc.trace import layout
 from dasf_hpc.trace.merge import MergedTables, merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.schema import NUL, TABLES, TRANSITION_RESOLUTION
@@ -759,7 +759,7 @@ _COLUMNS = {
     killed=st.integers(0, 2),
     block_rows=st.sampled_from([1, 50, 700, 1 << 20]),
     join_keys=st.sampled_from([1, 40, 1 << 18]),
-    threads=st.booleans(),
+    group_parts=st.sampled_from([1, 2, 256]),
 )
 def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     tmp_path: Path,
@@ -768,7 +768,7 @@ def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     killed: int,
     block_rows: int,
     join_keys: int,
-    threads: bool,
+    group_parts: int,
 ) -> None:
     nodes, workers, tasks = shape
     shutil.rmtree(tmp_path / "journals", ignore_errors=True)
@@ -785,7 +785,9 @@ def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "BLOCK_ROWS", block_rows)
         patch.setattr(layout, "JOIN_KEYS", join_keys)
-        patch.setattr(merge, "SMALL_RUN", 0 if threads else 1 << 40)
+        patch.setattr(layout, "JOIN_KEYS_A_PART", 1)
+        patch.setattr(layout, "GROUP_PARTS", group_parts)
+        patch.setattr(layout, "_GROUPS", 1 if group_parts > 2 else 16)
         trace = _opened(tmp_path)
     with trace:
         for name, expected in _reference(trace, tmp_path / "journals").items():
