@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from dasf_hpc.errors import DasfHpcError, InterruptedRun, PartialRecording, exit_code_table
-from dasf_hpc.settings import Settings, load_settings
+from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -42,17 +42,27 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+def settings_options(
+    command: Callable[..., None], without: frozenset[str] = frozenset()
+) -> Callable[..., None]:
     """Give a command an option for every setting; those that were given arrive as ``given``.
 
     Settings' own defaults are shown but not passed, so that variables and files come through.
+
+    Parameters
+    ----------
+    command
+        The command.
+    without
+        Names of settings that it has no option for.
     """
+    fields = {name: field for name, field in Settings.model_fields.items() if name not in without}
     parameters = [
         p
         for p in inspect.signature(command, eval_str=True).parameters.values()
         if p.name != "given"
     ]
-    for name, field in Settings.model_fields.items():
+    for name, field in fields.items():
         annotation: Any = field.annotation
         flag = "--" + name.replace("_", "-")
         plain = [a for a in getattr(annotation, "__args__", ()) if a is not type(None)]
@@ -80,12 +90,8 @@ def settings_options(command: Callable[..., None]) -> Callable[..., None]:
         )
 
     def with_settings(**values: Any) -> None:
-        given = {
-            name: values.pop(name)
-            for name in Settings.model_fields
-            if values.get(name) not in (None, [])
-        }
-        command(given=given, **{k: v for k, v in values.items() if k not in Settings.model_fields})
+        given = {name: values.pop(name) for name in fields if values.get(name) not in (None, [])}
+        command(given=given, **{k: v for k, v in values.items() if k not in fields})
 
     signature = inspect.Signature(
         sorted(parameters, key=lambda p: p.kind is inspect.Parameter.KEYWORD_ONLY)
@@ -134,7 +140,6 @@ app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_
 )
 
 
-@app.command()
 def merge(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
     nsys_path: Annotated[
@@ -142,15 +147,27 @@ def merge(
     ] = None,
     strict: Strict = False,
     as_json: AsJson = False,
+    given: dict[str, Any] | None = None,
 ) -> None:
-    """Merge a run's journals and join its reports again, from what is on disk."""
+    """Merge a run's journals and join its reports again, from what is on disk.
+
+    With --on, --nodes or any other option that says how to get nodes, workers on those read the
+    journals and make the trace, the same one; without, this machine's cores do.
+    """
+    settings = load_settings(given) if given else None
     from dasf_hpc import run
     from dasf_hpc.show.terminal import progress, show_summary
 
     console = _console()
     with progress(console) as told:
-        run.merge_run(run_path, nsys_path, told)
+        if settings is None:
+            run.merge_run(run_path, nsys_path, told)
+        else:
+            run.merge_on_nodes(run_path, settings, nsys_path, told, console.print)
     _print_summary(run_path, as_json, console, show_summary, strict)
+
+
+app.command()(settings_options(merge, OF_RECORDING))
 
 
 @app.command()

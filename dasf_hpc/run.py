@@ -12,20 +12,26 @@ import os
 import shlex
 import shutil
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
+from distributed.scheduler import KilledWorker
 
 from dasf_hpc.errors import (
+    BatchError,
     DasfHpcError,
     InterruptedRun,
     PartialRecording,
     ProgramMissingError,
+    RunDirectoryError,
     TraceFileError,
     VersionsError,
     WalltimeError,
@@ -47,6 +53,7 @@ from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
+    FOLDERS,
     STOP_REQUEST,
     TRACE,
     Heartbeat,
@@ -436,7 +443,8 @@ def _logging_to(path: Path) -> Iterator[None]:
     """Have Dask's own messages of this process in a file, not on the user's terminal."""
     handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("distributed", "dask_jobqueue", "dasf_hpc")]
+    names = ("distributed", "distributed.client", "dask_jobqueue", "dasf_hpc")
+    loggers = [logging.getLogger(name) for name in names]
     kept = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers[:] = [handler]
@@ -453,10 +461,26 @@ def _logging_to(path: Path) -> Iterator[None]:
 # --------------------------------------------------------------------------------- after the run
 
 
-def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step: None) -> Summary:
+def merge_run(
+    run: Path,
+    nsys_path: str | None = None,
+    told: Told = lambda step: None,
+    nodes: MergeNodes | None = None,
+) -> Summary:
     """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
 
     May be repeated, also for a run whose `submit` was killed.
+
+    Parameters
+    ----------
+    run
+        The run's directory, or a file in it.
+    nsys_path
+        The nsys that exports the reports; by default from ``PATH``.
+    told
+        Called with every step.
+    nodes
+        Those who do the work; by default this machine's cores.
 
     Raises
     ------
@@ -467,10 +491,12 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
     """
     directory = find_run(run)
     manifest = Manifest(directory)
-    journals = directory / "journals" if (directory / "journals").is_dir() else directory
+    journals = _journals(directory)
     try:
         merged = merge_journals(
-            journals, lambda done, total, label: told(Step("Merging: " + label, done, total))
+            journals,
+            lambda done, total, label: told(Step("Merging: " + label, done, total)),
+            nodes.client if nodes else None,
         )
         if merged.journals == 0:
             why = f": {merged.skipped[0][1]}" if merged.skipped else ""
@@ -501,6 +527,7 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
     manifest.update(
         ended=manifest.content.get("ended") or time.time(),
         merged={
+            "on": nodes.hostnames if nodes else [socket.gethostname()],
             "journals": merged.journals,
             "skipped": merged.skipped,
             "events": merged.events,
@@ -519,6 +546,131 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
         for sentence in record["notes"]:
             manifest.note(f"{record['hostname']}: {sentence}")
     return summary
+
+
+def _journals(directory: Path) -> Path:
+    """Give the folder of a run's journals."""
+    return directory / "journals" if (directory / "journals").is_dir() else directory
+
+
+@dataclass(frozen=True)
+class MergeNodes:
+    """Nodes that do a merge.
+
+    Attributes
+    ----------
+    client
+        Of the Dask cluster whose workers run there.
+    hostnames
+        Their names.
+    """
+
+    client: Client
+    hostnames: list[str]
+
+
+def merge_on_nodes(
+    run: Path,
+    settings: Settings,
+    nsys_path: str | None = None,
+    told: Told = lambda step: None,
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> Summary:
+    """Merge as `merge_run` does, with workers on nodes of a cluster; the trace is the same one.
+
+    Where the nodes do not come, or go away, the merge is done here, and `warn` is told why.
+
+    Raises
+    ------
+    DasfHpcError
+        What `merge_run` raises, and what keeps nodes from being asked for.
+    """
+    directory = find_run(run)
+    launcher_class = choose_launcher(settings)
+    settings = settings.model_copy(update={"nsys": False, "gpus_per_node": 0})
+    run_shape(settings, launcher_class.local)
+    if not any(_journals(directory).glob("*.journal")):
+        raise TraceFileError(f"There is no journal to merge in {_journals(directory)}")
+    try:
+        with _merge_nodes(directory, launcher_class, settings, told) as nodes:
+            return merge_run(directory, nsys_path, told, nodes)
+    except (BatchError, WorkersError) as error:
+        warn(f"{error} The merge goes on without them, on this machine.")
+    return merge_run(directory, nsys_path, told)
+
+
+@contextlib.contextmanager
+def _merge_nodes(
+    directory: Path, launcher_class: type[Launcher], settings: Settings, told: Told
+) -> Iterator[MergeNodes]:
+    """Get nodes, and end their jobs whatever happens; what they said is kept where they failed.
+
+    Raises
+    ------
+    BatchError, WorkersError
+        If the nodes do not come, or go away.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="merge-", dir=directory))
+        for name in FOLDERS:
+            (folder / name).mkdir(mode=0o700)
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}.") from None
+    with Interrupts() as interrupts, _logging_to(folder / "logs" / "scheduler.log"):
+        security = make_credentials(folder / "tls") if settings.tls else None
+        launcher = launcher_class(settings, RunPlace(folder, directory.name, Path.cwd()), security)
+        try:
+            told(Step("Submitting node jobs"))
+            launcher.start()
+            workers = launcher.shape.workers
+            launcher.wait_for_workers(
+                workers,
+                lambda there, why: told(
+                    Step(f"Waiting for workers{': ' + why if why else ''}", there, workers)
+                ),
+            )
+            _check_versions(launcher)
+            hostnames = sorted({str(r["hostname"]) for r in read_node_records(folder)})
+            with Client(launcher.cluster, set_as_default=False) as client:
+                client.register_plugin(EndBeforeWalltime())
+                with _closed_when_nobody_is_left(launcher, client):
+                    yield MergeNodes(client, hostnames)
+        except (CancelledError, KilledWorker):
+            raise WorkersError(
+                "The workers on the nodes ended before the merge did; the last words of one: "
+                f"{launcher.last_words()} (more in {folder / 'logs'})."
+            ) from None
+        except KeyboardInterrupt:
+            raise InterruptedRun(
+                f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
+            ) from None
+        finally:
+            interrupts.hold(launcher.cancel_on_stop)
+            told(Step("Ending the node jobs"))
+            launcher.stop()
+            delete_credentials(folder / "tls")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[None]:
+    """Close the client when the last node job is gone: its futures would wait for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            launcher.cluster.sync(launcher.losses)
+            if not launcher.jobs():
+                client.close(timeout=5)
+                return
+
+    watcher = threading.Thread(target=watch, name="dasf-hpc-merge-nodes", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:

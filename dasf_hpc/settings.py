@@ -203,6 +203,23 @@ class Settings(BaseSettings):
         )
 
 
+#: Settings of a run that say nothing of how its nodes are got.
+OF_RECORDING = frozenset(
+    {
+        "gpus_per_node",
+        "min_workers",
+        "nsys",
+        "nsys_arg",
+        "nsys_path",
+        "nvtx_message",
+        "on_lost",
+        "on_walltime",
+        "runs_dir",
+        "sample_interval",
+    }
+)
+
+
 def walltime_seconds(text: str) -> int:
     """Give the seconds of a time limit.
 

@@ -8,11 +8,9 @@ what the journals hold is what those clocks would have shown.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,18 @@ def _states(start: str, finish: str) -> int:
     return _STATE[start] << 4 | _STATE[finish]
 
 
-_EXECUTE = (
+EXECUTE = (
     _states("released", "waiting"),
     _states("waiting", "ready"),
     _states("ready", "executing"),
 )
-_FETCH = (_states("released", "fetch"), _states("fetch", "flight"))
-_FETCHED = _states("flight", "memory")
-_FINISH = tuple(_states("executing", status) for status in STATUSES)
-_RELEASE = _states("memory", "released")
-_FORGET = _states("released", "forgotten")
-_FAILED_RELEASE = _states("error", "released")
-_RESCHEDULED_RELEASE = _states("rescheduled", "released")
+FETCH = (_states("released", "fetch"), _states("fetch", "flight"))
+FETCHED = _states("flight", "memory")
+FINISH = tuple(_states("executing", status) for status in STATUSES)
+RELEASE = _states("memory", "released")
+FORGET = _states("released", "forgotten")
+FAILED_RELEASE = _states("error", "released")
+RESCHEDULED_RELEASE = _states("rescheduled", "released")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,6 @@ def write_run(
     probes: bool = True,
     anchors: bool = True,
     answers: bool = True,
-    share: tuple[int, int] = (0, 1),
 ) -> SyntheticRun:
     """Write the journals of a run.
 
@@ -154,9 +151,6 @@ def write_run(
         Whether there is a scheduler's journal, round trips to it, readings of UTC.
     answers
         Whether to keep the answers (not wanted for a benchmark).
-    share
-        Write only the first number's part of so many: processes that call this with equal numbers
-        and different shares write a run together.
 
     Returns
     -------
@@ -164,35 +158,40 @@ def write_run(
     """
     chance = random.Random(seed)
     run = SyntheticRun(journals)
-    head = Clock("head/boot-0/time:[1]", 0, 0.0, 0)
-    run.clocks["head"] = head
+    run.clocks = make_clocks(nodes, chance)
     end = BEGIN
     plans = []
     for node in range(nodes):
         name = f"node{node + 1}"
-        clock = Clock(
-            f"{name}/boot-{node + 1}/time:[1]",
-            chance.randint(-80_000, 500_000) * 1_000_000_000 + chance.randint(0, 10**9),
-            chance.uniform(-5e-5, 5e-5),
-            chance.randint(-5_000_000, 5_000_000),
-        )
-        run.clocks[name] = clock
+        clock = run.clocks[name]
         for number in range(workers):
-            plan = _Plan(node * workers + number, name, clock, tasks, seed, failing, rescheduled)
+            plan = Plan(node * workers + number, name, clock, tasks, seed, failing, rescheduled)
             plans.append(plan)
             end = max(end, plan.end)
     for plan in plans[:killed]:
         plan.killed = True
-    turn, turns = share
-    for plan in plans[turn::turns]:
+    for plan in plans:
         _write_worker(run, plan, plans, end, dependencies, gpus, probes, anchors, answers)
-    for node in range(turn, nodes, turns):
+    for node in range(nodes):
         name = f"node{node + 1}"
         here = [plan for plan in plans if plan.node == name]
-        _write_sampler(run, name, here, end, gpus, anchors, seed)
-    if scheduler and turn == 0:
-        _write_scheduler(run, plans, end, anchors)
+        write_sampler(run, name, here, end, gpus, anchors, seed)
+    if scheduler:
+        write_scheduler(run, plans, end, anchors)
     return run
+
+
+def make_clocks(nodes: int, chance: random.Random) -> dict[str, Clock]:
+    """Give clocks by host name: the scheduler's, which is true, and each node's own."""
+    clocks = {"head": Clock("head/boot-0/time:[1]", 0, 0.0, 0)}
+    for node in range(1, nodes + 1):
+        clocks[f"node{node}"] = Clock(
+            f"node{node}/boot-{node}/time:[1]",
+            chance.randint(-80_000, 500_000) * 1_000_000_000 + chance.randint(0, 10**9),
+            chance.uniform(-5e-5, 5e-5),
+            chance.randint(-5_000_000, 5_000_000),
+        )
+    return clocks
 
 
 def _token(*parts: int) -> str:
@@ -200,43 +199,7 @@ def _token(*parts: int) -> str:
     return hashlib.md5(repr(parts).encode(), usedforsecurity=False).hexdigest()
 
 
-def _share(folder: Path, seed: int, shape: tuple[int, int, int], share: tuple[int, int]) -> None:
-    nodes, workers, tasks = shape
-    write_run(
-        folder / "journals",
-        seed=seed,
-        nodes=nodes,
-        workers=workers,
-        tasks=tasks,
-        failing=0.005,
-        answers=False,
-        share=share,
-    )
-
-
-def synthesise(folder: Path, nodes: int, workers: int, tasks: int, seed: int = 1) -> int:
-    """Write a run on all cores and give the bytes of its journals.
-
-    Parameters
-    ----------
-    folder
-        Where its folder ``journals`` is made.
-    nodes, workers, tasks
-        Nodes, workers a node, tasks a worker.
-    seed
-        Runs of one seed and shape are equal up to the journals' random ids.
-    """
-    cores = len(os.sched_getaffinity(0))
-    shares = min(cores, nodes * workers)
-    with ProcessPoolExecutor(shares) as pool:
-        shape = nodes, workers, tasks
-        started = [pool.submit(_share, folder, seed, shape, (i, shares)) for i in range(shares)]
-        for share in started:
-            share.result()
-    return sum(path.stat().st_size for path in (folder / "journals").iterdir())
-
-
-class _Plan:
+class Plan:
     """When one worker executes what, in true time."""
 
     def __init__(
@@ -296,25 +259,47 @@ class _Plan:
         return "int||" if task % 2 else f"numpy.ndarray||S{task % 5 + 1}|(3,)"
 
 
+def journal_meta(
+    role: str, node: str, pid: int, clock: Clock, start: int, base: int
+) -> dict[str, Any]:
+    """Give what is known of a process at its start."""
+    return {
+        "role": role,
+        "hostname": node,
+        "pid": pid,
+        "clock": clock.identity,
+        "task_id_base": base,
+        "start": start,
+        "python": "3.11.7",
+        "dask": "2026.8.0",
+        "distributed": "2026.8.0",
+        "dasf_hpc": "0.1.0",
+    }
+
+
+def worker_meta(plan: Plan, gpus: int) -> dict[str, Any]:
+    """Give what is known of a worker."""
+    mine = {"uuid": f"GPU-{plan.node}-0", "index": 0, "name": "Synthetic GPU"}
+    return {
+        "kind": "worker",
+        "name": plan.name,
+        "address": plan.address,
+        "nthreads": 1,
+        "memory_limit": 4 << 30,
+        "batch_job": str(500 + plan.number),
+        "gpus": [mine] if gpus else [],
+        "gpu_status": "ok" if gpus else "no GPU",
+    }
+
+
 def _journal(run: SyntheticRun, role: str, node: str, pid: int, start: int, base: int) -> Journal:
     return Journal(
         run.journals / f"{role}-{node}-{pid}.journal",
-        {
-            "role": role,
-            "hostname": node,
-            "pid": pid,
-            "clock": run.clocks[node].identity,
-            "task_id_base": base,
-            "start": start,
-            "python": "3.11.7",
-            "dask": "2026.8.0",
-            "distributed": "2026.8.0",
-            "dasf_hpc": "0.1.0",
-        },
+        journal_meta(role, node, pid, run.clocks[node], start, base),
     )
 
 
-def _clock_records(
+def clock_records(
     journal: Journal,
     clock: Clock,
     end: int,
@@ -343,8 +328,8 @@ def _clock_records(
 
 def _write_worker(
     run: SyntheticRun,
-    plan: _Plan,
-    plans: list[_Plan],
+    plan: Plan,
+    plans: list[Plan],
     end: int,
     dependencies: int,
     gpus: int,
@@ -356,21 +341,9 @@ def _write_worker(
     local = plan.clock.local
     journal = _journal(run, "worker", plan.node, plan.pid, local(BEGIN), plan.base)
     run.workers[plan.name] = plan.address
-    mine = {"uuid": f"GPU-{plan.node}-0", "index": 0, "name": "Synthetic GPU"}
-    journal.meta(
-        {
-            "kind": "worker",
-            "name": plan.name,
-            "address": plan.address,
-            "nthreads": 1,
-            "memory_limit": 4 << 30,
-            "batch_job": str(500 + plan.number),
-            "gpus": [mine] if gpus else [],
-            "gpu_status": "ok" if gpus else "no GPU",
-        }
-    )
+    journal.meta(worker_meta(plan, gpus))
     until = plan.end if plan.killed else end
-    _clock_records(journal, plan.clock, until, plan.base, probes, anchors, not plan.killed)
+    clock_records(journal, plan.clock, until, plan.base, probes, anchors, not plan.killed)
 
     transition = journal.transition_recorder()
     started = journal.timed_recorder(Stream.STARTS)
@@ -409,10 +382,10 @@ def _write_worker(
                 needed_size = int(other.sizes[needed_task])
                 if needed not in memory:
                     fetched = identify(needed)
-                    for code in _FETCH:
+                    for code in FETCH:
                         transition(local(start - 15_000), fetched, code)
                     stored(local(start - 12_000), fetched, needed_size)
-                    memory.enter(start - 12_000, needed, fetched, needed_size, _FETCHED)
+                    memory.enter(start - 12_000, needed, fetched, needed_size, FETCHED)
                     span = local(start - 14_000), local(start - 13_000)
                     peer = journal.string(other.address)
                     transfer(*span, needed_size, peer, 1, 0)
@@ -422,7 +395,7 @@ def _write_worker(
             edge(number, identify(needed))
             if answers:
                 run.edges.add((str(needed), str(key)))
-        for code in _EXECUTE:
+        for code in EXECUTE:
             transition(local(start - 5_000), number, code)
         sequence += 1
         started(local(start), sequence, number, 70_000 + plan.number)
@@ -431,13 +404,13 @@ def _write_worker(
             result = plan.result(task) if status == 0 else "builtins.ValueError"
             stopped(local(stop), sequence, journal.string(result), status, (size, 0, 0)[status])
             if status == 0:
-                memory.enter(stop + 5_000, key, number, size, _FINISH[0])
+                memory.enter(stop + 5_000, key, number, size, FINISH[0])
             else:
-                transition(local(stop + 5_000), number, _FINISH[status])
+                transition(local(stop + 5_000), number, FINISH[status])
                 transition(
                     local(stop + 6_000),
                     number,
-                    _FAILED_RELEASE if status == 1 else _RESCHEDULED_RELEASE,
+                    FAILED_RELEASE if status == 1 else RESCHEDULED_RELEASE,
                 )
                 memory.transitions += 2
                 if status == 2:
@@ -445,7 +418,7 @@ def _write_worker(
             if task % 8 == 0:
                 span = local(stop + 1_000), local(stop + 2_000)
                 activity(*span, number, journal.string("disk-write"), 0xFFFFFFFF)
-        memory.transitions += len(_EXECUTE)
+        memory.transitions += len(EXECUTE)
         memory.release(stop + 8_000, keep=20)
         if answers:
             run.executions.append(
@@ -473,8 +446,8 @@ def _write_worker(
 
 def _repeat_lost(
     run: SyntheticRun,
-    plan: _Plan,
-    plans: list[_Plan],
+    plan: Plan,
+    plans: list[Plan],
     end: int,
     journal: Journal,
     memory: _Memory,
@@ -493,12 +466,12 @@ def _repeat_lost(
         number = journal.key(key)
         start = end + 10_000_000 + turn * 1_000_000
         sequence += 1
-        for code in _EXECUTE:
+        for code in EXECUTE:
             memory.transition(local(start - 5_000), number, code)
-        memory.transitions += len(_EXECUTE)
+        memory.transitions += len(EXECUTE)
         started(local(start), sequence, number, 70_000 + plan.number)
         stopped(local(start + 500_000), sequence, journal.string(other.result(task)), 0, size)
-        memory.enter(start + 505_000, key, number, size, _FINISH[0])
+        memory.enter(start + 505_000, key, number, size, FINISH[0])
         if answers:
             run.executions.append(
                 Execution(
@@ -533,7 +506,7 @@ class _Memory:
 
     def enter(self, true: int, key: Any, number: int, size: int, states: int) -> None:
         self.transition(self._local(true), number, states)
-        self.transitions += 3 if states == _FETCHED else 1
+        self.transitions += 3 if states == FETCHED else 1
         self._held.append((key, number, size))
         self._keys.add(key)
         self._managed += size
@@ -543,15 +516,15 @@ class _Memory:
         while len(self._held) > keep:
             key, number, size = self._held.popleft()
             self._keys.discard(key)
-            self.transition(self._local(true), number, _RELEASE)
-            self.transition(self._local(true), number, _FORGET)
+            self.transition(self._local(true), number, RELEASE)
+            self.transition(self._local(true), number, FORGET)
             self.transitions += 2
             self._managed -= size
             self.changes.append((true, self._managed, len(self._held)))
 
 
-def _write_sampler(
-    run: SyntheticRun, node: str, plans: list[_Plan], end: int, gpus: int, anchors: bool, seed: int
+def write_sampler(
+    run: SyntheticRun, node: str, plans: list[Plan], end: int, gpus: int, anchors: bool, seed: int
 ) -> None:
     clock = run.clocks[node]
     local = clock.local
@@ -572,7 +545,7 @@ def _write_sampler(
             "status": "ok" if gpus else "no device",
         }
     )
-    _clock_records(journal, clock, end, seed, False, anchors)
+    clock_records(journal, clock, end, seed, False, anchors)
     node_sample = journal.timed_recorder(Stream.NODE_SAMPLES)
     gpu_sample = journal.timed_recorder(Stream.GPU_SAMPLES)
     process_sample = journal.timed_recorder(Stream.PROCESS_SAMPLES)
@@ -588,9 +561,9 @@ def _write_sampler(
     journal.close({"time": local(end)})
 
 
-def _write_scheduler(run: SyntheticRun, plans: list[_Plan], end: int, anchors: bool) -> None:
+def write_scheduler(run: SyntheticRun, plans: list[Plan], end: int, anchors: bool) -> None:
     journal = _journal(run, "scheduler", "head", 100, BEGIN, 0)
-    _clock_records(journal, run.clocks["head"], end, 0, False, anchors)
+    clock_records(journal, run.clocks["head"], end, 0, False, anchors)
     for plan in plans:
         place = {
             "address": plan.address,

@@ -20,10 +20,11 @@ from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import BEGIN, BEGIN_UTC, SyntheticRun, write_run
+from synthetic_large import Shape, key_of, write_large_run
 
 from dasf_hpc.profile.journal import BLOCK, STATES, STATUSES, Journal, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
-from dasf_hpc.trace import layout, merge
+from dasf_hpc.trace import layout
 from dasf_hpc.trace.merge import MergedTables, merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.schema import NUL, TABLES, TRANSITION_RESOLUTION
@@ -78,6 +79,42 @@ def test_every_execution_is_there_once_as_it_was(merged_run: tuple[SyntheticRun,
         assert row["nbytes"] == execution.nbytes
         assert address[row["process"]] == execution.worker
         assert (row["stop"] == -1) == (execution.stop == -1)
+
+
+def test_a_run_that_was_made_by_columns_is_found_as_it_was(tmp_path: Path) -> None:
+    shape = Shape(nodes=2, workers=3, tasks=1100, seed=4)
+    workers = write_large_run(tmp_path / "journals", shape)
+    with _opened(tmp_path) as trace:
+        assert len(trace.gaps) == 0
+        origin = trace.attributes["origin_monotonic_ns"]
+        tasks, memory = trace.tasks, trace.memory
+        bound = int(trace.clocks["bound"].max())
+        assert 0 < bound < 1_000_000
+        assert len(trace.transitions) == sum(worker.transitions for worker in workers)
+        assert len(tasks) == sum(len(worker.ids) for worker in workers)
+        row = trace.processes.set_index("name").index
+        edges = set()
+        for worker in workers:
+            process = row.get_loc(f"worker-{worker.number}")
+            mine = tasks[tasks["process"] == process].sort_values("id")
+            assert mine["id"].tolist() == worker.ids.tolist()
+            assert mine["key"].tolist() == [
+                key_of(shape, worker.number, task) for task in worker.tasks.tolist()
+            ]
+            assert mine["state"].tolist() == [STATUSES[code] for code in worker.status]
+            assert mine["nbytes"].tolist() == worker.sizes.tolist()
+            assert (np.abs(mine["start"] + origin - worker.starts) <= bound + 1).all()
+            assert (np.abs(mine["stop"] + origin - worker.stops) <= bound + 1).all()
+            held = memory[memory["process"] == process]
+            assert held["managed"].tolist() == worker.managed.tolist()
+            assert held["tasks"].tolist() == worker.held.tolist()
+            edges |= {
+                (key_of(shape, worker.number, task), key_of(shape, owner, needed))
+                for task, owner, needed in worker.edges.tolist()
+            }
+        found = trace.dependencies
+        assert set(zip(found["key"], found["dependency"], strict=True)) == edges
+        assert len(found) == len(edges)
 
 
 def test_times_are_right_within_the_bound_their_clock_carries(
@@ -725,7 +762,7 @@ _COLUMNS = {
     killed=st.integers(0, 2),
     block_rows=st.sampled_from([1, 50, 700, 1 << 20]),
     join_keys=st.sampled_from([1, 40, 1 << 18]),
-    threads=st.booleans(),
+    group_parts=st.sampled_from([1, 2, 256]),
 )
 def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     tmp_path: Path,
@@ -734,7 +771,7 @@ def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     killed: int,
     block_rows: int,
     join_keys: int,
-    threads: bool,
+    group_parts: int,
 ) -> None:
     nodes, workers, tasks = shape
     shutil.rmtree(tmp_path / "journals", ignore_errors=True)
@@ -751,7 +788,9 @@ def test_a_run_merged_in_many_pieces_is_what_its_journals_hold(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "BLOCK_ROWS", block_rows)
         patch.setattr(layout, "JOIN_KEYS", join_keys)
-        patch.setattr(merge, "SMALL_RUN", 0 if threads else 1 << 40)
+        patch.setattr(layout, "JOIN_KEYS_A_PART", 1)
+        patch.setattr(layout, "GROUP_PARTS", group_parts)
+        patch.setattr(layout, "_GROUPS", 1 if group_parts > 2 else 16)
         trace = _opened(tmp_path)
     with trace:
         for name, expected in _reference(trace, tmp_path / "journals").items():

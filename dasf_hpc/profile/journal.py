@@ -784,11 +784,12 @@ def _complete_keys(contents: JournalContents) -> None:
 
 def _decode_records(stream: Stream, blocks: list[_ReadBlock]) -> NDArray[np.void]:
     dtype = DTYPES[stream]
-    parts = [np.frombuffer(b.data, dtype, len(b.data) // dtype.itemsize) for b in blocks]
-    raw = np.concatenate(parts) if parts else np.empty(0, dtype)
+    lengths = [len(b.data) // dtype.itemsize for b in blocks]
+    raw = np.frombuffer(
+        b"".join(b.data[: n * dtype.itemsize] for b, n in zip(blocks, lengths, strict=True)), dtype
+    )
     if "dt" not in (dtype.names or ()):
         return raw
-    lengths = [len(p) for p in parts]
     base = np.repeat(np.array([b.base for b in blocks], np.int64), lengths)
     times = base + raw["dt"].astype(np.int64)
     if stream is Stream.TRANSITIONS:

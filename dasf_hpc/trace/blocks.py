@@ -1,7 +1,8 @@
-"""Trace, third step of a merge: a block of time, of every source, becomes columns of the trace."""
+"""Trace, third step of a merge: a block of time, of every group, becomes columns of the trace."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,146 +11,72 @@ from numpy.typing import NDArray
 
 from dasf_hpc.trace.chunks import Piece, encode, piece
 from dasf_hpc.trace.layout import Layout, load
-from dasf_hpc.trace.parts import ROW_COUNTS, ColumnFile, key_texts
-from dasf_hpc.trace.schema import TABLES, Column
+from dasf_hpc.trace.parts import ROW_COUNTS, ColumnFile
+from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import LONGEST_FIXED
 
 Array = NDArray[Any]
-
-#: Dictionaries whose codes are the same in every part.
-FIXED = frozenset({"keys", "states", "task_states", "directions"})
-
-#: Columns of rows of another table that a part cannot know: the name under which `Source.codes`
-#: has them.
-REFERENCES = {
-    ("transfers", "peer_process"): "peers",
-    ("gpu_samples", "gpu"): "gpus",
-    ("process_samples", "process"): "pids",
-}
-
-#: Columns that `finish_source` made.
-_FINAL = {
-    *((table, "key") for table in ("tasks", "transitions", "activities", "reschedules")),
-    ("tasks", "attempt"),
-    ("memory", "managed"),
-}
 
 
 def build_block(layout_file: Path, block: int) -> dict[str, dict[str, Piece]]:
     """Give a block's rows of every table, and the strings of its keys, ready to be written."""
     layout = load(layout_file)
-    columns: dict[str, dict[str, list[Array]]] = {
-        table: {column.name: [] for column in TABLES[table].columns}
-        for table in (*ROW_COUNTS, "dependencies")
+    found: dict[tuple[str, str], list[Array]] = {
+        (table, column.name): [] for table in ROW_COUNTS for column in TABLES[table].columns
     }
+    pairs: list[Array] = []
     texts: list[bytes] = []
-    for number, source in enumerate(layout.sources):
-        if not any(_span(layout, table, number, block)[2] for table in ROW_COUNTS):
-            continue
-        with (
-            source.part.opened() as own,
-            ColumnFile(layout.final_file(number), layout.finals[number]) as final,
-        ):
+    for group in range(len(layout.groups)):
+        with ColumnFile(layout.group_file(group)) as columns:
             for table in ROW_COUNTS:
-                begin, end, count = _span(layout, table, number, block)
-                if count:
+                begin, end = layout.group_cuts(table, group)[block : block + 2].tolist()
+                if begin < end:
                     for column in TABLES[table].columns:
-                        values = _column(layout, number, table, column, own, final, begin, end)
-                        columns[table][column.name].append(values)
-            begin, end = final.read("dependencies.cuts", block, block + 2).tolist()
-            for name in ("key", "dependency"):
-                columns["dependencies"][name].append(final.read(f"dependencies.{name}", begin, end))
-            texts += _own_keys(layout, number, block, own, final)
+                        read = columns.read(f"{table}.{column.name}", begin, end)
+                        found[table, column.name].append(read)
+            begin, end = columns.read("dependencies.cuts", block, block + 2).tolist()
+            names = ("key", "dependency")
+            pairs.append(
+                np.stack([columns.read(f"dependencies.{n}", begin, end) for n in names], axis=1)
+            )
+            texts += _texts(columns, block)
     pieces: dict[str, dict[str, Piece]] = {}
     for table in ROW_COUNTS:
-        whole = _together(table, columns.pop(table))
         first = layout.block_offset(table, block)
-        pieces[table] = {
-            name: piece(values, first, TABLES[table].column(name)) for name, values in whole.items()
-        }
-    pieces["dependencies"] = _dependencies(layout, block, columns["dependencies"])
+        pieces[table] = {}
+        for column in TABLES[table].columns:
+            arrays = found.pop((table, column.name))
+            values = np.concatenate(arrays) if arrays else np.empty(0, column.dtype)
+            pieces[table][column.name] = piece(values, first, column)
+    pieces["dependencies"] = _dependencies(layout, block, pairs)
     pieces["keys"] = {"": strings_piece(layout, texts, layout.first_code(block))}
     return pieces
 
 
-def _span(layout: Layout, table: str, number: int, block: int) -> tuple[int, int, int]:
-    begin, end = layout.cuts[table][number, block : block + 2].tolist()
-    return begin, end, end - begin
+def _texts(columns: ColumnFile, block: int) -> list[bytes]:
+    """Give the texts of the keys that a group executed first in a block."""
+    first, last = columns.read("keys.cuts", block, block + 2).tolist()
+    begin, end = columns.read("text.cuts", block, block + 2).tolist()
+    return cut_texts(columns.read("text", begin, end), columns.read("length", first, last))
 
 
-def _column(
-    layout: Layout,
-    number: int,
-    table: str,
-    column: Column,
-    own: ColumnFile,
-    final: ColumnFile,
-    begin: int,
-    end: int,
-) -> Array:
-    """Give a source's rows of a column in the trace's numbers."""
-    source, name = layout.sources[number], column.name
-    codes = REFERENCES.get((table, name), column.dictionary)
-    if (table, name) in _FINAL:
-        return final.read(f"{table}.{name}", begin, end)
-    if (table, name) == ("memory", "transition"):
-        return layout.rows("transitions", number, own.read("memory.transition", begin, end))
-    if name == "process" and table != "process_samples":
-        return np.full(end - begin, source.row, np.int32)
-    if name == "node":
-        return np.full(end - begin, source.node, np.int32)
-    values = own.read(f"{table}.{name}", begin, end)
-    if column.unit == "ns":
-        times = source.time(values)
-        if (table, name) == ("tasks", "stop"):
-            times[own.read("tasks.ended", begin, end) == 0] = -1
-        return times
-    if codes is not None and codes not in FIXED:
-        # the last one stands for -1
-        return source.codes[codes][values]
-    return values
+def cut_texts(text: Array, lengths: Array) -> list[bytes]:
+    """Give texts that lie one after the other."""
+    data = text.tobytes()
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def _together(table: str, parts: dict[str, list[Array]]) -> dict[str, Array]:
-    """Put the sources' rows one after the other, as they are stored."""
-    plain: dict[str, Array] = {}
-    for column in TABLES[table].columns:
-        arrays = parts.pop(column.name)
-        values = np.concatenate(arrays) if arrays else np.empty(0, column.dtype)
-        plain[column.name] = values
-    return {
-        column.name: encode(
-            plain[column.name], column, None if column.after is None else plain[column.after]
-        )
-        for column in TABLES[table].columns
-    }
-
-
-def _own_keys(
-    layout: Layout, number: int, block: int, own: ColumnFile, final: ColumnFile
-) -> list[bytes]:
-    """Give the texts of the keys that were executed first by this source in this block."""
-    begin, end, _ = _span(layout, "tasks", number, block)
-    first, last = np.searchsorted(own.read("keys.first"), [begin, end]).tolist()
-    mine = final.read("keys.own", first, last)
-    texts = key_texts(own, first, last)
-    return [text for text, is_mine in zip(texts, mine.tolist(), strict=True) if is_mine]
-
-
-def _dependencies(layout: Layout, block: int, parts: dict[str, list[Array]]) -> dict[str, Piece]:
+def _dependencies(layout: Layout, block: int, found: list[Array]) -> dict[str, Piece]:
     """Give the pairs of the block's keys, each once whoever recorded it."""
-    key, dependency = (
-        np.concatenate(parts[n]) if parts[n] else np.empty(0, np.int32)
-        for n in ("key", "dependency")
-    )
+    pairs = np.concatenate([np.empty((0, 2), np.int32), *found])
     first, last = np.searchsorted(
         layout.foreign[:, 0], [layout.first_code(block), layout.first_code(block + 1)]
     )
     foreign = layout.foreign[first:last]
     if len(foreign):
-        pairs = np.concatenate([np.stack([key, dependency], axis=1), foreign])
-        key, dependency = np.unique(pairs, axis=0).T
-    return dependency_pieces(key, dependency)
+        pairs = np.unique(np.concatenate([pairs, foreign]), axis=0)
+    return dependency_pieces(*pairs.T)
 
 
 def dependency_pieces(key: Array, dependency: Array) -> dict[str, Piece]:
@@ -171,31 +98,22 @@ def strings_piece(layout: Layout, texts: list[bytes], first: int) -> Any:
     return piece(np.array(texts, f"S{max(1, layout.longest_key)}"), first, None)
 
 
-def unexecuted_keys(
-    layout_file: Path, stretch: int, columns: dict[str, tuple[int, str, int]], first: int
-) -> Any:
+def unexecuted_keys(layout_file: Path, stretch: int, first: int) -> Any:
     """Give the strings of the keys that were never executed, of one stretch of digests."""
     layout = load(layout_file)
-    with ColumnFile(layout.join_file(stretch), columns) as joined:
-        number_of, keys = joined.read("source"), joined.read("text")
-    texts = [b""] * len(keys)
-    for number in np.unique(number_of).tolist():
-        with layout.sources[number].part.opened() as own:
-            places = np.flatnonzero(number_of == number)
-            offsets = own.read("keys.offset")
-            for place in places.tolist():
-                begin, end = offsets[keys[place] : keys[place] + 2].tolist()
-                texts[place] = own.read("keys.text", begin, end).tobytes()
+    with ColumnFile(layout.join_file(stretch)) as joined:
+        texts = cut_texts(joined.read("text"), joined.read("length"))
     return strings_piece(layout, texts, first)
 
 
 def task_places(layout: Layout) -> dict[str, Array]:
     """Give the ids and processes of all tasks, in the order of their rows."""
-    ids = np.empty(layout.count("tasks"), np.int64)
-    process = np.empty(len(ids), np.int32)
-    for number, source in enumerate(layout.sources):
-        with source.part.opened() as own:
-            read = own.read("tasks.id")
-        rows = layout.rows("tasks", number, np.arange(len(read)))
-        ids[rows], process[rows] = read, source.row
-    return {"id": ids, "process": process}
+    places = {"id": np.empty(layout.count("tasks"), np.int64)}
+    places["process"] = np.empty(len(places["id"]), np.int32)
+    for group in range(len(layout.groups)):
+        cuts = layout.group_cuts("tasks", group)
+        shift = np.repeat(layout.group_rows("tasks", group) - cuts[:-1], np.diff(cuts))
+        with ColumnFile(layout.group_file(group)) as columns:
+            for name, values in places.items():
+                values[shift + np.arange(len(shift))] = columns.read(f"tasks.{name}")
+    return places

@@ -5,11 +5,17 @@ number then follows from how many rows each process has in each block, so that n
 again: `Layout` holds those numbers. Keys are numbered by the row of their first execution; only a
 key that is in several parts, or was never executed, has to be looked for (`join_keys`), which
 goes by stretches of digests, so that no more than one stretch is ever in memory.
+
+With that, groups of parts are put into the order of the blocks (`finish_group`), a column at a
+time. A block then reads one piece of each group, not of each of what may be thousands of parts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasf_hpc.trace.align import Correction
-from dasf_hpc.trace.parts import ROW_COUNTS, ColumnFile, ColumnFileWriter, Part
+from dasf_hpc.trace.chunks import encode
+from dasf_hpc.trace.parts import (
+    KNOWN_KEY,
+    ROW_COUNTS,
+    ColumnFile,
+    ColumnFileWriter,
+    Part,
+    key_texts,
+)
+from dasf_hpc.trace.schema import TABLES, Column
 
 Array = NDArray[Any]
 
@@ -28,11 +43,36 @@ Array = NDArray[Any]
 #: is read at least of a table; more rows do not compress better (measured).
 BLOCK_ROWS = 1 << 19
 
-#: Keys, of all parts, that are looked for at once.
-JOIN_KEYS = 1 << 18
+#: Keys, of all parts, that are looked for at once: so many, or more where there are many parts,
+#: each of which is looked into for every stretch (80 us, measured).
+JOIN_KEYS, JOIN_KEYS_A_PART = 1 << 18, 64
 
-#: Times that are looked at in each table of each part to tell where blocks begin.
-_SAMPLES = 512
+#: Rows of all tables that a group of parts has at most, unless one part alone has more.
+GROUP_ROWS = 1 << 21
+
+#: Parts that a group has at most: their files are open at once.
+GROUP_PARTS = 256
+
+#: Groups that there are at least, where there are as many parts, to keep several cores busy.
+_GROUPS = 16
+
+#: Times that are looked at in all parts to tell where blocks begin, and the most and least of them
+#: in one table of one part.
+_SAMPLES, _MOST_SAMPLES, _LEAST_SAMPLES = 1 << 18, 512, 8
+
+#: Its multiples, modulo 1, fill the interval evenly however many there are.
+_GOLDEN = 0.6180339887498949
+
+#: Dictionaries whose codes are the same in every part.
+FIXED = frozenset({"keys", "states", "task_states", "directions"})
+
+#: Columns of rows of another table that a part cannot know: the name under which `Source.codes`
+#: has them.
+REFERENCES = {
+    ("transfers", "peer_process"): "peers",
+    ("gpu_samples", "gpu"): "gpus",
+    ("process_samples", "process"): "pids",
+}
 
 #: How far a correction's inverse is off at most, ns: both round.
 _INVERSE_OFF = 8
@@ -62,6 +102,10 @@ class Source:
     correction: Correction | None
     origin: int
     codes: dict[str, Array] = field(default_factory=dict)
+
+    def slim(self) -> Source:
+        """Give it without texts and codes."""
+        return dataclasses.replace(self, part=self.part.without_texts(), codes={})
 
     def time(self, raw: Array) -> Array:
         """Give trace times of raw readings of its clock."""
@@ -99,16 +143,16 @@ class Layout:
         Where the merge's files lie.
     starts
         Trace time at which each block begins.
-    cuts
-        By table, for each source the first of its rows in each block, and their number.
-    offsets
-        By table, for each source and block, the row of the trace where those rows go.
+    groups
+        The first source of each group, and after its last one.
+    counts
+        By table, the rows of each group in each block.
+    firsts
+        By table, the first row of each block, and the number of rows.
     repeats
         Rows of ``tasks`` whose key stands, or is not known, in an earlier one; sorted.
     unexecuted
         Number of keys that were never executed, by stretch of digests.
-    finals
-        The columns that `finish_source` made, by source.
     foreign
         Pairs of ``dependencies`` that a process recorded whose key another one executed first.
     longest_key
@@ -118,13 +162,14 @@ class Layout:
     sources: list[Source]
     folder: Path
     starts: Array
-    cuts: dict[str, Array] = field(default_factory=dict)
-    offsets: dict[str, Array] = field(default_factory=dict)
+    groups: list[tuple[int, int]] = field(default_factory=list)
+    counts: dict[str, Array] = field(default_factory=dict)
+    firsts: dict[str, Array] = field(default_factory=dict)
     repeats: Array = field(default_factory=lambda: np.empty(0, np.int64))
     unexecuted: list[int] = field(default_factory=list)
-    finals: list[dict[str, tuple[int, str, int]]] = field(default_factory=list)
     foreign: Array = field(default_factory=lambda: np.empty((0, 2), np.int64))
     longest_key: int = 0
+    _maps: dict[str, Array] = field(default_factory=dict)
 
     @property
     def blocks(self) -> int:
@@ -133,19 +178,42 @@ class Layout:
 
     def count(self, table: str) -> int:
         """Give the number of rows of a table."""
-        return int((self.cuts[table][:, -1]).sum())
+        return int(self.firsts[table][-1])
 
     def block_offset(self, table: str, block: int) -> int:
         """Give the first row of a block in a table."""
-        if not len(self.sources):
-            return 0
-        return int(self.offsets[table][0, block]) if block < self.blocks else self.count(table)
+        return int(self.firsts[table][block])
+
+    def group_rows(self, table: str, group: int) -> Array:
+        """Give the row of a table where a group's rows begin in each block."""
+        rows: Array = self.firsts[table][:-1] + self.counts[table][:group].sum(axis=0)
+        return rows
+
+    def group_cuts(self, table: str, group: int) -> Array:
+        """Give the first of a group's own rows in each block, and their number."""
+        return np.concatenate([[0], np.cumsum(self.counts[table][group])])
+
+    def cuts(self, table: str) -> Array:
+        """Give, for each source, the first of its rows in each block, and their number."""
+        return self._mapped(f"{table}.cuts", np.int32, self.blocks + 1)
+
+    def shifts(self, table: str) -> Array:
+        """Give, for each source and block, what has to be added to its rows for the trace's."""
+        return self._mapped(f"{table}.shifts", np.int64, self.blocks)
+
+    def _mapped(self, name: str, dtype: Any, width: int) -> Array:
+        found = self._maps.get(name)
+        if found is None:
+            shape = len(self.sources), width
+            found = np.memmap(self.folder / name, dtype, "r", shape=shape) if shape[0] else None
+            found = np.empty(shape, dtype) if found is None else found
+            self._maps[name] = found
+        return found
 
     def rows(self, table: str, source: int, own: Array) -> Array:
-        """Give the trace's rows of a source's rows."""
-        cuts = self.cuts[table][source]
-        block = np.searchsorted(cuts, own, side="right") - 1
-        result: Array = self.offsets[table][source, block] + own - cuts[block]
+        """Give the trace's rows, of ``tasks`` or ``transitions``, of a source's rows."""
+        block = np.searchsorted(self.cuts(table)[source][1:-1], own, side="right")
+        result: Array = self.shifts(table)[source][block] + own
         return result
 
     def key_codes(self, rows: Array) -> Array:
@@ -168,9 +236,9 @@ class Layout:
         """Number of keys."""
         return self.executed + sum(self.unexecuted)
 
-    def final_file(self, source: int) -> Path:
-        """Give the file of the columns that `finish_source` made."""
-        return self.folder / f"{source}.final"
+    def group_file(self, group: int) -> Path:
+        """Give the file of the columns that `finish_group` made."""
+        return self.folder / f"{group}.group"
 
     def join_file(self, stretch: int) -> Path:
         """Give the file of the columns that `join_keys` made."""
@@ -179,7 +247,8 @@ class Layout:
     def save(self, name: str) -> Path:
         """Put this where the steps that follow find it."""
         path = self.folder / f"{name}.layout"
-        path.write_bytes(pickle.dumps(self, pickle.HIGHEST_PROTOCOL))
+        slim = dataclasses.replace(self, sources=[s.slim() for s in self.sources], _maps={})
+        path.write_bytes(pickle.dumps(slim, pickle.HIGHEST_PROTOCOL))
         return path
 
 
@@ -194,73 +263,97 @@ def load(path: Path) -> Layout:
 # ------------------------------------------------------------------------------ blocks
 
 
-def mapped(part: Part, name: str) -> Array:
-    """Give a column of a part to look at in few places."""
-    offset, dtype, count = part.columns[name]
-    if not count:
-        return np.empty(0, dtype)
-    return np.memmap(part.file, dtype, "r", offset, (count,))
+#: Tables whose rows others name.
+_NAMED = ("tasks", "transitions")
 
 
 def lay_out(sources: Sequence[Source], folder: Path) -> Layout:
     """Divide a run into blocks and say where each source's rows go."""
-    layout = Layout(list(sources), folder, _block_starts(sources))
+    starts, total = _block_starts(sources)
+    layout = Layout(list(sources), folder, starts)
     layout.longest_key = max((source.part.longest_key for source in sources), default=0)
-    for table, column in ROW_COUNTS.items():
-        if table == "memory":
-            continue
-        layout.cuts[table] = _cuts(layout, f"{table}.{column}")
-    layout.cuts["memory"] = _memory_cuts(layout)
-    for table, cuts in layout.cuts.items():
-        counts = np.diff(cuts, axis=1)
-        before = np.cumsum(counts.T.ravel()) - counts.T.ravel()
-        layout.offsets[table] = before.reshape(counts.T.shape).T
+    limit = min(GROUP_ROWS, total // _GROUPS)
+    counts: dict[str, list[Array]] = {table: [] for table in ROW_COUNTS}
+    held = 0
+    with contextlib.ExitStack() as stack:
+        files = {
+            table: stack.enter_context((folder / f"{table}.cuts").open("wb"))
+            for table in ROW_COUNTS
+        }
+        for number, source in enumerate(sources):
+            cuts = _cuts(source, starts)
+            rows = sum(int(cut[-1]) for cut in cuts.values())
+            members = number - layout.groups[-1][0] if layout.groups else GROUP_PARTS
+            if held + rows > limit or members == GROUP_PARTS:
+                layout.groups.append((number, number))
+                held = 0
+            held += rows
+            layout.groups[-1] = layout.groups[-1][0], number + 1
+            for table, cut in cuts.items():
+                files[table].write(cut.tobytes())
+                if layout.groups[-1][0] == number:
+                    counts[table].append(np.zeros(len(starts), np.int64))
+                counts[table][-1] += np.diff(cut)
+    for table, found in counts.items():
+        layout.counts[table] = np.array(found, np.int64).reshape(-1, len(starts))
+        rows_of_blocks = layout.counts[table].sum(axis=0)
+        layout.firsts[table] = np.concatenate([[0], np.cumsum(rows_of_blocks)])
+    for table in _NAMED:
+        with (folder / f"{table}.shifts").open("wb") as file:
+            row = layout.firsts[table][:-1].copy()
+            for cut in layout.cuts(table):
+                file.write((row - cut[:-1]).tobytes())
+                row += np.diff(cut)
     return layout
 
 
-def _block_starts(sources: Sequence[Source]) -> Array:
-    """Choose where blocks begin, so that each has about as many rows."""
+def _block_starts(sources: Sequence[Source]) -> tuple[Array, int]:
+    """Choose where blocks begin, so that each has about as many rows; give their number, too."""
     times, weights = [], []
     total = 0
-    for source in sources:
-        for table, column in ROW_COUNTS.items():
-            if table == "memory":
-                continue
-            values = mapped(source.part, f"{table}.{column}")
-            total += len(values)
-            if len(values):
-                step = max(1, len(values) // _SAMPLES)
-                taken = np.array(values[::step])
-                times.append(source.time(taken))
-                weights.append(np.full(len(taken), len(values) / len(taken)))
+    most = _SAMPLES // max(1, len(sources) * len(ROW_COUNTS))
+    most = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, most))
+    for number, source in enumerate(sources):
+        # workers begin together: each is looked at in other places
+        shift = number * _GOLDEN % 1
+        with source.part.opened() as columns:
+            for table, column in ROW_COUNTS.items():
+                if table == "memory":
+                    continue
+                values = columns.mapped(f"{table}.{column}")
+                total += len(values)
+                if len(values):
+                    step = max(1, len(values) // most)
+                    taken = np.array(values[int(shift * step) :: step])
+                    times.append(source.time(taken))
+                    weights.append(np.full(len(taken), len(values) / len(taken)))
     blocks = max(1, round(total / BLOCK_ROWS))
     if not times:
-        return np.zeros(1, np.int64)
+        return np.zeros(1, np.int64), 0
     time, weight = np.concatenate(times), np.concatenate(weights)
     order = np.argsort(time, kind="stable")
     before = np.cumsum(weight[order]) - weight[order]
     places = np.searchsorted(before, np.arange(1, blocks) * (total / blocks))
     inner = time[order][np.minimum(places, len(order) - 1)]
     first = int(time[order[0]])
-    return np.unique(np.concatenate([[first], inner[inner > first]])).astype(np.int64)
+    starts = np.unique(np.concatenate([[first], inner[inner > first]])).astype(np.int64)
+    return starts, total
 
 
-def _cuts(layout: Layout, name: str) -> Array:
-    cuts = np.zeros((len(layout.sources), layout.blocks + 1), np.int64)
-    for row, source in enumerate(layout.sources):
-        values = mapped(source.part, name)
-        cuts[row, -1] = len(values)
-        if len(values) and layout.blocks > 1:
-            cuts[row, 1:-1] = np.searchsorted(values, source.raw_times(layout.starts[1:]))
-    return cuts
-
-
-def _memory_cuts(layout: Layout) -> Array:
-    cuts = np.zeros((len(layout.sources), layout.blocks + 1), np.int64)
-    for row, source in enumerate(layout.sources):
-        cuts[row] = np.searchsorted(
-            mapped(source.part, "memory.transition"), layout.cuts["transitions"][row]
-        )
+def _cuts(source: Source, starts: Array) -> dict[str, Array]:
+    """Give, for each table, the first of a source's rows in each block, and their number."""
+    raw = source.raw_times(starts[1:]) if len(starts) > 1 else starts[1:]
+    cuts: dict[str, Array] = {}
+    with source.part.opened() as columns:
+        for table, column in ROW_COUNTS.items():
+            values = columns.mapped(f"{table}.{column}")
+            if table == "memory":
+                cuts[table] = np.searchsorted(values, cuts["transitions"]).astype(np.int32)
+                continue
+            cut = np.zeros(len(starts) + 1, np.int32)
+            cut[1:-1] = np.searchsorted(values, raw)
+            cut[-1] = len(values)
+            cuts[table] = cut
     return cuts
 
 
@@ -271,13 +364,12 @@ def _memory_cuts(layout: Layout) -> Array:
 class JoinedKeys:
     """What was found of the keys in one stretch of digests; the rest lies in a file.
 
+    The file's columns: ``key`` and ``value`` of keys whose code is not the row of their own
+    execution, source after source, and ``firsts``: the first of each source, and their number;
+    ``text`` and ``length`` of each key that was never executed.
+
     Attributes
     ----------
-    columns
-        Of the file: ``key`` and ``value`` of keys whose code is not the row of their own
-        execution, source after source; ``source`` and ``text`` of each that was never executed.
-    firsts
-        For each source, the first of its rows among them, and their number.
     unexecuted
         Number of keys in the stretch that were never executed.
     contested
@@ -287,8 +379,6 @@ class JoinedKeys:
         where it was executed.
     """
 
-    columns: dict[str, tuple[int, str, int]]
-    firsts: Array
     unexecuted: int
     contested: Array
     wanted: Array
@@ -297,7 +387,8 @@ class JoinedKeys:
 def stretches(layout: Layout) -> int:
     """Give the number of stretches into which digests are divided, a power of two."""
     keys = sum(source.part.keys for source in layout.sources)
-    return 1 << max(0, (keys // JOIN_KEYS).bit_length())
+    at_once = max(JOIN_KEYS, JOIN_KEYS_A_PART * len(layout.sources))
+    return 1 << max(0, (keys // at_once).bit_length())
 
 
 def join_keys(layout_file: Path, stretch: int, count: int) -> JoinedKeys:
@@ -306,63 +397,97 @@ def join_keys(layout_file: Path, stretch: int, count: int) -> JoinedKeys:
     found: list[list[Array]] = []
     width = (1 << 64) // count
     for number, source in enumerate(layout.sources):
-        digests = mapped(source.part, "digests.digest")
-        begin = int(np.searchsorted(digests, np.uint64(stretch * width))) if stretch else 0
-        end = len(digests)
-        if stretch + 1 < count:
-            end = int(np.searchsorted(digests, np.uint64((stretch + 1) * width)))
-        if begin == end:
-            continue
-        with source.part.opened() as columns:
-            own = [
-                columns.read(f"digests.{name}", begin, end)
-                for name in ("digest", "digest2", "key", "execution", "start", "wanted")
+        with ColumnFile(source.part.file, source.part.known_keys) as columns:
+            digests = columns.mapped("digests.digest")
+            begin = int(np.searchsorted(digests, np.uint64(stretch * width))) if stretch else 0
+            end = len(digests)
+            if stretch + 1 < count:
+                end = int(np.searchsorted(digests, np.uint64((stretch + 1) * width)))
+            if begin == end:
+                continue
+            digest = columns.read("digests.digest", begin, end)
+            size = KNOWN_KEY.itemsize
+            known = columns.read("digests.rest", begin * size, end * size).view(KNOWN_KEY)
+        executed = known["execution"] >= 0
+        row = layout.rows("tasks", number, np.maximum(known["execution"], 0).astype(np.int64))
+        found.append(
+            [
+                digest,
+                known["digest2"],
+                np.where(executed, source.time(known["start"]), np.iinfo(np.int64).max),
+                np.where(executed, row, -1),
+                known["key"],
+                known["wanted"],
+                np.full(end - begin, number, np.int32),
             ]
-        own[4] = np.where(own[3] >= 0, source.time(own[4]), np.iinfo(np.int64).max)
-        found.append([*own, np.full(end - begin, number, np.int32)])
+        )
     if not found:
-        found = [[np.empty(0, t) for t in ("u8", "u8", "i4", "i4", "i8", "i1", "i4")]]
-    digest, digest2, key, execution, start, wanted, number_of = (
+        found = [[np.empty(0, t) for t in ("u8", "u8", "i8", "i8", "i4", "i8", "i4")]]
+    digest, digest2, start, row, key, wanted, number_of = (
         np.concatenate(parts) for parts in zip(*found, strict=True)
     )
     del found
     # Of equal keys the one that was executed first comes first, else that of the first process.
-    order = np.lexsort((number_of, start, digest2, digest))
-    key, execution, number_of = key[order], execution[order], number_of[order]
+    order = _order(digest, digest2, start, number_of)
+    key, row, number_of = key[order], row[order], number_of[order]
     new = np.ones(len(order), bool)
     new[1:] = (digest[order][1:] != digest[order][:-1]) | (
         digest2[order][1:] != digest2[order][:-1]
     )
     group = np.cumsum(new) - 1
     home = np.flatnonzero(new)
-    home_executed = execution[home] >= 0
-
-    value = np.empty(len(home), np.int64)
-    never = np.flatnonzero(~home_executed)
+    value = row[home].copy()
+    never = np.flatnonzero(value < 0)
     value[never] = -1 - np.arange(len(never))
-    for number in np.unique(number_of[home[home_executed]]).tolist():
-        theirs = np.flatnonzero(home_executed & (number_of[home] == number))
-        value[theirs] = layout.rows("tasks", number, execution[home[theirs]].astype(np.int64))
 
-    told = np.flatnonzero(~new | ~home_executed[group])
+    told = np.flatnonzero(~new | (value[group] < 0))
     told = told[np.argsort(number_of[told], kind="stable")]
-    executors = np.bincount(group[execution >= 0], minlength=len(home))
-    contested = np.flatnonzero((executors[group] > 1) & (execution >= 0))
+    executors = np.bincount(group[row >= 0], minlength=len(home))
+    contested = np.flatnonzero((executors[group] > 1) & (row >= 0))
     out = ColumnFileWriter(layout.join_file(stretch))
     out.put("key", key[told])
     out.put("value", value[group[told]])
-    out.put("source", number_of[home[never]])
-    out.put("text", key[home[never]])
+    out.put("firsts", np.searchsorted(number_of[told], np.arange(len(layout.sources) + 1)))
+    texts = _texts(layout, number_of[home[never]], key[home[never]])
+    put_texts(out, texts)
     out.close()
     return JoinedKeys(
-        columns=out.columns,
-        firsts=np.searchsorted(number_of[told], np.arange(len(layout.sources) + 1)),
         unexecuted=len(never),
         contested=np.stack([group[contested], number_of[contested], key[contested]], axis=1).astype(
             np.int64
         ),
-        wanted=_wanted(group, wanted[order] > 0, execution >= 0, number_of, key),
+        wanted=_wanted(group, wanted[order] > 0, row >= 0, number_of, key),
     )
+
+
+def _texts(layout: Layout, number_of: Array, keys: Array) -> list[bytes]:
+    """Give the texts of single keys, each of a source."""
+    texts = [b""] * len(keys)
+    for number in np.unique(number_of).tolist():
+        with layout.sources[number].part.opened() as own:
+            offsets, text = own.mapped("keys.offset"), own.mapped("keys.text")
+            for place in np.flatnonzero(number_of == number).tolist():
+                begin, end = offsets[keys[place] : keys[place] + 2].tolist()
+                texts[place] = text[begin:end].tobytes()
+    return texts
+
+
+def put_texts(out: ColumnFileWriter, texts: Sequence[bytes]) -> Array:
+    """Append texts, as columns ``text`` and ``length``; give the lengths."""
+    lengths = np.fromiter(map(len, texts), np.int32, len(texts))
+    out.put("text", np.frombuffer(b"".join(texts), np.uint8))
+    out.put("length", lengths)
+    return lengths
+
+
+def _order(digest: Array, *others: Array) -> Array:
+    """Sort by digest; the others, the first one first, order the few whose digest is the same."""
+    order = np.argsort(digest)
+    same = np.flatnonzero(digest[order][1:] == digest[order][:-1])
+    places = np.union1d(same, same + 1)
+    tied = order[places]
+    order[places] = tied[np.lexsort([values[tied] for values in (*others[::-1], digest)])]
+    return order
 
 
 def _wanted(group: Array, wanted: Array, executed: Array, number_of: Array, key: Array) -> Array:
@@ -464,70 +589,156 @@ def sizes_of_wanted(layout: Layout, joined: Sequence[JoinedKeys]) -> dict[int, t
     return result
 
 
-# ------------------------------------------------------------------------------ sources
+# ------------------------------------------------------------------------------ groups
 
 
 @dataclass
 class Findings:
-    """What the other sources have to do with one: see `JoinedKeys` and `Contested`."""
+    """What the other sources have to do with one: see `Contested` and `sizes_of_wanted`."""
 
-    joined: list[tuple[dict[str, tuple[int, str, int]], int, int]]
     executions: Array
     attempts: Array
     sized: Array
     sizes: Array
 
 
-def finish_source(
-    layout_file: Path, number: int, findings: Findings
-) -> tuple[dict[str, tuple[int, str, int]], Array]:
-    """Give a source's keys their codes, in every column that holds any.
+@dataclass
+class _Member:
+    """A source of a group: the code of each of its keys (the last one is what -1 points at), and
+    whether it is the one that executed the key first."""
+
+    number: int
+    source: Source
+    findings: Findings
+    keys: Array
+    own: Array
+
+
+def finish_group(
+    layout_file: Path,
+    group: int,
+    codes: Sequence[dict[str, Array]],
+    findings: Sequence[Findings],
+) -> Array:
+    """Put the rows of a group of sources into the order of the blocks, in the trace's numbers.
+
+    Parameters
+    ----------
+    layout_file, group
+        The layout and the group's number.
+    codes, findings
+        Of each of its sources.
 
     Returns
     -------
-    columns
-        Of the file that was written.
     foreign
-        Pairs (key, dependency) that do not go to the blocks of this source.
+        Pairs (key, dependency) that do not go to the blocks of this group.
     """
     layout = load(layout_file)
-    part = layout.sources[number].part
-    out = ColumnFileWriter(layout.final_file(number))
+    first, last = layout.groups[group]
+    members = []
+    for number in range(first, last):
+        source = dataclasses.replace(layout.sources[number], codes=codes[number - first])
+        members.append(_member(layout, number, source, findings[number - first]))
+    _put_told_codes(layout, members)
+    out = ColumnFileWriter(layout.group_file(group))
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(member.source.part.opened()) for member in members]
+        for table in ROW_COUNTS:
+            order = _block_order(layout.cuts(table)[first:last])
+            plain: dict[str, Array] = {}
+            # what others are relative to comes first
+            for column in sorted(TABLES[table].columns, key=lambda c: c.after is not None):
+                values = np.concatenate(
+                    [
+                        _column(layout, member, table, column, columns)
+                        for member, columns in zip(members, opened, strict=True)
+                    ]
+                )
+                if order is not None:
+                    values = values[order]
+                if any(other.after == column.name for other in TABLES[table].columns):
+                    plain[column.name] = values
+                reference = None if column.after is None else plain[column.after]
+                out.put(f"{table}.{column.name}", encode(values, column, reference))
+        _put_own_texts(layout, members, opened, out)
+        foreign = _put_dependencies(layout, members, opened, out)
+    out.close()
+    return foreign
+
+
+def _member(layout: Layout, number: int, source: Source, findings: Findings) -> _Member:
+    part = source.part
     with part.opened() as columns:
         first = columns.read("keys.first").astype(np.int64)
-        codes = np.full(part.keys + 1, -1, np.int64)
-        codes[: part.executed] = layout.key_codes(layout.rows("tasks", number, first))
-        own = np.zeros(part.keys, bool)
-        own[: part.executed] = True
-        base = layout.executed
-        for stretch, (described, begin, end) in enumerate(findings.joined):
-            if begin < end:
-                with ColumnFile(layout.join_file(stretch), described) as joined:
-                    key = joined.read("key", begin, end)
-                    value = joined.read("value", begin, end)
-                codes[key] = np.where(value >= 0, layout.key_codes(value), base - 1 - value)
-                own[key] = False
-            base += layout.unexecuted[stretch]
-        codes = codes.astype(np.int32)
-        for table in ("tasks", "transitions", "activities", "reschedules"):
-            out.put(f"{table}.key", codes[columns.read(f"{table}.key")])
-        attempt = columns.read("tasks.attempt").copy()
-        attempt[findings.executions] = findings.attempts
-        out.put("tasks.attempt", attempt)
-        out.put("keys.own", own.astype(np.int8))
-        out.put("memory.managed", _managed(columns, part, findings))
+    keys = np.full(part.keys + 1, -1, np.int64)
+    keys[: part.executed] = layout.key_codes(layout.rows("tasks", number, first))
+    own = np.zeros(part.keys, bool)
+    own[: part.executed] = True
+    return _Member(number, source, findings, keys, own)
 
-        key, dependency = (columns.read(f"dependencies.{n}") for n in ("key", "dependency"))
-        here = own[key]
-        pairs = np.stack([codes[key], codes[dependency]], axis=1).astype(np.int64)
-        foreign, pairs = pairs[~here], pairs[here]
-        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        starts = [layout.first_code(block) for block in range(layout.blocks + 1)]
-        out.put("dependencies.cuts", np.searchsorted(pairs[:, 0], starts))
-        out.put("dependencies.key", pairs[:, 0].astype(np.int32))
-        out.put("dependencies.dependency", pairs[:, 1].astype(np.int32))
-    out.close()
-    return out.columns, foreign
+
+def _put_told_codes(layout: Layout, members: Sequence[_Member]) -> None:
+    """Set the codes of keys that another source executed first, or none."""
+    base = layout.executed
+    for stretch, unexecuted in enumerate(layout.unexecuted):
+        with ColumnFile(layout.join_file(stretch)) as joined:
+            firsts = joined.read("firsts", members[0].number, members[-1].number + 2).tolist()
+            keys = joined.read("key", firsts[0], firsts[-1])
+            values = joined.read("value", firsts[0], firsts[-1])
+        codes = np.where(values >= 0, layout.key_codes(values), base - 1 - values)
+        for member, begin, end in zip(members, firsts[:-1], firsts[1:], strict=True):
+            told = slice(begin - firsts[0], end - firsts[0])
+            member.keys[keys[told]] = codes[told]
+            member.own[keys[told]] = False
+        base += unexecuted
+    for member in members:
+        member.keys = member.keys.astype(np.int32)
+
+
+def _block_order(cuts: Array) -> Array | None:
+    """Give the rows of sources, one after the other, in the order of blocks; None: they are so."""
+    if min(cuts.shape[0], cuts.shape[1] - 1) < 2:
+        return None
+    cuts = cuts.astype(np.int64)
+    begins = cuts[:, :-1] + (np.cumsum(cuts[:, -1]) - cuts[:, -1])[:, None]
+    counts, begins = np.diff(cuts).T.ravel(), begins.T.ravel()
+    before = np.cumsum(counts) - counts
+    order: Array = np.repeat(begins - before, counts) + np.arange(int(counts.sum()))
+    return order
+
+
+def _column(
+    layout: Layout, member: _Member, table: str, column: Column, columns: ColumnFile
+) -> Array:
+    """Give a source's column in the trace's numbers."""
+    source, name = member.source, column.name
+    if name == "key":
+        return member.keys[columns.read(f"{table}.key")]
+    if (table, name) == ("tasks", "attempt"):
+        attempt = columns.read("tasks.attempt").copy()
+        attempt[member.findings.executions] = member.findings.attempts
+        return attempt
+    if (table, name) == ("memory", "managed"):
+        return _managed(columns, source.part, member.findings)
+    if (table, name) == ("memory", "transition"):
+        return layout.rows("transitions", member.number, columns.read("memory.transition"))
+    rows = int(layout.cuts(table)[member.number, -1])
+    if name == "process" and table != "process_samples":
+        return np.full(rows, source.row, np.int32)
+    if name == "node":
+        return np.full(rows, source.node, np.int32)
+    values = columns.read(f"{table}.{name}")
+    if column.unit == "ns":
+        times = source.time(values)
+        if (table, name) == ("tasks", "stop"):
+            times[columns.read("tasks.ended") == 0] = -1
+        return times
+    codes = REFERENCES.get((table, name), column.dictionary)
+    if codes is not None and codes not in FIXED:
+        # the last one stands for -1
+        return source.codes[codes][values]
+    return values
 
 
 def _managed(columns: ColumnFile, part: Part, findings: Findings) -> Array:
@@ -540,3 +751,49 @@ def _managed(columns: ColumnFile, part: Part, findings: Findings) -> Array:
         np.add.at(step, entry, sizes[key])
         np.subtract.at(step, end[end >= 0], sizes[key][end >= 0])
     return np.cumsum(step)
+
+
+def _put_own_texts(
+    layout: Layout, members: Sequence[_Member], opened: Sequence[ColumnFile], out: ColumnFileWriter
+) -> None:
+    """Write the texts of the keys that these sources executed first, block after block."""
+    texts: list[list[bytes]] = []
+    cuts = []
+    for member, columns in zip(members, opened, strict=True):
+        executed = member.source.part.executed
+        mine = member.own[:executed]
+        every = key_texts(columns, 0, executed)
+        texts.append(list(itertools.compress(every, mine.tolist())))
+        # the keys' first executions are in order
+        blocks = np.searchsorted(columns.read("keys.first"), layout.cuts("tasks")[member.number])
+        cuts.append(np.concatenate([[0], np.cumsum(mine)])[blocks].tolist())
+    ordered: list[bytes] = []
+    ends = [0]
+    for block in range(layout.blocks):
+        for own, cut in zip(texts, cuts, strict=True):
+            ordered += own[cut[block] : cut[block + 1]]
+        ends.append(len(ordered))
+    lengths = put_texts(out, ordered)
+    before = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    out.put("keys.cuts", np.array(ends, np.int64))
+    out.put("text.cuts", before[ends])
+
+
+def _put_dependencies(
+    layout: Layout, members: Sequence[_Member], opened: Sequence[ColumnFile], out: ColumnFileWriter
+) -> Array:
+    """Write the pairs whose key these sources executed first, and give the others."""
+    here, foreign = [], []
+    for member, columns in zip(members, opened, strict=True):
+        key, dependency = (columns.read(f"dependencies.{n}") for n in ("key", "dependency"))
+        pairs = np.stack([member.keys[key], member.keys[dependency]], axis=1).astype(np.int64)
+        own = member.own[key]
+        here.append(pairs[own, 0] << 32 | pairs[own, 1])
+        foreign.append(pairs[~own])
+    # codes rise with blocks, and in a block with sources
+    ordered = np.sort(np.concatenate(here))
+    starts = np.array([layout.first_code(block) for block in range(layout.blocks + 1)], np.int64)
+    out.put("dependencies.cuts", np.searchsorted(ordered, starts << 32))
+    out.put("dependencies.key", (ordered >> 32).astype(np.int32))
+    out.put("dependencies.dependency", (ordered & 0xFFFFFFFF).astype(np.int32))
+    return np.concatenate(foreign)

@@ -19,11 +19,11 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from dasf_hpc.profile.journal import DIRECTIONS, STATES, JournalError
 from dasf_hpc.trace.align import Correction, fit_probes, fit_utc
 from dasf_hpc.trace.blocks import (
-    REFERENCES,
     build_block,
     dependency_pieces,
     task_places,
@@ -39,18 +38,20 @@ from dasf_hpc.trace.blocks import (
 )
 from dasf_hpc.trace.causality import check_causality
 from dasf_hpc.trace.layout import (
+    REFERENCES,
     Findings,
     Layout,
     Source,
     corrected,
     count_attempts,
-    finish_source,
+    finish_group,
     join_keys,
     lay_out,
     sizes_of_wanted,
     stretches,
 )
 from dasf_hpc.trace.parts import ROW_COUNTS, TASK_STATES, Part, make_part, whole_number
+from dasf_hpc.trace.pool import ProcessPool
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings, TableData, TraceError, writing
 
@@ -62,43 +63,66 @@ Columns = dict[str, Array]
 Progress = Callable[[int, int, str], None]
 Result = TypeVar("Result")
 
-#: Journals of fewer bytes, all together, are merged in the caller's thread: starting others takes
-#: longer.
-SMALL_RUN = 4 << 20
+#: Journals of fewer bytes, all together, are merged in the caller's thread: processes take 0.7 s to
+#: start (measured), which is what so many bytes take.
+SMALL_RUN = 16 << 20
+
+
+class _Answer(Generic[Result]):
+    """What a call gives, also where those who do the work go away before it is done."""
+
+    def __init__(self, future: Future[Result], client: Client | None) -> None:
+        self._future, self._client = future, client
+
+    def result(self) -> Result:
+        """Wait for it.
+
+        Raises
+        ------
+        CancelledError
+            If the Dask cluster was left: its futures then stay as they are for ever.
+        """
+        while True:
+            try:
+                return self._future.result(None if self._client is None else 1.0)
+            except TimeoutError:
+                if self._future.done():
+                    raise
+                if self._client is not None and self._client.status != "running":
+                    raise CancelledError from None
 
 
 class _Hands:
-    """Those who do the work: this thread, threads of this process, or a Dask cluster."""
+    """Those who do the work: this thread, processes of this machine, or a Dask cluster."""
 
-    def __init__(self, executor: Executor | None, at_once: int) -> None:
+    def __init__(
+        self, executor: Executor | ProcessPool | None, at_once: int, client: Client | None = None
+    ) -> None:
         self._executor = executor
         self._at_once = at_once
+        self._client = client
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[_Hands]:
-        """Stop the threads at the end."""
-        try:
-            yield self
-        finally:
-            if self._executor is not None:
-                self._executor.shutdown()
+    def close(self) -> None:
+        """Stop the processes."""
+        if isinstance(self._executor, ProcessPool):
+            self._executor.shutdown()
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> _Answer[Result]:
         """Have a function called."""
         if self._executor is not None:
-            return self._executor.submit(function, *arguments)
+            return _Answer(self._executor.submit(function, *arguments), self._client)
         done: Future[Result] = Future()
         try:
             done.set_result(function(*arguments))
         except Exception as error:
             done.set_exception(error)
-        return done
+        return _Answer(done, None)
 
     def each(
         self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]
-    ) -> Iterator[Future[Result]]:
-        """Have a function called often; gives the results in order, a few ahead of their use."""
-        ahead: deque[Future[Result]] = deque()
+    ) -> Iterator[_Answer[Result]]:
+        """Have a function called often; gives the answers in order, a few ahead of their use."""
+        ahead: deque[_Answer[Result]] = deque()
         for arguments in calls:
             ahead.append(self.submit(function, *arguments))
             if len(ahead) > self._at_once:
@@ -110,11 +134,11 @@ class _Hands:
 def _hands(client: Client | None, size: int) -> _Hands:
     if client is not None:
         threads = sum(client.nthreads().values())
-        return _Hands(client.get_executor(pure=False), 2 * max(1, threads))
+        return _Hands(client.get_executor(pure=False), 2 * max(1, threads), client)
     cores = len(os.sched_getaffinity(0))
     if cores == 1 or size < SMALL_RUN:
         return _Hands(None, 0)
-    return _Hands(ThreadPoolExecutor(cores, "merge"), cores)
+    return _Hands(ProcessPool(cores), cores)
 
 
 class _Pace:
@@ -166,9 +190,9 @@ class MergedTables:
     events: int = 0
     _size: int = 0
     _client: Client | None = None
+    _hands: _Hands | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
     _layout: Layout | None = None
-    _joined: list[dict[str, tuple[int, str, int]]] = field(default_factory=list)
 
     def task_places(self) -> dict[str, Array]:
         """Give ``id`` and ``process`` of every task, in the order of the rows of ``tasks``."""
@@ -195,11 +219,15 @@ class MergedTables:
         layout = self._layout
         if layout is None:
             raise TraceError(f"{path} could not be written: nothing was merged.")
+        for source in layout.sources:
+            source.part.file.unlink(missing_ok=True)  # all of it is in the groups' files
         file = layout.save("blocks")
         strings = {name: Strings(values) for name, values in self.dictionaries.items()}
         strings.setdefault("orders", Strings())
+        # the processes that made the parts, unless they were stopped after an earlier trace
+        hands, self._hands = self._hands or _hands(self._client, self._size), None
         with (
-            _hands(self._client, self._size).working() as hands,
+            contextlib.closing(hands),
             writing(path, self.attributes, hands.submit) as trace,
         ):
             tables = {name: trace.table(name, in_blocks=True) for name in ROW_COUNTS}
@@ -221,8 +249,7 @@ class MergedTables:
                 pace.advance(done, f"block {block + 1} of {layout.blocks}")
             first = np.cumsum([layout.executed, *layout.unexecuted])
             calls_of_keys = (
-                (file, stretch, columns, int(first[stretch]))
-                for stretch, columns in enumerate(self._joined)
+                (file, stretch, int(first[stretch])) for stretch in range(len(layout.unexecuted))
             )
             for texts in hands.each(unexecuted_keys, calls_of_keys):
                 keys.put(texts.result())
@@ -267,8 +294,8 @@ def merge_journals(
         chunks, this process puts them together. Without, the cores of this machine do it. Workers
         must see `journals_dir` and `scratch`.
     scratch
-        A folder for the files of the merge, about as large as the journals, which go with the
-        result. By default it is made beside the journals.
+        A folder for the files of the merge, about four times as large as the journals, which go
+        with the result. By default it is made beside the journals.
 
     Returns
     -------
@@ -285,7 +312,8 @@ def merge_journals(
     pace = _Pace(report, max(1, 2 * sum(sizes)), "reading", "MB")
     report(0, max(1, 2 * sum(sizes)), "reading " + (paths[0].name if paths else "nothing"))
 
-    with _hands(client, sum(sizes)).working() as hands:
+    with contextlib.ExitStack() as at_failure:
+        hands = at_failure.enter_context(contextlib.closing(_hands(client, sum(sizes))))
         parts = []
         calls = ((path, place, number) for number, path in enumerate(paths))
         for path, size, future in zip(paths, sizes, hands.each(make_part, calls), strict=True):
@@ -298,6 +326,8 @@ def merge_journals(
         _place(run, parts)
         layout = lay_out(_sources(run), place)
         _number_keys(run.merged, layout, hands, lambda share: pace.advance(share, "keys"))
+        at_failure.pop_all()
+        run.merged._hands = hands
     _gaps(run)
     run.merged._layout = layout
     run.merged.journals = len(parts)
@@ -333,26 +363,29 @@ def _number_keys(
         advance(merged._size // (2 * count))
     contested = count_attempts(layout, joined)
     sized = sizes_of_wanted(layout, joined)
-    merged._joined = [j.columns for j in joined]
     file = layout.save("codes")
     nothing = np.empty(0, np.int64)
 
     def findings(number: int) -> Findings:
         return Findings(
-            [(j.columns, int(j.firsts[number]), int(j.firsts[number + 1])) for j in joined],
             contested.executions.get(number, nothing),
             contested.attempts.get(number, nothing),
             *sized.get(number, (nothing, nothing)),
         )
 
-    ends = ((file, number, findings(number)) for number in range(len(layout.sources)))
+    ends = (
+        (
+            file,
+            group,
+            [source.codes for source in layout.sources[first:last]],
+            [findings(number) for number in range(first, last)],
+        )
+        for group, (first, last) in enumerate(layout.groups)
+    )
     foreign = []
-    for finished in hands.each(finish_source, ends):
-        columns, pairs = finished.result()
-        layout.finals.append(columns)
-        if len(pairs):
-            foreign.append(pairs)
-        advance(merged._size // (2 * len(layout.sources)))
+    for finished in hands.each(finish_group, ends):
+        foreign.append(finished.result())
+        advance(merged._size // (2 * len(layout.groups)))
     if foreign:
         pairs = np.concatenate(foreign)
         layout.foreign = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import itertools
+import json
+import mmap
 import os
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +50,21 @@ _NONE = 0xFFFFFFFF
 _DIGEST_KEYS = ("dasf-hpc digest1", "dasf-hpc digest2")
 
 
+#: By name of a column: its offset in a file, its type and the number of its values.
+Index = dict[str, tuple[int, str, int]]
+
+#: What is known of a key in a part, besides its first digest: read together, as one piece.
+KNOWN_KEY = np.dtype(
+    [
+        ("digest2", "<u8"),
+        ("start", "<i8"),
+        ("key", "<i4"),
+        ("execution", "<i4"),
+        ("wanted", "<i8"),
+    ]
+)
+
+
 @dataclass
 class Part:
     """A journal's columns, and what of it is small.
@@ -53,9 +72,7 @@ class Part:
     Attributes
     ----------
     file
-        The file with the columns.
-    columns
-        By name (``table.column``): offset in the file, type and number of values.
+        The file with the columns, by name (``table.column``).
     name
         The journal's file name.
     writer
@@ -86,11 +103,12 @@ class Part:
         Executions of which the key is not known.
     repeats
         Executions that are not the first one of a known key.
+    known_keys
+        Where in the file the digests of the keys lie, and with each a `KNOWN_KEY`.
     """
 
     file: Path
     name: str
-    columns: dict[str, tuple[int, str, int]] = field(default_factory=dict)
     writer: int = 0
     size: int = 0
     events: int = 0
@@ -107,19 +125,22 @@ class Part:
     lone_stops: int = 0
     unknown_keys: int = 0
     repeats: int = 0
+    known_keys: Index = field(default_factory=dict)
 
     def documents(self, kind: str) -> list[dict[str, Any]]:
         """Give the META documents of one kind."""
         return [m for m in self.meta if m.get("kind") == kind]
 
-    def rows(self, table: str, column: str = "") -> int:
-        """Give the number of rows of a table."""
-        return self.columns[f"{table}.{column or ROW_COUNTS[table]}"][2]
+    def without_texts(self) -> Part:
+        """Give what of it the steps need that move rows."""
+        return dataclasses.replace(
+            self, meta=[], texts={}, probes=self.probes[:0], anchors=self.anchors[:0]
+        )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[ColumnFile]:
         """Give the columns to read."""
-        with ColumnFile(self.file, self.columns) as columns:
+        with ColumnFile(self.file) as columns:
             yield columns
 
 
@@ -137,12 +158,28 @@ ROW_COUNTS = {
 }
 
 
-class ColumnFile:
-    """Columns that lie one after the other in a file."""
+_INDEX = struct.Struct("<QQ")
 
-    def __init__(self, path: Path, columns: dict[str, tuple[int, str, int]]) -> None:
-        self._columns = columns
+
+class ColumnFile:
+    """Columns that lie one after the other in a file, and after them their index.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Its index, by default read from it.
+    """
+
+    def __init__(self, path: Path, columns: Index | None = None) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._map: mmap.mmap | None = None
+        if columns is None:
+            end = os.fstat(self._descriptor).st_size - _INDEX.size
+            offset, length = _INDEX.unpack(os.pread(self._descriptor, _INDEX.size, end))
+            columns = json.loads(os.pread(self._descriptor, length, offset))
+        self._columns: Index = columns
 
     def __enter__(self) -> ColumnFile:
         return self
@@ -164,14 +201,14 @@ class ColumnFile:
             data += more
         return np.frombuffer(data, dtype)
 
-    def at(self, name: str, rows: Array) -> Array:
-        """Read single rows of a column."""
+    def mapped(self, name: str) -> Array:
+        """Give a column to look at in few places, also after this was closed."""
         offset, dtype, count = self._columns[name]
-        if not len(rows) or not count:
+        if not count:
             return np.empty(0, dtype)
-        size = np.dtype(dtype).itemsize
-        values = [os.pread(self._descriptor, size, offset + int(r) * size) for r in rows]
-        return np.frombuffer(b"".join(values), dtype)
+        if self._map is None:
+            self._map = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+        return np.frombuffer(self._map, dtype, count, offset)
 
 
 class ColumnFileWriter:
@@ -179,7 +216,7 @@ class ColumnFileWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.columns: dict[str, tuple[int, str, int]] = {}
+        self.columns: Index = {}
         # beside, then renamed: a task that Dask runs twice must not tear what another reads
         self._beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         self._file = self._beside.open("wb")
@@ -188,12 +225,16 @@ class ColumnFileWriter:
     def put(self, name: str, values: Array) -> None:
         """Append a column."""
         values = np.ascontiguousarray(values)
+        self._file.write(bytes(-self._offset % 8))
+        self._offset += -self._offset % 8
         self.columns[name] = (self._offset, values.dtype.str, len(values))
         self._file.write(values.data if len(values) else b"")
         self._offset += values.nbytes
 
     def close(self) -> None:
-        """Give the file its name."""
+        """Write the index and give the file its name."""
+        index = json.dumps(self.columns).encode()
+        self._file.write(index + _INDEX.pack(self._offset, len(index)))
         self._file.close()
         self._beside.replace(self.path)
 
@@ -242,8 +283,8 @@ class _Maker:
         self._spans()
         self._samples()
         part.texts = {name: strings.list() for name, strings in self.texts.items()}
+        part.known_keys = {n: self.out.columns[n] for n in ("digests.digest", "digests.rest")}
         self.out.close()
-        part.columns = self.out.columns
         return part
 
     # ------------------------------------------------------------------------------
@@ -276,7 +317,8 @@ class _Maker:
         ids = np.fromiter(self.contents.keys, np.int64, len(self.contents.keys))
         texts = list(self.contents.keys.values())
         self.contents.keys.clear()
-        texts = [storable(text) for text in texts]
+        if not _plain(texts):
+            texts = [storable(text) for text in texts]
         if len(set(texts)) == len(texts):
             codes = np.arange(len(texts), dtype=np.int32)
         else:
@@ -305,13 +347,17 @@ class _Maker:
         self._write_tasks(texts[: len(executed)], number[used])
 
     def _write_keys(self, texts: list[str], first: Array) -> None:
-        encoded = [text.encode() for text in texts]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        whole = "".join(texts)
+        sized: Iterable[str | bytes] = texts
+        if not whole.isascii():
+            sized = [text.encode() for text in texts]
+        lengths = np.fromiter(map(len, sized), np.int64, len(texts))
         self.part.longest_key = int(lengths.max(initial=0))
-        self.out.put("keys.text", np.frombuffer(b"".join(encoded), np.uint8))
+        self.out.put("keys.text", np.frombuffer(whole.encode(), np.uint8))
         self.out.put("keys.offset", np.concatenate([[0], np.cumsum(lengths)]))
         self.out.put("keys.first", first.astype(np.int32))
-        objects = np.array(encoded, object) if encoded else np.empty(0, object)
+        objects = np.empty(len(texts), object)
+        objects[:] = texts
         digests = [digest(objects, key) for key in _DIGEST_KEYS]
         order = np.argsort(digests[0], kind="stable")
         execution = np.full(len(texts), -1, np.int32)
@@ -319,14 +365,10 @@ class _Maker:
         start = np.zeros(len(texts), np.int64)
         start[: len(first)] = self.starts["time"][first]
         self.digest_order = order
-        for name, values in (
-            ("digest", digests[0]),
-            ("digest2", digests[1]),
-            ("key", np.arange(len(texts), dtype=np.int32)),
-            ("execution", execution),
-            ("start", start),
-        ):
-            self.out.put(f"digests.{name}", values[order])
+        self.out.put("digests.digest", digests[0][order])
+        self.known_keys = known = np.zeros(len(texts), KNOWN_KEY)
+        known["digest2"], known["key"] = digests[1], np.arange(len(texts))
+        known["execution"], known["start"] = execution, start
 
     def _write_tasks(self, executed: list[str], key: Array) -> None:
         starts, stops, at = self.starts, self.stops, self.at
@@ -397,7 +439,8 @@ class _Maker:
         key = self._known(edges["key"]).astype(np.int64)
         dependency = self._known(edges["dependency"])
         known = (key >= 0) & (dependency >= 0)
-        pairs = np.unique((key << 32 | dependency)[known])
+        pairs = np.sort((key << 32 | dependency)[known])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         self._put(
             "dependencies",
             {
@@ -464,9 +507,8 @@ class _Maker:
                 "end": np.where(ends >= 0, place[ends], -1),
             },
         )
-        is_wanted = np.zeros(self.part.keys, np.int8)
-        is_wanted[key[wanted]] = 1
-        self.out.put("digests.wanted", is_wanted[self.digest_order])
+        self.known_keys["wanted"][key[wanted]] = 1
+        self.out.put("digests.rest", self.known_keys[self.digest_order].view(np.uint8))
 
     def _sizes_at_entry(self, key: Array, time: Array) -> Array:
         """Give the size with which each key came into memory, -1 where it is not known here.
@@ -604,6 +646,12 @@ def signed(values: Array) -> Array:
     return values.astype(np.int64)
 
 
+def _plain(texts: Sequence[str]) -> bool:
+    """Say whether texts can be stored as they are, asked of all at once."""
+    whole = "".join(texts)
+    return whole.isascii() and "\0" not in whole
+
+
 def translated(ids: Array, translate: Any) -> Array:
     """Give what each distinct id is translated to."""
     distinct, inverse = np.unique(ids, return_inverse=True)
@@ -688,11 +736,9 @@ def _literal(quoted: str) -> str:
     return quoted[1:-1]
 
 
-def key_texts(columns: ColumnFile, start: int, stop: int) -> Iterable[bytes]:
+def key_texts(columns: ColumnFile, start: int = 0, stop: int | None = None) -> list[bytes]:
     """Read the texts of some keys of a part, UTF-8."""
-    offsets = columns.read("keys.offset", start, stop + 1)
-    if stop <= start:
-        return []
+    offsets = columns.read("keys.offset", start, None if stop is None else stop + 1)
     begin = int(offsets[0])
     data = columns.read("keys.text", begin, int(offsets[-1])).tobytes()
     cuts = (offsets - begin).tolist()

@@ -1,9 +1,10 @@
 """How long it takes to open a trace and read one column of a window of time.
 
-    python tests/benchmarks/merge_open.py TRACE [--share 60] [--json FILE]
+    python tests/benchmarks/merge_open.py [TRACE | --events 75] [--share 60] [--json FILE]
 
 The window is one part of `share` of the run's length: one minute of an hour by default. Each
 reading is a process of its own; the time is from `open_trace` to the column, without imports.
+Without a trace, one of so many million events is made of a synthetic run of 64 workers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from synthetic_large import RECORDS_A_TASK, synthesise
+
+from dasf_hpc.trace.merge import merge_journals
 
 _OPEN = """
 import json, sys, time
@@ -40,19 +49,13 @@ COLUMNS = (
 )
 
 
-def main() -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--share", type=float, default=60.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+def measure(trace: Path, share: float, repeats: int) -> list[dict[str, Any]]:
+    """Read each column several times; print and give what it took."""
     result = []
     for table, column in COLUMNS:
-        arguments = [str(given.trace), table, column, str(given.share)]
+        arguments = [str(trace), table, column, str(share)]
         runs = []
-        for _ in range(given.repeats):
+        for _ in range(repeats):
             done = subprocess.run(
                 [sys.executable, "-c", _OPEN, *arguments],
                 check=True,
@@ -65,6 +68,27 @@ def main() -> None:
             {"column": f"{table}.{column}", "s": seconds, "rows": runs[0][1], "of": runs[0][2]}
         )
         print(f"{table + '.' + column:26} {seconds:6.3f} s  {runs[0][1]} of {runs[0][2]} rows")
+    return result
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trace", type=Path, nargs="?")
+    parser.add_argument("--events", type=float, default=75.0, metavar="MILLIONS")
+    parser.add_argument("--share", type=float, default=60.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if given.trace:
+        result = measure(given.trace, given.share, given.repeats)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tasks = max(1, round(given.events * 1e6 / RECORDS_A_TASK / 64))
+            synthesise(Path(folder), 8, 8, tasks)
+            trace = Path(folder) / "trace.h5"
+            merge_journals(Path(folder) / "journals").write(trace)
+            result = measure(trace, given.share, given.repeats)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))
 

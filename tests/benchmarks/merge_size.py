@@ -18,7 +18,7 @@ import h5py
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
+from synthetic_large import synthesise
 
 from dasf_hpc.trace.merge import merge_journals
 
@@ -56,7 +56,12 @@ def main() -> None:
     print(f"{'all columns':16} {total / tasks:7.2f}  bytes a task, {tasks} tasks")
     print(f"{'whole file':16} {file_size / tasks:7.2f}")
     if given.json:
-        result = {"tasks": tasks, "file": file_size, "columns": sizes}
+        result = {
+            "tasks": tasks,
+            "file": file_size,
+            "bytes_a_task": file_size / tasks,
+            "columns": sizes,
+        }
         given.json.write_text(json.dumps(result, indent=1))
 
 

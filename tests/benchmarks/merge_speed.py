@@ -3,13 +3,16 @@
     python tests/benchmarks/merge_speed.py [--sizes 1 10 75] [--journals 64] [--json FILE]
     python tests/benchmarks/merge_speed.py --run FOLDER        # journals in FOLDER/journals
 
-Each merge is a process of its own. Beside it stands what it takes to read the journals and write as
-many bytes as the trace has, with fsync, and the merge's ratio to it.
+Each merge is a process of its own. Its memory is that of all its processes, together: the sum of
+their proportional set sizes (Linux's smaps_rollup), looked at twenty times a second. Beside it
+stands what it takes to read the journals and write as many bytes as the trace has, with fsync, and
+the merge's ratio to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -20,12 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
-
-#: Records that the synthetic run has for each of its tasks.
-RECORDS_A_TASK = 11.7
+from synthetic_large import RECORDS_A_TASK, synthesise
 
 _MERGE = """
 import json, resource, sys, time
@@ -44,15 +46,14 @@ with open_trace(run) as trace:
     summarise(trace)
     tasks = trace.rows("tasks")
 times.append(time.monotonic() - begun)
-used = resource.getrusage(resource.RUSAGE_SELF)
+every = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps({
     "events": merged.events,
     "tasks": tasks,
     "read_s": times[0],
     "write_s": times[1] - times[0],
     "summary_s": times[2] - times[1],
-    "cpu_s": used.ru_utime + used.ru_stime,
-    "peak_mib": used.ru_maxrss / 1024,
+    "cpu_s": sum(used.ru_utime + used.ru_stime for used in every),
 }))
 """
 
@@ -74,12 +75,30 @@ def copy_seconds(run: Path) -> float:
     return passed
 
 
+def memory_mib(process: psutil.Process) -> float:
+    """Give the memory of a process and all that it started, MiB; 0 where it just ended."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += one.memory_full_info().pss
+    return total / (1 << 20)
+
+
 def measure(run: Path) -> dict[str, Any]:
     """Merge a run once and say what it took."""
-    done = subprocess.run(
-        [sys.executable, "-c", _MERGE, str(run)], check=True, capture_output=True, text=True
-    )
-    row: dict[str, Any] = json.loads(done.stdout)
+    with subprocess.Popen(
+        [sys.executable, "-c", _MERGE, str(run)], stdout=subprocess.PIPE, text=True
+    ) as merging:
+        peak = 0.0
+        while merging.poll() is None:
+            peak = max(peak, memory_mib(psutil.Process(merging.pid)))
+            time.sleep(0.05)
+        said, _ = merging.communicate()
+    if merging.returncode:
+        raise subprocess.CalledProcessError(merging.returncode, merging.args)
+    row: dict[str, Any] = json.loads(said)
+    row["peak_mib"] = peak
     merge_s = row["read_s"] + row["write_s"]
     row["journals_mb"] = sum(p.stat().st_size for p in (run / "journals").iterdir()) / 1e6
     row["trace_mb"] = (run / "trace.h5").stat().st_size / 1e6

@@ -5,7 +5,7 @@ SLURMCluster, without nsys and plugins, and with ``dasf-hpc submit`` under nsys.
 workers before the script starts. Prints each pair's wall seconds and their ratio; the time from the
 script's end until the reports are written, and the merge, stand apart::
 
-    python tests/benchmarks/submit_overhead.py [--pairs 3] [--json]
+    python tests/benchmarks/submit_overhead.py [--pairs 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     """Run the pairs and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     with SlurmTestbed() as cluster, tempfile.TemporaryDirectory() as name:
@@ -115,15 +115,11 @@ def main() -> None:
                     "ratio_all": ours / plain,
                 }
             )
-            if not options.json:
-                print(
-                    "  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items()), flush=True
-                )
+            print("  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items()), flush=True)
     medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    print("medians  " + "  ".join(f"{key} {value:.2f}" for key, value in medians.items()))
     if options.json:
-        print(json.dumps({"pairs": rows, "medians": medians}, indent=1))
-    else:
-        print("medians  " + "  ".join(f"{key} {value:.2f}" for key, value in medians.items()))
+        options.json.write_text(json.dumps({"pairs": rows, "medians": medians}, indent=1))
 
 
 if __name__ == "__main__":

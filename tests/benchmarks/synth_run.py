@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
+from synthetic_large import synthesise
 
 
 def main() -> None:
