@@ -32,6 +32,8 @@ STRAGGLER = 3.0
 #: ... where it takes so much longer than the median, as a share of the run.
 STRAGGLER_SHARE = 0.01
 STRAGGLERS = 100
+#: ... and where no larger share of the function's tasks is so long.
+RARE = 0.1
 
 WORKERS: Columns = {
     "worker": ("", "the worker"),
@@ -252,6 +254,10 @@ def _stragglers(runs: Executions, found: pd.DataFrame, work: Span) -> pd.DataFra
         (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * work.duration)
     )
     long = long[duration[long] > 0]
+    # where many tasks of a function are long it has two kinds of tasks, not stragglers
+    many = np.bincount(runs.function[long], minlength=width)
+    of = np.bincount(runs.function, minlength=width)
+    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
     rows = long[np.argsort(usual[long] - duration[long], kind="stable")][:STRAGGLERS]
     names, nodes = found["worker"].to_dict(), found["node"].to_dict()
     return pd.DataFrame(

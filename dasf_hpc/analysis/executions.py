@@ -110,7 +110,7 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
     """
     wanted = [c for c in _COLUMNS if c in columns or c in ("process", "start", "stop")]
     names: dict[str, list[str]] = {"prefix": [], "state": []}
-    read: dict[str, list[NDArray[np.int64]]] = {column: [] for column in wanted}
+    read: dict[str, list[NDArray[Any]]] = {column: [] for column in wanted}
     for piece in trace.pieces("tasks", wanted):
         for column in wanted:
             values = piece[column]

@@ -105,7 +105,7 @@ def functions(trace: Trace, by: str = "function") -> Answer:
     whole = np.bincount(entity, weights=runs.duration, minlength=max(1, len(names)))
     of = whole[table.index.to_numpy() // width]
     share = np.divide(100.0 * table["total"], of, out=np.zeros(len(table)), where=of > 0)
-    table.insert(table.columns.get_loc("bytes_in"), "share", share)
+    table.insert(list(table).index("bytes_in"), "share", share)
     if by != "function":
         table.insert(
             0, by, pd.Series([names[g // width] for g in table.index], dtype=str, index=table.index)
