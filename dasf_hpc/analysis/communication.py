@@ -16,7 +16,7 @@ SLOW = 0.5
 
 LINKS: Columns = {
     "source": ("", "where the data came from: a node, or a worker (by=worker)"),
-    "target": ("", "where it went to"),
+    "target": ("", f"where it went to; {UNKNOWN}: to the script, or a worker without a journal"),
     "messages": ("", "messages"),
     "keys": ("", "results in them"),
     "bytes": ("bytes", "size of the data"),
@@ -102,13 +102,8 @@ def communication(trace: Trace, by: str = "node") -> Answer:
     table = table.sort_values("bytes", ascending=False, kind="stable").reset_index(drop=True)
     table = table[list(LINKS)]
     unanswered = []
-    if not len(transfers):
-        several = len(found) > 1
-        unanswered.append(
-            "No transfer between workers was recorded in this run."
-            if several
-            else "There was one worker: nothing had to go between workers."
-        )
+    if not len(transfers) and not trace.rows("transitions"):
+        unanswered.append("What workers did with their tasks was not recorded in this run.")
     return Answer(
         "communication",
         {"links": table},

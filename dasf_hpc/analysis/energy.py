@@ -76,7 +76,7 @@ def energy(trace: Trace) -> Answer:
         row = int(str(gpu))
         meter = _Meter(part["time"].to_numpy(), part["power"].to_numpy(np.float64))
         users = [process for process, own in found["gpus"].items() if row in own]
-        mine = np.flatnonzero(np.isin(runs.process, users))
+        mine = np.flatnonzero(np.isin(runs.process, np.array(users, np.int64)))
         idle = _share_out(meter, runs, mine, by_function)
         counted += np.bincount(runs.function[mine], minlength=width)[:width]
         rows.append(
