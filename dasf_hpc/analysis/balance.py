@@ -98,7 +98,7 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
     load imbalance on high end massively parallel systems", Euro-Par 2007: the longest over the
     mean; longest minus mean is the time it costs.
     """
-    runs = read_executions(trace)
+    runs = read_executions(trace, ("prefix", "key", "state", "nbytes"))
     found = workers(trace, runs)
     table = _workers(runs, found)
     work = Span(int(runs.start.min()), int(runs.stop.max())) if len(runs) else Span(0, 0)

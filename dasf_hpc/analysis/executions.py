@@ -111,8 +111,8 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
     wanted = [c for c in _COLUMNS if c in columns or c in ("process", "start", "stop")]
     names: dict[str, list[str]] = {"prefix": [], "state": []}
     read: dict[str, list[NDArray[Any]]] = {column: [] for column in wanted}
-    for piece in trace.pieces("tasks", wanted):
-        for column in wanted:
+    for column in wanted:
+        for piece in trace.pieces("tasks", [column]):  # one by one: a table of several is a copy
             values = piece[column]
             if column in names:
                 names[column] = [str(name) for name in values.cat.categories]
@@ -136,17 +136,17 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
         function = np.where(function < 0, len(functions), function).astype(np.int32)
         functions = [*functions, UNKNOWN]
     return Executions(
-        process=arrays["process"].astype(np.int32),
-        thread=arrays.get("thread", none).astype(np.int64),
+        process=arrays["process"].astype(np.int32, copy=False),
+        thread=arrays.get("thread", none).astype(np.int64, copy=False),
         function=function,
         functions=functions,
-        key=arrays.get("key", none).astype(np.int32),
-        start=start.astype(np.int64),
+        key=arrays.get("key", none).astype(np.int32, copy=False),
+        start=start.astype(np.int64, copy=False),
         # clocks of two readings in one thread do not run back, damaged values may
-        stop=np.maximum(stop, start).astype(np.int64),
-        state=arrays.get("state", none).astype(np.int8),
+        stop=np.maximum(stop, start).astype(np.int64, copy=False),
+        state=arrays.get("state", none).astype(np.int8, copy=False),
         states=names["state"],
-        nbytes=arrays.get("nbytes", none).astype(np.int64),
+        nbytes=arrays.get("nbytes", none).astype(np.int64, copy=False),
     )
 
 
@@ -279,12 +279,7 @@ def input_bytes(trace: Trace, executions: Executions) -> Ints:
         known = (key >= 0) & (key < top) & (dependency >= 0) & (dependency < top)
         if not known.all():
             key, dependency = key[known], dependency[known]
-        if not len(key):
-            continue
-        # keys are sorted, so that a piece touches a stretch of them
-        first = int(key.min())
-        part = np.bincount(key - first, weights=size[dependency].astype(np.float64))
-        total[first : first + len(part)] += part.astype(np.int64)
+        np.add.at(total, key, size[dependency])
     known_key = np.maximum(executions.key, 0)
     result: Ints = np.where(executions.key >= 0, total[known_key], 0)
     return result
@@ -313,13 +308,11 @@ def group_quantiles(
     return found
 
 
-def group_sums(
-    group: NDArray[np.integer[Any]], values: NDArray[np.integer[Any]], groups: int
-) -> NDArray[np.int64]:
-    """Sum the values of each group, exactly: as the sums of two halves of their bits."""
-    low = np.bincount(group, weights=values & 0xFFFFFF, minlength=groups)
-    high = np.bincount(group, weights=values >> 24, minlength=groups)
-    return high.astype(np.int64) * (1 << 24) + low.astype(np.int64)
+def group_sums(group: NDArray[np.integer[Any]], values: Ints, groups: int) -> Ints:
+    """Sum the values of each group, exactly."""
+    sums = np.zeros(groups, np.int64)
+    np.add.at(sums, group, values)
+    return sums
 
 
 def bounds(trace: Trace) -> Ints:

@@ -84,7 +84,10 @@ def functions(trace: Trace, by: str = "function") -> Answer:
     """
     if by not in ("function", "node", "worker", "gpu"):
         raise ValueError(f"functions cannot be told apart by {by}")
-    runs = read_executions(trace)
+    columns = ["prefix", "key", "state", "nbytes"]
+    if trace.rows("gpu_samples"):
+        columns.append("thread")
+    runs = read_executions(trace, columns)
     found = workers(trace, runs)
     unanswered: list[str] = []
     entities, names = _entities(trace, found, by)
@@ -282,7 +285,7 @@ def task_bottleneck(trace: Trace) -> Answer:
     Answer
         Table ``tasks``. Keys are codes; ``trace.texts("keys", codes)`` gives their text.
     """
-    runs = read_executions(trace)
+    runs = read_executions(trace, ("prefix", "key", "nbytes"))
     found = workers(trace, runs)
     duration = runs.duration
     slots = int(found.index.max()) + 1 if len(found) else 1
