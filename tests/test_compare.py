@@ -182,7 +182,7 @@ def test_variances_are_drawn_together_only_as_far_as_they_agree() -> None:
     apart = alike * 10.0 ** chance.uniform(-4, 4, 40)
     drawn, freedom = moderate(apart, 8)
     assert freedom == 8
-    assert np.allclose(drawn, apart, rtol=0.2)
+    assert np.median(np.abs(np.log(drawn / apart))) < 0.1
     two, freedom = moderate(np.array([1.0, 2.0]), 8)
     assert (two.tolist(), freedom) == ([1.0, 2.0], 8)
 
@@ -275,22 +275,12 @@ def test_a_baseline_reads_as_it_was_written_and_others_are_refused(tmp_path: Pat
 def test_names_of_functions_cannot_break_the_formats() -> None:
     chance = np.random.default_rng(12)
     name = "a|b`c\n::error::x%,<&\x00"
-    odd = [
-        RunMeasures(r.name, r.hardware, "", [], r.duration, {**r.functions, name: (1, t * S)})
-        for r, t in zip(
-            runs(chance, 10), [1.0, 1.01, 0.99, 1.0, 1.02, 2, 2.01, 1.99, 2.0, 2.02], strict=True
-        )
-    ]
+    seconds = [1.0, 1.01, 0.99, 1.0, 1.02, 2, 2.01, 1.99, 2.0, 2.02]
     odd = [
         RunMeasures(
-            r.name,
-            r.hardware,
-            "",
-            [],
-            r.duration,
-            {k: (n, int(t)) for k, (n, t) in r.functions.items()},
+            r.name, r.hardware, "", [], r.duration, {**r.functions, name: (1, int(took * S))}
         )
-        for r in odd
+        for r, took in zip(runs(chance, 10), seconds, strict=True)
     ]
     comparison = compare(odd[:5], odd[5:])
     assert _of(comparison, name).verdict is Verdict.REGRESSION

@@ -100,8 +100,12 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
     """
     runs = read_executions(trace, ("prefix", "key", "state", "nbytes"))
     found = workers(trace, runs)
+    columns = {"workers": WORKERS, "over_time": OVER_TIME, "stragglers": TASKS, "summary": SUMMARY}
+    if not len(runs):
+        empty = {name: pd.DataFrame(columns=list(c)) for name, c in columns.items()}
+        return Answer("balance", empty, columns, [], ["No task was executed in this run."])
     table = _workers(runs, found)
-    work = Span(int(runs.start.min()), int(runs.stop.max())) if len(runs) else Span(0, 0)
+    work = Span(int(runs.start.min()), int(runs.stop.max()))
     table["busy_share"] = (
         100.0 * table["busy"] / (table["threads"] * work.duration) if work.duration else 0.0
     )
@@ -120,7 +124,7 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
             }
         ]
     )
-    unanswered = [] if len(runs) else ["No task was executed in this run."]
+    unanswered = []
     if not trace.rows("memory"):
         unanswered.append("Results held in memory: no change of a worker's memory was recorded.")
     return Answer(
@@ -131,8 +135,8 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
             "stragglers": stragglers,
             "summary": summary,
         },
-        {"workers": WORKERS, "over_time": OVER_TIME, "stragglers": TASKS, "summary": SUMMARY},
-        _findings(table, stragglers, summary, work) if len(runs) else [],
+        columns,
+        _findings(table, stragglers, summary, work),
         unanswered,
     )
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import (
     Executions,
-    Ints,
     bounds,
     duration_text,
     read_executions,
@@ -114,7 +114,7 @@ class _Gaps:
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
         transfers = transfers[transfers["direction"] == "incoming"]
         self._fetched = {
-            int(str(process)): _Covered(part["start"].to_numpy(), part["stop"].to_numpy())
+            int(str(process)): Covered(part["start"].to_numpy(), part["stop"].to_numpy())
             for process, part in transfers.groupby("process")
         }
 
@@ -133,29 +133,7 @@ class _Gaps:
     def fetched(self, process: int, start: int, stop: int) -> int:
         """Say for how long in a stretch of time a worker fetched data, ns."""
         covered = self._fetched.get(process)
-        return covered.between(start, stop) if covered else 0
-
-
-class _Covered:
-    """How much of a stretch of time spans cover."""
-
-    def __init__(self, start: Ints, stop: Ints) -> None:
-        order = np.argsort(start, kind="stable")
-        start, stop = start[order], np.maximum.accumulate(np.maximum(start, stop)[order])
-        begins = np.append(True, start[1:] > stop[:-1])
-        firsts = np.flatnonzero(begins)
-        self._start = start[firsts]
-        self._stop = stop[np.append(firsts[1:] - 1, len(stop) - 1)]
-        self._sum = np.concatenate([[0], np.cumsum(self._stop - self._start)])
-
-    def _until(self, time: int) -> int:
-        place = int(np.searchsorted(self._start, time, "right"))
-        whole = int(self._sum[place])
-        return whole - max(0, int(self._stop[place - 1]) - time) if place else 0
-
-    def between(self, start: int, stop: int) -> int:
-        """Give the time covered from start to stop."""
-        return self._until(stop) - self._until(start)
+        return int(covered.between(start, stop)) if covered else 0
 
 
 #: A segment: kind, position of the task, start, stop, bound.

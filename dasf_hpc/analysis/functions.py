@@ -223,7 +223,9 @@ def _gpu_times(
     gpu = trace.table("task_gpu")
     task = gpu["task"].to_numpy(np.int64)
     known = (task >= 0) & (task < len(group))
-    copies = [c for c in gpu.columns if c.endswith("_time") and c not in ("kernel_time", "fills_time")]
+    copies = [
+        c for c in gpu.columns if c.endswith("_time") and c not in ("kernel_time", "fills_time")
+    ]
     for column, of in (("kernel_time", ["kernel_time"]), ("copy_time", copies)):
         time = gpu[of].clip(lower=0).sum(axis=1).to_numpy(np.int64)
         total = group_sums(group[task[known]], time[known], groups)

@@ -47,6 +47,11 @@ def overhead(trace: Trace) -> Answer:
         Table ``costs``; its last row is the sum.
     """
     runs = read_executions(trace)
+    if not len(runs):
+        empty = {"costs": pd.DataFrame(columns=list(COSTS))}
+        return Answer(
+            "overhead", empty, {"costs": COSTS}, [], ["No task was executed in this run."]
+        )
     executing = int(runs.duration.sum())
     each = time_records()
     rows = []
@@ -74,8 +79,6 @@ def overhead(trace: Trace) -> Answer:
         _COUNTED,
     )
     unanswered = []
-    if not len(runs):
-        unanswered.append("No task was executed in this run.")
     lags = _range_lags(trace, runs.start, runs.stop)
     if lags is None:
         unanswered.append("NVTX ranges around tasks: no Nsight report was joined to this run.")
