@@ -167,7 +167,7 @@ _TASKS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     _TASKS,
     st.lists(

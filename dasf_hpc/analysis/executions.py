@@ -177,7 +177,7 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     is_worker = (processes["role"] == "worker").to_numpy()
     used: list[int] = []
     if executions is not None and len(executions):
-        used = [int(p) for p in np.unique(executions.process)]
+        used = np.flatnonzero(np.bincount(np.maximum(executions.process, 0))).tolist()
     rows = sorted({int(r) for r in np.flatnonzero(is_worker)} | set(used))
     known = processes.to_dict("index")
     gpu_rows = {str(uuid): row for row, uuid in enumerate(trace.gpus["uuid"])}
