@@ -351,3 +351,12 @@ def test_every_analysis_answers_every_trace_and_describes_its_columns(
         assert answer.unanswered
         # without tasks there is no answer but that the workers waited
         assert answer.looked == (name == "where")
+
+
+def test_executions_of_an_unknown_process_or_function_are_counted_apart(tmp_path: Path) -> None:
+    made = Made([Task("f-1", 0, 0, 10), Task("f-2", -1, 0, 30)], [Worker()])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        table = functions(trace, by="node").table
+        assert table[["node", "total"]].values.tolist() == [["?", 30], ["node1", 10]]
+        for name in ANALYSES:
+            analyse(name, trace)

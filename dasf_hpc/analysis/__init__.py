@@ -24,15 +24,20 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Tables ``functions``: function, kind, time, share, segments; ``path``: kind, task, key,
     function, worker, node, start, stop, duration, bound.
 ``what_if(trace, faster=None)``
-    Table ``changes``: function, factor, time, recorded, saved, saved_share, rebalanced,
-    rebalanced_share.
+    Table ``changes``: function, factor, total, recorded, time, saved, saved_share.
 ``gpu(trace)``
-    Tables ``gpus``, ``kernels``, ``functions``, ``gaps``, ``memory``.
+    Tables ``gpus``: gpu, busy, busy_share, kernels, kernel_time, copies, copy_time, copied,
+    overlap, overlap_share, utilization, peak_memory, peak_memory_share; ``functions``: function,
+    tasks, executing, busy, busy_share, kernels, kernel_time, kernel_mean, copy_time, idle,
+    launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total, mean, max,
+    share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``: time, gpu,
+    used, utilization.
 ``communication(trace, by="node")``
-    Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest; ``matrix``
-    helpers are pivots of it.
+    Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
+    ``communication.matrix`` makes a matrix of it.
 ``energy(trace)``
-    Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power; ``nodes``; ``functions``.
+    Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power, idle_energy; ``nodes``:
+    node, gpus, energy; ``functions``: function, energy, share, count, each.
 ``overhead(trace)``
     Table ``costs``: what, count, each, time, share, source.
 

@@ -130,13 +130,16 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
         known = (arrays["process"] >= 0) & (arrays["process"] < len(ends))
         end = ends[np.where(known, arrays["process"], 0)] if len(ends) else start
         stop = np.where(stop < 0, np.maximum(start, np.where(known, end, start)), stop)
+    process = arrays["process"].astype(np.int32, copy=False)
+    if count and process.min() < 0:  # of no process that is known: of one of their own
+        process = np.where(process < 0, len(trace.processes), process).astype(np.int32)
     function = arrays.get("prefix", none).astype(np.int32)
     functions = names["prefix"]
     if len(function) and function.min() < 0:
         function = np.where(function < 0, len(functions), function).astype(np.int32)
         functions = [*functions, UNKNOWN]
     return Executions(
-        process=arrays["process"].astype(np.int32, copy=False),
+        process=process,
         thread=arrays.get("thread", none).astype(np.int64, copy=False),
         function=function,
         functions=functions,
@@ -177,7 +180,7 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     is_worker = (processes["role"] == "worker").to_numpy()
     used: list[int] = []
     if executions is not None and len(executions):
-        used = np.flatnonzero(np.bincount(np.maximum(executions.process, 0))).tolist()
+        used = np.flatnonzero(np.bincount(executions.process)).tolist()
     rows = sorted({int(r) for r in np.flatnonzero(is_worker)} | set(used))
     known = processes.to_dict("index")
     gpu_rows = {str(uuid): row for row, uuid in enumerate(trace.gpus["uuid"])}
