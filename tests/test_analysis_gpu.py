@@ -17,7 +17,9 @@ from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.functions import functions
 from dasf_hpc.analysis.gpu import NO_TASK, gpu
 from dasf_hpc.analysis.where import GPU_PARTS, where
+from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.schema import TABLES
+from dasf_hpc.trace.store import write_trace
 
 MS = 1_000_000
 
@@ -199,3 +201,28 @@ def test_without_any_cuda_table_it_could_not_look(tmp_path: Path) -> None:
         assert "no CUDA table" in where(trace).unanswered[-1]
     assert not answer.looked
     assert answer.unanswered[0] == "Kernels, copies and gaps: no CUDA table in this trace."
+
+
+def test_a_trace_of_reports_alone_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "trace.h5"
+    write_trace(
+        path,
+        {
+            "gpus": {"node": [-1], "index": [0], "uuid": ["GPU-0"], "memory": [1000]},
+            "kernels": columns([_kernel(10, 20, -1), _kernel(30, 40, -1)]),
+        },
+    )
+    with open_trace(path) as trace:
+        one = gpu(trace).tables["gpus"].iloc[0]
+        row = where(trace).tables["gpus"].iloc[0]
+    assert (one["busy"], one["busy_share"]) == (20 * MS, pytest.approx(200 / 3))
+    assert sum(int(row[part]) for part in GPU_PARTS) == row["wall"] == 30 * MS
+    assert row["busy"] == 20 * MS
+
+
+def test_kernels_outside_the_run_as_the_clocks_tell_it_are_cut(tmp_path: Path) -> None:
+    made = _made([_kernel(95, 130, 1), _kernel(140, 150, -1)])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        row = where(trace).tables["gpus"].iloc[0]
+    assert sum(int(row[part]) for part in GPU_PARTS) == row["wall"] == 100 * MS
+    assert row["busy"] == 5 * MS

@@ -560,12 +560,10 @@ def _gpus(
         rows_of = [int(str(row)) for row, own in found["gpus"].items() if gpu in own]
         users = [recorded.slots(row, found) for row in rows_of]
         start, stop = busy[gpu]
-        one = Slots(
-            1,
-            max(span.start, min([int(start.min()), *(u.start for u in users)])),
-            min(span.stop, max([int(stop.max()), *(u.stop for u in users)])),
-            {"busy": spans(start, stop)},
-        )
+        begin = min([int(start.min()), *(u.start for u in users)])
+        end = max([int(stop.max()), *(u.stop for u in users)])
+        begin = min(max(begin, span.start), span.stop)
+        one = Slots(1, begin, max(begin, min(end, span.stop)), {"busy": spans(start, stop)})
         for cause in {cause for user in users for cause in user.counts}:
             one.counts[cause] = _summed(u.counts[cause] for u in users if cause in u.counts)
         one.counts["in_task"] = one.counts.get("executing", spans(start[:0], stop[:0]))
