@@ -29,8 +29,13 @@ MOST_PRIOR = 4
 CONFIDENCE = 0.95
 #: Degrees of freedom below which noise is not known: three runs a side have four.
 LEAST_FREEDOM = 4
+#: Where noise could hide a change of so many times the threshold, no change is not "the same".
+HIDES = 3
 #: The name of the row that is the whole run: from the first task to the last.
 WHOLE_RUN = "(whole run)"
+#: Gaps that do not touch the times of tasks: one host's differences are compared, and that NVTX
+#: was not available, say, changes no task.
+_HARMLESS = ("clock not aligned", "not available")
 _FORMAT = "dasf-hpc baseline"
 _VERSION = 1
 
@@ -196,7 +201,7 @@ def _partial(trace: Trace, lost: int, executions: int) -> list[str]:
     if lost:
         reasons.append(f"{lost} executions were lost")
     for kind in trace.gaps["kind"].dropna().unique():
-        if not str(kind).startswith("clock"):
+        if str(kind) not in _HARMLESS:
             reasons.append(str(kind))
     return reasons
 
@@ -279,8 +284,8 @@ def compare(
     sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
 
     A regression, or an improvement, has to pass that test and both thresholds. A function is the
-    same where its confidence interval holds no change beyond a threshold, or the change that there
-    is, is smaller.
+    same where its confidence interval holds no change beyond a threshold, or where its change is
+    smaller and the interval holds none of three times the relative threshold.
     """
     notes = _notes(base, head)
     base, head = _distinct(base, notes), _distinct(head, notes)
@@ -549,8 +554,7 @@ def _verdict(
     reach = max(abs(low), abs(high))
     if reach < relative or before * reach / 100 < least:
         return Verdict.SAME, f"no change beyond {reach:.1f} %"
-    if not large:
-        # what there is, is small, and not larger than the noise
+    if not large and reach < HIDES * relative:
         return Verdict.SAME, f"{change:+.1f} % is within noise ({low:+.1f} to {high:+.1f} %)"
     return Verdict.CANNOT_TELL, f"noise hides it ({low:+.1f} to {high:+.1f} %): give more runs"
 
