@@ -460,6 +460,10 @@ def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Int
     return result
 
 
+#: Moments that are looked at together: bounds the memory it takes.
+_AT_ONCE = 1 << 21
+
+
 class _Elsewhere:
     """Why slots are idle whose worker has no task: shares of the idle slots, over time."""
 
@@ -475,21 +479,24 @@ class _Elsewhere:
         )
         if len(grid) < 2:
             grid = np.array([0, 1], np.int64)
-        idle = left.at(grid).astype(np.float64)
-        released, queued = recorded.released.at(grid), surplus.at(grid)
-        waiting = np.minimum(released, idle)
-        others = np.minimum(queued, idle - waiting)
-        nothing = (recorded.active.at(grid) == 0) & (released == 0) & (queued == 0)
-        some = np.maximum(idle, 1)
-        self._grid = grid
-        lengths = np.append(np.diff(grid), 0)
-        self._rates = {
-            "scheduler": waiting / some,
-            "elsewhere": others / some,
-            "nothing_submitted": nothing.astype(np.float64),
-        }
+        kept: list[tuple[Ints, Floats]] = []
+        for first in range(0, len(grid), _AT_ONCE):
+            part = grid[first : first + _AT_ONCE]
+            idle = left.at(part).astype(np.float64)
+            released, queued = recorded.released.at(part), surplus.at(part)
+            waiting = np.minimum(released, idle)
+            others = np.minimum(queued, idle - waiting)
+            nothing = (recorded.active.at(part) == 0) & (released == 0) & (queued == 0)
+            rates = np.stack([waiting, others, nothing]) / np.stack([np.maximum(idle, 1)] * 3)
+            rates[2] = nothing
+            changed = np.append(True, (rates[:, 1:] != rates[:, :-1]).any(axis=0))
+            kept.append((part[changed], rates[:, changed]))
+        self._grid = np.concatenate([part for part, _ in kept])
+        all_rates = np.concatenate([rates for _, rates in kept], axis=1)
+        lengths = np.diff(self._grid)
+        self._rates = dict(zip(self.NAMES, all_rates, strict=True))
         self._sums = {
-            name: np.concatenate([[0.0], np.cumsum(rate * lengths)[:-1]])
+            name: np.concatenate([[0.0], np.cumsum(rate[:-1] * lengths)])
             for name, rate in self._rates.items()
         }
 
