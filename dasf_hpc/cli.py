@@ -239,7 +239,10 @@ def analyze(
             metavar="FUNCTION=TIMES", help="what_if: a function and how many times faster."
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of a table that are shown.")] = 20,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a table at most; default: 20 on a terminal, else all."),
+    ] = None,
     table: Annotated[
         str | None, typer.Option(help="The table for --csv; default: the first.")
     ] = None,
@@ -255,17 +258,20 @@ def analyze(
     if name is None or run_path is None:
         if name is not None:
             raise typer.BadParameter(f"give a run: dasf-hpc analyze {name} RUN")
-        answers.show_analyses(Console())
+        if as_json:
+            print(json.dumps(answers.questions(), indent=1))
+        else:
+            answers.show_analyses(Console())
         return
     answer = _answer(name, run_path, by, faster or [])
     if as_json:
-        print(json.dumps(answer.document(), indent=1))
+        print(json.dumps(answer.document(rows), indent=1))
     elif as_csv:
         if table is not None and table not in answer.tables:
             raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
-        answers.write_csv(answer, table, sys.stdout)
+        answers.write_csv(answer, table, rows, sys.stdout)
     else:
-        answers.show_answer(Console(), answer, rows)
+        answers.show_answer(Console(), answer, rows or answers.ROWS)
 
 
 def _answer(name: str, run_path: Path, by: str | None, faster: list[str]) -> Any:

@@ -12,6 +12,7 @@ from handmade import Made, Task, Worker, make_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_run
+from typer.testing import CliRunner
 
 from dasf_hpc.analysis import ANALYSES, Severity, analyse
 from dasf_hpc.analysis.balance import balance
@@ -19,8 +20,10 @@ from dasf_hpc.analysis.communication import communication, matrix
 from dasf_hpc.analysis.energy import IDLE, energy
 from dasf_hpc.analysis.functions import functions, task_bottleneck
 from dasf_hpc.analysis.overhead import overhead
+from dasf_hpc.cli import app
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trace.store import TraceError
 
 S = 10**9
 
@@ -360,3 +363,37 @@ def test_executions_of_an_unknown_process_or_function_are_counted_apart(tmp_path
         assert table[["node", "total"]].values.tolist() == [["?", 30], ["node1", 10]]
         for name in ANALYSES:
             analyse(name, trace)
+
+
+def test_the_command_asks_one_question_in_every_form(tmp_path: Path) -> None:
+    made = Made([Task("f-1", 0, 0, 30 * S), Task("g-1", 0, 30 * S, 40 * S)])
+    make_trace(tmp_path / "trace.h5", made).close()
+    call = CliRunner().invoke
+    assert set(json.loads(call(app, ["analyze", "--json"]).stdout)) == set(ANALYSES)
+    assert "Where did the workers' time go?" in call(app, ["analyze"]).stdout
+    shown = call(app, ["analyze", "functions", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "serious f takes 75 % of the executing time (30 s in 1 tasks)." in shown.stdout
+    assert "could not look: GPU utilisation" in shown.stdout
+    asked = call(app, ["analyze", "functions", str(tmp_path), "--json", "--rows", "1"])
+    document = json.loads(asked.stdout)
+    assert document["tables"]["functions"]["row_count"] == 2
+    assert document["tables"]["functions"]["columns"]["total"]["unit"] == "ns"
+    (row,) = document["tables"]["functions"]["rows"]
+    assert (row["function"], row["total"], row["kernel_time"]) == ("f", 30 * S, None)
+    csv = call(app, ["analyze", "balance", str(tmp_path), "--csv", "--table", "summary"])
+    assert csv.stdout.startswith("workers,busiest [ns],mean [ns],factor,lost [ns]\n1,")
+    faster = call(app, ["analyze", "what_if", str(tmp_path), "--faster", "f=3x", "--json"])
+    assert json.loads(faster.stdout)["tables"]["changes"]["rows"][0]["time"] == 20 * S
+    for wrong in (
+        ["analyze", "functions"],
+        ["analyze", "nothing", str(tmp_path)],
+        ["analyze", "functions", str(tmp_path), "--by", "planet"],
+        ["analyze", "balance", str(tmp_path), "--by", "node"],
+        ["analyze", "balance", str(tmp_path), "--csv", "--table", "none"],
+        ["analyze", "what_if", str(tmp_path), "--faster", "f"],
+        ["analyze", "what_if", str(tmp_path), "--faster", "f=0"],
+    ):
+        assert call(app, wrong).exit_code == 2, wrong
+    missing = call(app, ["analyze", "where", str(tmp_path / "none")])
+    assert isinstance(missing.exception, TraceError)

@@ -333,3 +333,11 @@ def test_without_transitions_it_says_that_it_could_not_look(tmp_path: Path) -> N
         answer = where(trace)
     assert any("transition" in sentence for sentence in answer.unanswered)
     assert _parts(answer, 0) == {"executing": 10}
+
+
+def test_clocks_without_a_bound_are_told(tmp_path: Path) -> None:
+    tasks = [Task("a-1", 0, 0, 10), Task("b-1", 1, 0, 10)]
+    for bounds, told in (([5, 7], False), ([5, -1], True)):
+        made = Made(tasks, [Worker(), Worker(node=1)], bounds=bounds)
+        with make_trace(tmp_path / "trace.h5", made) as trace:
+            assert any("clock" in sentence for sentence in where(trace).unanswered) == told

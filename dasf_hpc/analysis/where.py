@@ -249,6 +249,11 @@ def _unanswered(trace: Trace, runs: Executions) -> list[str]:
         sentences.append(
             "Why threads had no task: no transition of a task was recorded in this run."
         )
+    if len(trace.clocks) > 1 and (trace.clocks["bound"] < 0).any():
+        sentences.append(
+            "What hosts did at one time, exactly: how far a clock of the run may be wrong is not "
+            "known, so that scheduler, elsewhere and no_parallelism are guesses."
+        )
     if not trace.rows("process_samples"):
         sentences.append("Whether workers were paused: their memory was not sampled.")
     return sentences

@@ -21,13 +21,18 @@ ROWS = 20
 _COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
 
+def questions() -> dict[str, str]:
+    """Give the analyses and their questions."""
+    return {name: question.text for name, question in ANALYSES.items()}
+
+
 def show_analyses(console: Console) -> None:
     """List the analyses by their questions."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
-    for name, question in ANALYSES.items():
-        table.add_row(name, question.text)
+    for name, text in questions().items():
+        table.add_row(name, text)
     console.print(table)
     console.print("dasf-hpc analyze NAME RUN", highlight=False)
 
@@ -108,7 +113,7 @@ def value_text(value: object, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def write_csv(answer: Answer, table: str | None, to: TextIO) -> None:
+def write_csv(answer: Answer, table: str | None, rows: int | None, to: TextIO) -> None:
     """Write a table of an answer as CSV, units in the header: ``total [ns]``.
 
     Raises
@@ -120,4 +125,5 @@ def write_csv(answer: Answer, table: str | None, to: TextIO) -> None:
     described = answer.columns[name]
     units = {column: unit for column, (unit, _) in described.items() if unit}
     named = {c: f"{c} [{units[str(c)]}]" for c in answer.tables[name] if str(c) in units}
-    answer.tables[name].rename(columns=named).to_csv(to, index=False)
+    chosen = answer.tables[name] if rows is None else answer.tables[name].head(rows)
+    chosen.rename(columns=named).to_csv(to, index=False)
