@@ -14,7 +14,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dasf_hpc.errors import DasfHpcError, InterruptedRun, PartialRecording, exit_code_table
+from dasf_hpc.errors import (
+    CannotTell,
+    DasfHpcError,
+    InterruptedRun,
+    PartialRecording,
+    Regression,
+    exit_code_table,
+)
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 
 app = typer.Typer(
@@ -229,6 +236,191 @@ def logs(
     for text in read_logs(run_path, node or "job", follow):
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+@app.command()
+def analyze(
+    name: Annotated[
+        str | None, typer.Argument(help="The analysis; without one they are listed.")
+    ] = None,
+    run_path: Annotated[
+        Path | None, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="functions: function, node, worker, gpu; communication: node, worker."),
+    ] = None,
+    faster: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FUNCTION=TIMES", help="what_if: a function and how many times faster."
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of a table at most; default: 20 on a terminal, else all."),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The table for --csv; default: the first.")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a table as CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question of a run: where, functions, balance, critical_path, what_if, gpu ...
+
+    Findings come first, each with what to do next; what could not be looked at is said.
+    """
+    from dasf_hpc.show import answers
+
+    if name is None or run_path is None:
+        if name is not None:
+            raise typer.BadParameter(f"give a run: dasf-hpc analyze {name} RUN")
+        if as_json:
+            print(json.dumps(answers.questions(), indent=1))
+        else:
+            answers.show_analyses(Console())
+        return
+    answer = _answer(name, run_path, by, faster or [])
+    if as_json:
+        print(json.dumps(answer.document(rows), indent=1))
+    elif as_csv:
+        if table is not None and table not in answer.tables:
+            raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
+        answers.write_csv(answer, table, rows, sys.stdout)
+    else:
+        answers.show_answer(Console(), answer, rows or answers.ROWS)
+
+
+def _answer(name: str, run_path: Path, by: str | None, faster: list[str]) -> Any:
+    from dasf_hpc.analysis import ANALYSES, analyse
+    from dasf_hpc.trace.open import open_trace
+
+    if name not in ANALYSES:
+        raise typer.BadParameter(f"there is no analysis {name}; there are {', '.join(ANALYSES)}")
+    options: dict[str, Any] = {}
+    if by is not None:
+        if name not in ("functions", "communication"):
+            raise typer.BadParameter(f"{name} takes no --by")
+        options["by"] = by
+    if faster:
+        if name != "what_if":
+            raise typer.BadParameter(f"{name} takes no --faster")
+        options["faster"] = dict(map(_times_faster, faster))
+    with open_trace(run_path) as trace:
+        try:
+            return analyse(name, trace, **options)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+
+def _times_faster(given: str) -> tuple[str, float]:
+    function, _, factor = given.rpartition("=")
+    try:
+        return function, float(factor.removesuffix("x"))
+    except ValueError:
+        raise typer.BadParameter(f"{given} is not FUNCTION=TIMES, as fft=2") from None
+
+
+class _Sides(typer.core.TyperCommand):
+    """Reads ``BASE ... --head HEAD ...``: what follows --head, up to an option, is of its side."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spelt: list[str] = []
+        in_head = False
+        for i, argument in enumerate(args):
+            if argument.startswith("-"):
+                in_head = argument == "--head"
+                if not in_head:
+                    spelt.append(argument)
+            elif in_head:
+                spelt += ["--head", argument]
+            else:
+                spelt.append(argument)
+            if argument == "--head" and args[i + 1 : i + 2] in ([], ["--"]):
+                spelt.append("--head")  # which is an error, and said so
+        return super().parse_args(ctx, spelt)
+
+
+@app.command(cls=_Sides)
+def compare(
+    base: Annotated[
+        list[Path] | None, typer.Argument(metavar="BASE...", help="Runs before the change.")
+    ] = None,
+    head: Annotated[
+        list[Path] | None, typer.Option(metavar="HEAD...", help="Runs after it.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A saved baseline: more runs before the change.")
+    ] = None,
+    save_baseline: Annotated[
+        Path | None,
+        typer.Option(help="Save the head runs, or without any the base runs, as a baseline."),
+    ] = None,
+    relative: Annotated[
+        float, typer.Option(min=0, help="A smaller change is none, in percent.")
+    ] = 5.0,
+    absolute: Annotated[
+        float, typer.Option(min=0, help="A smaller change is none, in seconds of thread time.")
+    ] = 0.1,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown for a pull request.")
+    ] = False,
+    as_github: Annotated[
+        bool, typer.Option("--github", help="Print GitHub's annotations.")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the head runs are slower than the base runs, by the runs' own noise.
+
+    Give several runs of each side, best five: their differences among themselves are the noise.
+    Exit codes: 0 the same or faster, 81 slower, 82 cannot tell.
+    """
+    from dasf_hpc.analysis import compare as gate
+    from dasf_hpc.show import gate as show_gate
+
+    before, after = _measured(base or []), _measured(head or [])
+    if baseline is not None:
+        before = [*gate.load_baseline(baseline), *before]
+    if save_baseline is not None and (before or after):
+        gate.save_baseline(save_baseline, after or before)
+        if not after:
+            return
+    if not before or not after:
+        raise typer.BadParameter("give runs of both sides: BASE... --head HEAD...")
+    found = gate.compare(before, after, relative, absolute)
+    if junit is not None:
+        _write_text(junit, show_gate.junit(found))
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    elif as_markdown:
+        print(show_gate.markdown(found), end="")
+    elif as_github:
+        print(show_gate.github(found), end="")
+    else:
+        show_gate.show_comparison(Console(), found)
+    if found.verdict is gate.Verdict.REGRESSION:
+        raise Regression(found.why)
+    if found.verdict is gate.Verdict.CANNOT_TELL:
+        raise CannotTell(found.why)
+
+
+def _measured(paths: list[Path]) -> list[Any]:
+    from dasf_hpc.analysis.compare import measure
+    from dasf_hpc.trace.open import open_trace
+
+    measures = []
+    for path in paths:
+        with open_trace(path) as trace:
+            measures.append(measure(trace, path.name))
+    return measures
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _print_summary(

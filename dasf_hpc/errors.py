@@ -85,6 +85,24 @@ class PartialRecording(DasfHpcError):
     exit_code = 80
 
 
+class Regression(DasfHpcError):
+    """The head runs are slower than the base runs (compare)."""
+
+    exit_code = 81
+
+
+class CannotTell(DasfHpcError):
+    """The runs do not tell whether they differ: too few, other hardware, not whole (compare)."""
+
+    exit_code = 82
+
+
+class BaselineError(DasfHpcError):
+    """A baseline cannot be read or written."""
+
+    exit_code = 77
+
+
 class InterruptedRun(DasfHpcError):
     """The user ended the run; what was recorded was kept."""
 

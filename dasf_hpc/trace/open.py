@@ -216,6 +216,24 @@ class Trace:
                 else self._empty(name, columns)
             )
 
+    def texts(self, dictionary: str, codes: NDArray[Any]) -> list[str | None]:
+        """Give the strings that some codes stand for, reading only these from the file.
+
+        Parameters
+        ----------
+        dictionary
+            Name of the dictionary, ``keys`` say.
+        codes
+            Positions in it; -1: none.
+
+        Raises
+        ------
+        TraceError
+            If a code is not in the dictionary, or the file is damaged.
+        """
+        decoded = self._decoded(np.asarray(codes), dictionary)
+        return [text if isinstance(text, str) else None for text in decoded]
+
     def dependents(self) -> pd.DataFrame:
         """Give the inverse of ``dependencies``: key, and a dependent that needs its result.
 

@@ -1,0 +1,105 @@
+"""Analysis: answers about a run, one question a file.
+
+Each is a function ``NAME(trace, ...) -> Answer`` in the module of its name; `analyse` finds it by
+name. An `Answer` (module ``answer``) holds tables (DataFrames), the unit and meaning of each of
+their columns (``answer.columns[table][column]``), findings, and what could not be looked at and
+why. Times and durations are int64 ns, times on the trace's clock.
+
+``functions(trace, by="function")``
+    Table ``functions``: [node | worker | gpu], function, count, failed, total, mean, p50, p95, max,
+    share, bytes_in, bytes_out, throughput, gpu_utilization, gpu_memory, kernel_time, copy_time.
+    With by="worker" it is dasf-core's function_bottleneck.
+``functions.task_bottleneck(trace)``
+    Table ``tasks``: task, key (code), function, node, worker, duration, share, nbytes; the longest
+    first. dasf-core's task_bottleneck.
+``balance(trace, interval=None)``
+    Tables ``workers``: worker, node, threads, count, failed, busy, busy_share, first_start,
+    last_stop, bytes_out, slowdown; ``over_time``: time, worker, started, finished, busy, held
+    (dasf-core's task_balance); ``stragglers``: task, key, function, worker, node, start, duration,
+    median, ratio, excess; ``summary``: factor, lost, and what they rest on.
+``where(trace)``
+    Tables ``summary``: part, time, share, meaning; ``workers``: worker, node, threads, wall and a
+    column for each part, which sum to wall exactly; ``gpus``: the same for each GPU.
+``critical_path(trace)``
+    Tables ``functions``: function, kind, time, share, segments; ``path``: kind, task, key,
+    function, worker, node, start, stop, duration, bound.
+``what_if(trace, faster=None)``
+    Table ``changes``: function, factor, total, recorded, time, saved, saved_share.
+``gpu(trace)``
+    Tables ``gpus``: gpu, busy, busy_share, kernels, kernel_time, copies, copy_time, copied,
+    overlap, overlap_share, utilization, peak_memory, peak_memory_share; ``functions``: function,
+    tasks, executing, busy, busy_share, kernels, kernel_time, kernel_mean, copy_time, idle,
+    launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total, mean, max,
+    share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``: time, gpu,
+    used, utilization.
+``communication(trace, by="node")``
+    Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
+    ``communication.matrix`` makes a matrix of it.
+``energy(trace)``
+    Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power, idle_energy; ``nodes``:
+    node, gpus, energy; ``functions``: function, energy, share, count, each.
+``overhead(trace)``
+    Table ``costs``: what, count, each, time, share, source.
+
+The gate is module ``compare``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dasf_hpc.analysis.answer import Answer, Finding, Severity
+
+if TYPE_CHECKING:
+    from dasf_hpc.trace.open import Trace
+
+__all__ = ["ANALYSES", "Answer", "Finding", "Question", "Severity", "analyse"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """An analysis by its question, and where its function is."""
+
+    text: str
+    module: str
+
+
+#: Every analysis in the order in which a report asks them.
+ANALYSES: dict[str, Question] = {
+    "where": Question("Where did the workers' time go?", "where"),
+    "functions": Question("Which functions took the time?", "functions"),
+    "task_bottleneck": Question("Which tasks took the time?", "functions"),
+    "balance": Question("Did the workers share the work evenly?", "balance"),
+    "critical_path": Question("What did the run's length depend on?", "critical_path"),
+    "what_if": Question("What would a faster function bring?", "what_if"),
+    "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
+    "communication": Question("What went between the nodes, and how fast?", "communication"),
+    "energy": Question("What did the GPUs' work cost in energy?", "energy"),
+    "overhead": Question("What did the recording itself cost?", "overhead"),
+}
+
+
+def analyse(name: str, trace: Trace, **options: Any) -> Answer:
+    """Ask one question of a trace.
+
+    Parameters
+    ----------
+    name
+        One of `ANALYSES`.
+    trace
+        The trace.
+    options
+        As the analysis takes them.
+
+    Raises
+    ------
+    KeyError
+        If there is no such analysis.
+    TraceError
+        If the trace is damaged.
+    """
+    module = importlib.import_module(f"dasf_hpc.analysis.{ANALYSES[name].module}")
+    answer: Answer = getattr(module, name)(trace, **options)
+    return answer

@@ -1,0 +1,329 @@
+"""Analysis: did the workers share the work evenly?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.executions import (
+    Executions,
+    Span,
+    duration_text,
+    group_quantiles,
+    group_sums,
+    read_executions,
+    run_span,
+    workers,
+)
+from dasf_hpc.trace.open import Trace
+
+#: Intervals of the table over time, at most.
+INTERVALS = 200
+#: A worker whose tasks take this many times the other workers' is named.
+SLOW = 1.25
+#: An imbalance is named from this factor, ...
+UNEVEN = 1.2
+#: ... where it costs this share of the run.
+LOST_SHARE = 0.05
+#: A task that takes this many times the median of its function is a straggler, ...
+STRAGGLER = 3.0
+#: ... where it takes so much longer than the median, as a share of the run.
+STRAGGLER_SHARE = 0.01
+STRAGGLERS = 100
+#: ... and where no larger share of the function's tasks is so long.
+RARE = 0.1
+
+WORKERS: Columns = {
+    "worker": ("", "the worker"),
+    "node": ("", "the host"),
+    "threads": ("", "threads that run tasks"),
+    "count": ("", "executions"),
+    "failed": ("", "executions that ended in an error, or never"),
+    "busy": ("ns", "time in executions, in sum over its threads"),
+    "busy_share": ("%", "of its threads' time from the run's first task to its last"),
+    "first_start": ("ns", "its first execution begins; -1: none"),
+    "last_stop": ("ns", "its last execution ends; -1: none"),
+    "bytes_out": ("bytes", "size of its results"),
+    "slowdown": ("", "its executing time over what its tasks take in the median of all workers"),
+}
+OVER_TIME: Columns = {
+    "time": ("ns", "the interval begins"),
+    "worker": ("", "the worker"),
+    "started": ("", "executions that began in it"),
+    "finished": ("", "executions that ended in it"),
+    "busy": ("ns", "time in executions, in sum over the worker's threads"),
+    "held": ("", "results the worker has in memory at its end; -1: not recorded"),
+}
+TASKS: Columns = {
+    "task": ("", "row of table tasks"),
+    "key": ("", "code of the task's key: a row of dictionary keys; -1: not known"),
+    "function": ("", "name of the function"),
+    "worker": ("", "the worker"),
+    "node": ("", "the host"),
+    "start": ("ns", "when it began"),
+    "duration": ("ns", "time of the execution"),
+    "median": ("ns", "median of its function"),
+    "ratio": ("", "duration over median"),
+    "excess": ("ns", "duration minus median"),
+}
+SUMMARY: Columns = {
+    "workers": ("", "workers"),
+    "busiest": ("ns", "executing time a thread of the busiest worker"),
+    "mean": ("ns", "mean executing time a thread"),
+    "factor": ("", "busiest over mean: 1 is even"),
+    "lost": ("ns", "busiest minus mean: what an even share would save at most"),
+}
+
+
+def balance(trace: Trace, interval: int | None = None) -> Answer:
+    """Say how evenly the workers shared the work, and who held the others up.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    interval
+        Length of an interval of table ``over_time``, ns; by default so that there are 200 at most.
+
+    Returns
+    -------
+    Answer
+        Tables ``workers``, ``over_time`` (dasf-core's task_balance), ``stragglers``, ``summary``.
+
+    Notes
+    -----
+    The factor is the load imbalance of L. DeRose, B. Homer, D. Johnson, "Detecting application
+    load imbalance on high end massively parallel systems", Euro-Par 2007: the longest over the
+    mean; longest minus mean is the time it costs.
+    """
+    runs = read_executions(trace, ("prefix", "key", "state", "nbytes"))
+    found = workers(trace, runs)
+    columns = {"workers": WORKERS, "over_time": OVER_TIME, "stragglers": TASKS, "summary": SUMMARY}
+    if not len(runs):
+        empty = {name: pd.DataFrame(columns=list(c)) for name, c in columns.items()}
+        return Answer("balance", empty, columns, [], ["No task was executed in this run."])
+    table = _workers(runs, found)
+    work = Span(int(runs.start.min()), int(runs.stop.max()))
+    table["busy_share"] = (
+        100.0 * table["busy"] / (table["threads"] * work.duration) if work.duration else 0.0
+    )
+    table = table[list(WORKERS)]
+    stragglers = _stragglers(runs, found, work)
+    mean_per_thread = table["busy"].sum() / max(1, table["threads"].sum())
+    busiest = (table["busy"] / table["threads"]).max() if len(table) else 0
+    summary = pd.DataFrame(
+        [
+            {
+                "workers": len(table),
+                "busiest": round(busiest),
+                "mean": round(mean_per_thread),
+                "factor": busiest / mean_per_thread if mean_per_thread else float("nan"),
+                "lost": round(busiest - mean_per_thread),
+            }
+        ]
+    )
+    unanswered = []
+    if not trace.rows("memory"):
+        unanswered.append("Results held in memory: no change of a worker's memory was recorded.")
+    return Answer(
+        "balance",
+        {
+            "workers": table,
+            "over_time": _over_time(trace, runs, found, interval),
+            "stragglers": stragglers,
+            "summary": summary,
+        },
+        columns,
+        _findings(table, stragglers, summary, work),
+        unanswered,
+    )
+
+
+def _workers(runs: Executions, found: pd.DataFrame) -> pd.DataFrame:
+    slots = int(found.index.max()) + 1 if len(found) else 1
+    process = runs.process
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.bincount(process, weights=median[runs.function], minlength=slots)
+    busy = group_sums(process, runs.duration, slots)
+    first = np.full(slots, np.iinfo(np.int64).max)
+    last = np.full(slots, -1, np.int64)
+    np.minimum.at(first, process, runs.start)
+    np.maximum.at(last, process, runs.stop)
+    rows = found.index.to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slowdown = np.where(usual > 0, busy / usual, np.nan)
+    figures = pd.DataFrame(
+        {
+            "count": np.bincount(process, minlength=slots),
+            "failed": np.bincount(process[runs.in_state("error", "lost")], minlength=slots),
+            "busy": busy,
+            "first_start": np.where(last >= 0, first, -1),
+            "last_stop": last,
+            "bytes_out": group_sums(process, np.maximum(runs.nbytes, 0), slots),
+            "slowdown": slowdown,
+        }
+    ).iloc[rows]
+    table = pd.concat([found[["worker", "node", "threads"]], figures], axis=1)
+    return table.reset_index(drop=True)
+
+
+def interval_of(span: Span) -> int:
+    """Give the length of an interval, ns: 1, 2 or 5 times a power of ten, at least 1 ms."""
+    for exponent in range(6, 18):
+        for step in (1, 2, 5):
+            length: int = step * 10**exponent
+            if span.duration <= length * INTERVALS:
+                return length
+    return max(1, span.duration)
+
+
+def _over_time(
+    trace: Trace, runs: Executions, found: pd.DataFrame, interval: int | None
+) -> pd.DataFrame:
+    span = run_span(trace, runs)
+    length = interval or interval_of(span)
+    bins = span.duration // length + 1
+    place = np.full(int(found.index.max()) + 1 if len(found) else 1, -1, np.int64)
+    place[found.index.to_numpy()] = np.arange(len(found))
+    count = len(found)
+    lane = place[runs.process] * bins
+    begin_bin = (runs.start - span.start) // length
+    end_bin = (runs.stop - span.start) // length
+    begin, end = lane + begin_bin, lane + end_bin
+    cells = max(1, count * bins)
+    started = np.bincount(begin, minlength=cells)[: count * bins].reshape(count, bins)
+    finished = np.bincount(end, minlength=cells)[: count * bins].reshape(count, bins)
+    # what an execution leaves of its first interval, less what is left of its last one
+    begun = (begin_bin + 1) * length + span.start - runs.start
+    ended = (end_bin + 1) * length + span.start - runs.stop
+    part = group_sums(begin, begun, cells) - group_sums(end, ended, cells)
+    open_before = np.cumsum(started - finished, axis=1) - (started - finished)
+    busy = part[: count * bins].reshape(count, bins) + open_before * length
+    return pd.DataFrame(
+        {
+            "time": np.tile(span.start + np.arange(bins) * length, count),
+            "worker": pd.Categorical.from_codes(
+                np.repeat(np.arange(count), bins), pd.RangeIndex(count)
+            ).rename_categories(dict(enumerate(_unique(found["worker"].tolist())))),
+            "started": started.ravel(),
+            "finished": finished.ravel(),
+            "busy": busy.ravel(),
+            "held": _held(trace, place, span, length, count, bins).ravel(),
+        }
+    )
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
+
+
+def _held(
+    trace: Trace, place: NDArray[np.int64], span: Span, length: int, count: int, bins: int
+) -> NDArray[np.int64]:
+    """Give the keys that each worker has in memory at the end of each interval."""
+    held = np.full(count * bins, -1, np.int64)
+    if not trace.rows("memory"):
+        return held.reshape(count, bins)
+    for piece in trace.pieces("memory", ["time", "process", "tasks"]):
+        time, process = piece["time"].to_numpy(), piece["process"].to_numpy()
+        known = (process >= 0) & (process < len(place)) & (time >= span.start)
+        time, process = time[known], process[known]
+        cell = np.minimum((time - span.start) // length, bins - 1)
+        lane = place[process]
+        inside = lane >= 0
+        # the rows of a process stand in the order of time, so that its last one in a cell stays
+        held[(lane * bins + cell)[inside]] = piece["tasks"].to_numpy()[known][inside]
+    table = held.reshape(count, bins)
+    at = np.maximum.accumulate(np.where(table >= 0, np.arange(bins), -1), axis=1)
+    filled: NDArray[np.int64] = np.where(
+        at >= 0, np.take_along_axis(table, np.maximum(at, 0), axis=1), 0
+    )
+    return filled
+
+
+def _stragglers(runs: Executions, found: pd.DataFrame, work: Span) -> pd.DataFrame:
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
+    duration = runs.duration
+    long = np.flatnonzero(
+        (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * work.duration)
+    )
+    long = long[duration[long] > 0]
+    # where many tasks of a function are long it has two kinds of tasks, not stragglers
+    many = np.bincount(runs.function[long], minlength=width)
+    of = np.bincount(runs.function, minlength=width)
+    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
+    rows = long[np.argsort(usual[long] - duration[long], kind="stable")][:STRAGGLERS]
+    names, nodes = found["worker"].to_dict(), found["node"].to_dict()
+    return pd.DataFrame(
+        {
+            "task": rows,
+            "key": runs.key[rows],
+            "function": pd.Series([runs.functions[f] for f in runs.function[rows]], dtype=str),
+            "worker": pd.Series([names[p] for p in runs.process[rows].tolist()], dtype=str),
+            "node": pd.Series([nodes[p] for p in runs.process[rows].tolist()], dtype=str),
+            "start": runs.start[rows],
+            "duration": duration[rows],
+            "median": usual[rows],
+            "ratio": duration[rows] / np.maximum(usual[rows], 1),
+            "excess": duration[rows] - usual[rows],
+        }
+    )
+
+
+def _findings(
+    table: pd.DataFrame, stragglers: pd.DataFrame, summary: pd.DataFrame, work: Span
+) -> list[Finding]:
+    found = []
+    factor, lost = float(summary["factor"].iloc[0]), int(summary["lost"].iloc[0])
+    if factor >= UNEVEN and lost >= LOST_SHARE * work.duration:
+        busiest = int((table["busy"] / table["threads"]).to_numpy().argmax())
+        found.append(
+            Finding(
+                Severity.SERIOUS if lost >= 0.2 * work.duration else Severity.WARNING,
+                "balance",
+                "workers",
+                (busiest,),
+                f"The work is uneven: {table['worker'].iloc[busiest]} is busy {factor:.2f} times "
+                f"as long as the mean; an even share would save up to {duration_text(lost)} "
+                f"({100 * lost / work.duration:.0f} % of the time from first task to last).",
+                "Make more and smaller tasks (chunks), or tasks of equal size.",
+            )
+        )
+    slow = table.index[table["slowdown"] >= SLOW * table["slowdown"].median()]
+    for row in slow:
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "balance",
+                "workers",
+                (int(row),),
+                f"{table['worker'][row]} on {table['node'][row]} is slow: its tasks take "
+                f"{table['slowdown'][row]:.2f} times what the same functions take elsewhere.",
+                "Look at the node's CPU, memory and GPU clocks, or exclude it.",
+            )
+        )
+    if len(stragglers):
+        worst = stragglers.iloc[0]
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "balance",
+                "stragglers",
+                tuple(range(len(stragglers))),
+                f"{len(stragglers)} task(s) take {STRAGGLER:.0f} times the median of their function"
+                f" or more; the worst, of {worst['function']} on {worst['worker']}, takes "
+                f"{duration_text(worst['duration'])} instead of {duration_text(worst['median'])}.",
+                "See what differs in their inputs or on their nodes.",
+            )
+        )
+    return found

@@ -1,0 +1,156 @@
+"""Analysis: what went between the nodes, and how fast?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.executions import UNKNOWN, bytes_text, group_sums, run_span, workers
+from dasf_hpc.trace.open import Trace
+
+#: Links that carried less say little of their speed.
+ENOUGH_BYTES = 10_000_000
+#: A link is slow at this part of the median speed of the links that carried enough.
+SLOW = 0.5
+
+LINKS: Columns = {
+    "source": ("", "where the data came from: a node, or a worker (by=worker)"),
+    "target": ("", f"where it went to; {UNKNOWN}: to the script, or a worker without a journal"),
+    "messages": ("", "messages"),
+    "keys": ("", "results in them"),
+    "bytes": ("bytes", "size of the data"),
+    "time": ("ns", "time from request to data, in sum over messages; they may overlap"),
+    "throughput": ("bytes/s", "bytes over time"),
+    "slowest": ("ns", "the longest message"),
+    "within": ("", "whether source and target are one node"),
+}
+
+
+def communication(trace: Trace, by: str = "node") -> Answer:
+    """Say what went between nodes, or workers, and which links were slow.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    by
+        ``node`` or ``worker``.
+
+    Returns
+    -------
+    Answer
+        Table ``links``, the one with the most bytes first: a matrix in the long form.
+
+    Raises
+    ------
+    ValueError
+        If there is no such `by`.
+
+    Notes
+    -----
+    A message is counted once, as its receiver recorded it; what only its sender recorded is counted
+    as the sender did. Times are differences of one clock.
+    """
+    if by not in ("node", "worker"):
+        raise ValueError(f"communication cannot be told apart by {by}")
+    columns = ["start", "stop", "process", "direction", "peer_process", "nbytes", "keys"]
+    transfers = trace.table("transfers", columns)
+    found = workers(trace)
+    journals = set(found.index.tolist())
+    incoming = transfers["direction"] == "incoming"
+    seen = transfers["peer_process"].isin(journals)
+    # what a worker sent to another one that keeps a journal stands in that one's, too
+    counted = transfers[incoming | ~seen]
+    incoming = counted["direction"] == "incoming"
+    source = counted["peer_process"].where(incoming, counted["process"])
+    target = counted["process"].where(incoming, counted["peer_process"])
+    names = found[by].to_dict()
+    nodes = found["node"].to_dict()
+    labels = pd.DataFrame(
+        {
+            "source": source.map(names).fillna(UNKNOWN).astype(str),
+            "target": target.map(names).fillna(UNKNOWN).astype(str),
+        },
+        dtype=object,
+    )
+    codes, pairs = pd.factorize(pd.MultiIndex.from_frame(labels))
+    count = len(pairs)
+    took = (counted["stop"] - counted["start"]).clip(lower=0).to_numpy(np.int64)
+    slowest = np.zeros(count, np.int64)
+    np.maximum.at(slowest, codes, took)
+    table = pd.DataFrame(
+        {
+            "source": pd.Series([p[0] for p in pairs], dtype=str),
+            "target": pd.Series([p[1] for p in pairs], dtype=str),
+            "messages": np.bincount(codes, minlength=count),
+            "keys": group_sums(codes, counted["keys"].to_numpy(np.int64), count),
+            "bytes": group_sums(codes, counted["nbytes"].to_numpy(np.int64), count),
+            "time": group_sums(codes, took, count),
+            "slowest": slowest,
+        }
+    )
+    seconds = table["time"] / 1e9
+    table["throughput"] = (table["bytes"] / seconds).where(seconds > 0)
+    same = np.ones(count, bool)
+    np.logical_and.at(
+        same,
+        codes,
+        (source.map(nodes).fillna("") == target.map(nodes).fillna(UNKNOWN)).to_numpy(),
+    )
+    table["within"] = same
+    table = table.sort_values("bytes", ascending=False, kind="stable").reset_index(drop=True)
+    table = table[list(LINKS)]
+    unanswered = []
+    if not len(transfers) and not trace.rows("transitions"):
+        unanswered.append("What workers did with their tasks was not recorded in this run.")
+    return Answer(
+        "communication",
+        {"links": table},
+        {"links": LINKS},
+        _findings(table, run_span(trace).duration, int(found["threads"].sum())),
+        unanswered,
+    )
+
+
+def matrix(links: pd.DataFrame, value: str = "bytes") -> pd.DataFrame:
+    """Make a matrix of table ``links``: a row for each source, a column for each target."""
+    wide = links.pivot(index="source", columns="target", values=value)
+    ends = sorted({*wide.index, *wide.columns})
+    return wide.reindex(index=ends, columns=ends).fillna(0)
+
+
+def _findings(table: pd.DataFrame, duration: int, threads: int) -> list[Finding]:
+    found = []
+    between = table[~table["within"]]
+    enough = between[between["bytes"] >= ENOUGH_BYTES]
+    if len(enough) >= 3:
+        usual = float(enough["throughput"].median())
+        for row in enough.index[enough["throughput"] < SLOW * usual]:
+            found.append(
+                Finding(
+                    Severity.WARNING,
+                    "communication",
+                    "links",
+                    (int(row),),
+                    f"The link from {table['source'][row]} to {table['target'][row]} is slow: "
+                    f"{bytes_text(table['throughput'][row])}/s where the median of the links is "
+                    f"{bytes_text(usual)}/s.",
+                    "See whether that node uses the right interface (--interface), or exclude it.",
+                )
+            )
+    spent = int(table["time"].sum())
+    if duration and spent >= 0.1 * duration * max(1, threads):
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "communication",
+                "links",
+                tuple(range(min(10, len(table)))),
+                f"Workers fetched {bytes_text(table['bytes'].sum())} from each other in "
+                f"{table['messages'].sum()} messages, {100 * spent / duration / threads:.0f} % of "
+                "the time of their threads if it were not done beside the tasks.",
+                "Use larger chunks along the axis that is exchanged, or fewer nodes.",
+            )
+        )
+    return found

@@ -1,0 +1,121 @@
+"""Analysis: what would a faster function bring?
+
+The run's schedule is played again with other durations (`dasf_hpc.analysis.graph.Schedule`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.executions import duration_text, group_sums, read_executions, workers
+from dasf_hpc.analysis.graph import Schedule, executed_graph
+from dasf_hpc.trace.open import Trace
+
+#: Functions that are looked at where none is named: those with the longest times in total.
+LONGEST = 8
+#: How many times faster, where nothing else is said.
+FACTOR = 2.0
+
+CHANGES: Columns = {
+    "function": ("", "the function that would be faster"),
+    "factor": ("", "how many times faster; below 1: slower"),
+    "total": ("ns", "what it takes now, in sum over its tasks"),
+    "recorded": ("ns", "from the first task to the last, as it was"),
+    "time": ("ns", "the same, as it would be"),
+    "saved": ("ns", "recorded minus time"),
+    "saved_share": ("%", "of what was recorded"),
+}
+
+
+def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
+    """Say how long the run would take if a function were faster.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    faster
+        How many times faster by function; the longest eight, each twice as fast, by default.
+
+    Returns
+    -------
+    Answer
+        Table ``changes``, a row a function, each for itself; the one that saves most first.
+
+    Raises
+    ------
+    ValueError
+        If a factor is not above 0.
+
+    Notes
+    -----
+    Tasks stay on their workers and keep their order and delays. Dask would move some to workers
+    that become free, so that what it saves may be more; a change of the delays is not foreseen.
+    """
+    runs = read_executions(trace)
+    columns = {"changes": CHANGES}
+    if not len(runs):
+        empty = pd.DataFrame(columns=list(CHANGES))
+        reason = "No task was executed in this run."
+        return Answer("what_if", {"changes": empty}, columns, [], [reason])
+    width = len(runs.functions)
+    total = group_sums(runs.function, runs.duration, width)
+    unanswered = []
+    if faster is None:
+        longest = [f for f in np.argsort(-total, kind="stable")[:LONGEST] if total[f] > 0]
+        faster = {runs.functions[f]: FACTOR for f in longest}
+    for name, factor in faster.items():
+        if not factor > 0:
+            raise ValueError(f"{name} cannot be {factor:g} times as fast: give a factor above 0")
+        if name not in runs.functions or not total[runs.functions.index(name)]:
+            unanswered.append(f"No task of {name} was executed in this run.")
+    if not trace.rows("dependencies"):
+        unanswered.append("What tasks needed of each other: no dependency was recorded.")
+    found = workers(trace, runs)
+    graph = executed_graph(trace, runs)
+    schedule = Schedule(graph, found["threads"].to_dict())  # type: ignore[arg-type]
+    recorded = int(graph.stop.max() - graph.start.min())
+    rows = []
+    for name, factor in faster.items():
+        if name not in runs.functions:
+            continue
+        code = runs.functions.index(name)
+        duration = graph.stop - graph.start
+        chosen = graph.function == code
+        duration[chosen] = np.round(duration[chosen] / factor)
+        start, stop = schedule.played(duration)
+        time = int(stop.max() - start.min())
+        rows.append(
+            {
+                "function": name,
+                "factor": factor,
+                "total": int(total[code]),
+                "recorded": recorded,
+                "time": time,
+                "saved": recorded - time,
+                "saved_share": 100.0 * (recorded - time) / recorded if recorded else 0.0,
+            }
+        )
+    table = pd.DataFrame(rows, columns=list(CHANGES))
+    table = table.sort_values("saved", ascending=False, kind="stable").reset_index(drop=True)
+    return Answer("what_if", {"changes": table}, columns, _findings(table), unanswered)
+
+
+def _findings(table: pd.DataFrame) -> list[Finding]:
+    return [
+        Finding(
+            Severity.NOTICE,
+            "what_if",
+            "changes",
+            (int(str(row)),),
+            f"If {change['function']} were {change['factor']:g}x faster, the tasks would take "
+            f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
+            f"({-change['saved_share']:+.0f} %).",
+            "Look at it first." if row == 0 else "Compare with the others before you begin.",
+        )
+        for row, change in table[table["saved_share"] >= 1].iterrows()
+    ]
