@@ -453,7 +453,12 @@ def _logging_to(path: Path) -> Iterator[None]:
 # --------------------------------------------------------------------------------- after the run
 
 
-def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step: None) -> Summary:
+def merge_run(
+    run: Path,
+    nsys_path: str | None = None,
+    told: Told = lambda step: None,
+    os_runtime: bool = False,
+) -> Summary:
     """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
 
     May be repeated, also for a run whose `submit` was killed.
@@ -485,6 +490,7 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
             expected,
             nsys_path,
             lambda done, total, label: told(Step("Joining Nsight reports: " + label, done, total)),
+            os_runtime,
         )
         told(Step("Writing the trace"))
         merged.write(directory / TRACE)

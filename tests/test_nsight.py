@@ -16,6 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exports import (
+    KERNEL,
+    MEMCPY,
+    MEMSET,
+    NVTX_2020,
+    ON_DEVICE,
+    RUNTIME,
+    SCHEMAS,
+    SYNC,
+    SYSTEM_ENV,
+    global_id,
+)
 
 from dasf_hpc.nsight.errors import (
     NsightError,
@@ -474,72 +486,7 @@ def _without_marks(report: Report, **changed: Any) -> Report:
 
 # ---- exports of every schema, with known answers ----
 
-GLOBAL = 0x1000000000000
 PID, CHILD, TID = 4242, 4300, 4250
-
-
-def global_id(pid: int, tid: int = 0) -> int:
-    return GLOBAL | pid << 24 | tid
-
-
-NVTX_2020 = """start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, rangeId INTEGER,
-    category INTEGER, color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER,
-    textId INTEGER, domainId INTEGER, uint64Value INTEGER, int64Value INTEGER, doubleValue REAL,
-    uint32Value INTEGER, int32Value INTEGER, floatValue REAL, jsonTextId INTEGER, jsonText TEXT"""
-ON_DEVICE = """start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
-    contextId INTEGER NOT NULL, {green} streamId INTEGER NOT NULL, correlationId INTEGER,
-    globalPid INTEGER"""
-KERNEL = "demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL, gridX INTEGER NOT NULL"
-MEMCPY = "bytes INTEGER NOT NULL, copyKind INTEGER NOT NULL, srcKind INTEGER"
-MEMSET = "value INTEGER NOT NULL, bytes INTEGER NOT NULL"
-SYNC = "syncType INTEGER NOT NULL, eventId INTEGER NOT NULL"
-RUNTIME = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL,
-    globalTid INTEGER, correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER"""
-SYSTEM_ENV = "devStateName TEXT NOT NULL, name TEXT NOT NULL, nameEnum INTEGER, value TEXT NOT NULL"
-GPU_2020 = "vmId INTEGER NOT NULL, deviceId INTEGER NOT NULL, name TEXT, busLocation TEXT"
-GPU = """vmId INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT, busLocation TEXT,
-    totalMemory INTEGER, smCount INTEGER, uuid TEXT, cuDevice INTEGER"""
-START = "utcEpochNs INTEGER, utcTime TEXT, localTime TEXT"
-
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "2020.3": {"gpu": GPU_2020, "cuda": True, "meta": None, "start": None, "tables": "KMSRY"},
-    "2022.4": {
-        "gpu": None,
-        "cuda": False,
-        "meta": "EXPORT_META_DATA",
-        "start": START,
-        "tables": "",
-    },
-    "2023.1": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "EXPORT_META_DATA",
-        "start": START,
-        "tables": "KMR",
-    },
-    "2023.4": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START,
-        "tables": "KMSRY",
-    },
-    "2025.1": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START,
-        "tables": "KMRY",
-    },
-    "2026.2": {
-        "gpu": None,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START + ", systemClockNs INTEGER",
-        "tables": "KMSRY",
-    },
-}
-"""What the export of each version has, as far as the reader can tell them apart."""
 
 
 def make_export(path: Path, version: str, rows: int = 0) -> Path:

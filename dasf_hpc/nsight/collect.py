@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,17 +23,20 @@ from dasf_hpc.nsight.export import (
     find_nsys,
     sha256_file,
 )
-from dasf_hpc.nsight.join import Link, same_host
-from dasf_hpc.nsight.reader import COPY_KINDS, NONE, read_report
+from dasf_hpc.nsight.join import Link, report_corrections, same_host
+from dasf_hpc.nsight.reader import COPY_KINDS, NONE, Report, read_report
 from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
+from dasf_hpc.trace.extend import monotonic_of
 from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
+
+_NEVER = np.iinfo(np.int64).max
 
 #: Tables whose rows come from reports, in the order in which they are written.
 STREAMS = (
@@ -150,6 +155,7 @@ def join_reports(
     nsys_path: str | None = None,
     progress: Progress = lambda done, total, label: None,
     os_runtime: bool = False,
+    first: Correction | None = None,
 ) -> list[ReportEntry]:
     """Add reports to a trace that is being made or extended.
 
@@ -166,6 +172,8 @@ def join_reports(
     os_runtime
         Whether to store the calls of the operating system's libraries, of which a report may hold
         more than of all else.
+    first
+        For a trace that the first report begins: the correction of what of it no clock ties.
 
     Returns
     -------
@@ -181,14 +189,18 @@ def join_reports(
     told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # nsys exports in processes of their own; reading and joining follow one by one.
-        exports = [pool.submit(_export, name, path, nsys) for name, path in reports]
+        exports = [pool.submit(_export, name, path, nsys, run) for name, path in reports]
         for number, ((name, _), export) in enumerate(zip(reports, exports, strict=True)):
             progress(number, len(reports), name)
             entry, sqlite = export.result()
             row = len(run.tables["reports"]["file"])
             placed = None
+            if entry.sha256 is not None and entry.sha256 in _joined_already(additions):
+                entries.append(replace(entry, sentence="the trace holds it already"))
+                continue
             if sqlite is not None:
-                entry, placed = _place(entry, sqlite, row, additions, os_runtime)
+                untied = first if number == 0 else None
+                entry, placed = _place(entry, sqlite, row, additions, os_runtime, untied)
             if placed is not None:
                 told |= placed.gpus
                 for table, rows in placed.rows.items():
@@ -201,6 +213,7 @@ def join_reports(
         if files:
             names = [column.name for column in TABLES[table].columns]
             run.streams[table] = in_order(files, names)
+            additions.written(table)
     additions.finish()
     return entries
 
@@ -212,13 +225,21 @@ def stored_rows(run: RunTables, table: str) -> SortedRows | None:
     return found
 
 
-def _export(name: str, report: Path, nsys: NsysProgram) -> tuple[ReportEntry, Path | None]:
+def _joined_already(additions: Additions) -> set[str | None]:
+    table = additions.run.tables["reports"]
+    joined = table["status"] == additions.strings("report_states").code("joined")
+    return {additions.text("sha256", int(code)) for code in table["sha256"][joined]}
+
+
+def _export(
+    name: str, report: Path, nsys: NsysProgram, run: RunTables
+) -> tuple[ReportEntry, Path | None]:
     """Export one report; where that cannot be, give the entry that says why."""
     entry = ReportEntry(file=name, status="missing")
     if not report.exists():
         return replace(entry, sentence="the node job left no report: see its log"), None
     try:
-        sqlite = export_sqlite(report, nsys)
+        sqlite = export_sqlite(report, nsys, None if _writable(report) else run.scratch)
         whole = report.with_suffix(REPORT_SUFFIX) if report.suffix == STREAM_SUFFIX else report
         digest = sha256_file(whole)
     except NsightError as error:
@@ -226,12 +247,22 @@ def _export(name: str, report: Path, nsys: NsysProgram) -> tuple[ReportEntry, Pa
     return replace(entry, status="joined", sha256=digest), sqlite
 
 
+def _writable(report: Path) -> bool:
+    """Say whether an export may lie beside its report."""
+    return os.access(report.parent, os.W_OK | os.X_OK)
+
+
 def _place(
-    entry: ReportEntry, sqlite: Path, row: int, additions: Additions, os_runtime: bool
+    entry: ReportEntry,
+    sqlite: Path,
+    row: int,
+    additions: Additions,
+    os_runtime: bool,
+    untied: Correction | None,
 ) -> tuple[ReportEntry, PlacedReport | None]:
     try:
         report = read_report(sqlite)
-        placed = place_report(report, row, additions, os_runtime)
+        placed = place_report(report, row, additions, os_runtime, untied)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None
     start = report.session_start_utc_ns
@@ -258,7 +289,62 @@ def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
         return "nothing ties its clock to the trace's: what it holds has no times"
     if entry.ranges == 0 and "kernels" not in placed.rows:
         return "it holds no NVTX range: was this nsys able to record this nvtx?"
+    if placed.unmatched:
+        pids = ", ".join(str(pid) for pid in placed.unmatched[:8])
+        more = f" and {len(placed.unmatched) - 8} more" if len(placed.unmatched) > 8 else ""
+        return f"no journal tells of its processes {pids}{more}: what they did belongs to no task"
     return ""
+
+
+@dataclass(frozen=True)
+class FirstReport:
+    """The report on whose clock a trace of reports alone is.
+
+    Attributes
+    ----------
+    path
+        The report.
+    hostname
+        Its host, None where it does not say.
+    clock
+        Reading of its host's CLOCK_MONOTONIC at time 0, None where it does not say.
+    attributes
+        Root attributes of the trace.
+    """
+
+    path: Path
+    hostname: str | None
+    clock: int | None
+    attributes: dict[str, Any]
+
+
+def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstReport:
+    """Find the report that began first, which is time 0 of a trace of reports alone."""
+    nsys = find_nsys(nsys_path)
+    found: list[tuple[int, Path, Report]] = []
+    for path in paths:
+        with contextlib.suppress(NsightError), tempfile.TemporaryDirectory() as scratch:
+            into = None if _writable(path) else Path(scratch)
+            report = read_report(export_sqlite(path, nsys, into))
+            start = report.session_start_utc_ns
+            found.append((_NEVER if start is None else start, path, report))
+    if not found:
+        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE})
+    start, path, report = min(found, key=lambda f: f[0])
+    ties = [c for c in report_corrections(report).values() if c.bound_ns >= 0]
+    tie = min(ties, key=lambda c: c.bound_ns, default=None)
+    clock = None if tie is None or report.hostname is None else tie.apply(0)
+    return FirstReport(
+        path,
+        report.hostname,
+        clock,
+        {
+            "reference_host": report.hostname or "",
+            "reference_clock": "" if clock is None else monotonic_of(report.hostname),
+            "origin_monotonic_ns": clock or 0,
+            "origin_utc_ns": NONE if start == _NEVER else start,
+        },
+    )
 
 
 def _report_row(
@@ -346,6 +432,7 @@ def _add_up(
     for rows, idle in busy.idle_times(of_gpu, table["gpu"][asked], start[asked], stop[asked]):
         table["idle"][asked[rows]] = idle
     run.tables["task_gpu"] = table
+    additions.written("task_gpu")
 
 
 def _spans(run: RunTables, table: dict[str, Array]) -> tuple[Array, Array]:

@@ -383,7 +383,7 @@ def _opened(sqlite: Path) -> Iterator[_Export]:
     try:
         with contextlib.closing(_connect(sqlite)) as connection:
             yield _Export(connection, sqlite)
-    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError, IndexError) as error:
         raise ReportDamaged(
             f"{sqlite} is no whole Nsight Systems export ({error}); export the report again"
         ) from error
@@ -634,8 +634,12 @@ class _Export:
                     pages.append({n: unpacked(n, values[place[e]]) for n, e in expressions.items()})
             return pages
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            stretches = list(pool.map(stretch, self.stretches(table)))
+        bounds = self.stretches(table)
+        if len(bounds) == 1:
+            stretches = [stretch(bounds[0])]
+        else:
+            with ThreadPoolExecutor(len(bounds)) as pool:
+                stretches = list(pool.map(stretch, bounds))
         pages = [page for pages in stretches for page in pages]
         del stretches
         return {name: np.concatenate([page.pop(name) for page in pages]) for name in expressions}

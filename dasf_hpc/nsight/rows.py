@@ -55,6 +55,9 @@ _LINKS = {
     Link.OTHER_PROCESS: "the task of this id ran in another process",
 }
 
+#: The correction of a report whose session time is the trace's.
+NOT_TIED = Correction.reference()
+
 #: Role of a process that only a report knows.
 PROFILED = "profiled"
 
@@ -97,15 +100,24 @@ class Additions:
         self.run = run
         self._strings: dict[str, Strings] = {}
         for name in ("nodes", "clocks", "processes", "gpus", "reports", "report_clocks"):
-            run.tables.setdefault(name, {})
+            table = run.tables.setdefault(name, {})
+            rows = len(next(iter(table.values()), ()))
             for column in TABLES[name].columns:
-                run.tables[name].setdefault(column.name, np.empty(0, column.dtype))
+                missing = np.nan if column.dtype.startswith("float") else NONE
+                table.setdefault(column.name, np.full(rows, missing, column.dtype))
+            self.written(name)
 
     def strings(self, dictionary: str) -> Strings:
         """Give a dictionary of the trace, which may grow."""
         if dictionary not in self._strings:
             self._strings[dictionary] = Strings(self.run.dictionaries.get(dictionary, []))
         return self._strings[dictionary]
+
+    def written(self, table: str) -> None:
+        """Have the dictionaries of a table that is written, even if it holds no string."""
+        for column in TABLES[table].columns:
+            if column.dictionary and column.dictionary != "keys":
+                self.strings(column.dictionary)
 
     def text(self, dictionary: str, code: int) -> str | None:
         """Give the string of a code."""
@@ -157,7 +169,7 @@ class PlacedReport:
     matched
         Its processes that the trace knows, by pid; their corrections.
     unmatched
-        Its processes that the trace does not know, by pid.
+        Its processes of which no journal tells, by pid, where there are journals.
     gpus
         Rows of ``gpus`` that it tells of.
     correction
@@ -174,7 +186,11 @@ class PlacedReport:
 
 
 def place_report(
-    report: Report, number: int, additions: Additions, os_runtime: bool = False
+    report: Report,
+    number: int,
+    additions: Additions,
+    os_runtime: bool = False,
+    untied: Correction | None = None,
 ) -> PlacedReport:
     """Put a report's events into files, in the trace's terms.
 
@@ -188,17 +204,24 @@ def place_report(
         The trace; nodes, processes and GPUs that it does not know are added.
     os_runtime
         Whether to store the calls of the operating system's libraries.
+    untied
+        Its correction where no clock of the trace can be told from it, before UTC is asked.
     """
-    return _Placing(report, number, additions).place(os_runtime)
+    return _Placing(report, number, additions, untied).place(os_runtime)
 
 
 class _Placing:
-    def __init__(self, report: Report, number: int, additions: Additions) -> None:
+    def __init__(
+        self, report: Report, number: int, additions: Additions, untied: Correction | None
+    ) -> None:
         self.report, self.number, self.additions = report, number, additions
+        self.untied = untied
         self.run = additions.run
         self.node = self._node()
         self.row_of_pid = self._known_processes()
         self.known = frozenset(self.row_of_pid)
+        if self.node == NONE:
+            self.node = self._node_of_processes()
         self.corrections: dict[int, Correction | None] = {}
         self.running: dict[int, RunningTasks] = {}
         self.gpu_rows: dict[tuple[int, int], int] = {}
@@ -241,12 +264,14 @@ class _Placing:
             )
         best = min((c for _, c in told), key=_bound, default=None)
         seen = set(self.corrections)
+        # nothing is unknown to a trace that is made of reports alone
+        journals = bool((processes["journal"] != NONE).any())
         return PlacedReport(
             node=self.node,
             joined=joined,
             rows=self.rows,
             matched=sorted(seen & self.known),
-            unmatched=sorted(seen - self.known),
+            unmatched=sorted(seen - self.known) if journals else [],
             gpus={row for row in self.gpu_rows.values() if row != NONE},
             correction=best,
         )
@@ -261,6 +286,13 @@ class _Placing:
             if same_host(name, self.report.hostname):
                 return row
         return self.additions.add("nodes", {"hostname": self.report.hostname})
+
+    def _node_of_processes(self) -> int:
+        """Give the node of the processes that the report names, if they are of one."""
+        named = {pid for pid in self.report.processes.pid.tolist() if pid in self.known}
+        table = self.run.tables["processes"]
+        nodes = {int(table["node"][self.row_of_pid[pid]]) for pid in named}
+        return nodes.pop() if len(nodes) == 1 else NONE
 
     def _known_processes(self) -> dict[int, int]:
         """Give the row of each process of the host by pid, or of all where the host is not told."""
@@ -294,10 +326,9 @@ class _Placing:
                 )
 
     def _clock_row(self) -> int:
-        """Give the clock that the known processes of the report's host read, -1 for none."""
-        table = self.run.tables["processes"]
-        here = np.flatnonzero((table["node"] == self.node) & (table["clock"] != NONE))
-        return int(table["clock"][here[0]]) if self.node != NONE and len(here) else NONE
+        """Give the clock of the report's host, -1 where the trace knows none."""
+        here = np.flatnonzero(self.run.tables["clocks"]["node"] == self.node)
+        return int(here[0]) if self.node != NONE and len(here) else NONE
 
     def _to_trace(self, pid: int, local: Correction | None) -> Correction | None:
         """Give the correction from session time to the trace's, by the clock that the process read.
@@ -305,7 +336,7 @@ class _Placing:
         Where that cannot be, by UTC.
         """
         clock = self._clock_row()
-        if pid in self.row_of_pid:
+        if pid in self.known:
             clock = int(self.run.tables["processes"]["clock"][self.row_of_pid[pid]])
         if local is not None and clock != NONE:
             following = self._clock(clock)
@@ -316,6 +347,8 @@ class _Placing:
             if min(local.bound_ns, following.bound_ns) < 0:
                 together = replace(together, bound_ns=-1)
             return together
+        if self.untied is not None:
+            return self.untied
         start = self.report.session_start_utc_ns
         origin = int(self.run.attributes.get("origin_utc_ns", -1))
         if start is None or origin < 0:

@@ -25,6 +25,11 @@ Columns = dict[str, Array]
 GROWING = ("nodes", "clocks", "processes", "gpus", "reports", "report_clocks", "task_gpu")
 
 
+def monotonic_of(hostname: str | None) -> str:
+    """Give the identity of a host's clock of which no journal tells."""
+    return f"CLOCK_MONOTONIC of {hostname}"
+
+
 class StoredRows:
     """Rows of a table of a trace, sorted by start."""
 
@@ -134,6 +139,22 @@ class ExtendedTrace:
                     for name in ("id", "process", "thread", "start", "stop")
                 }
         return self._tasks
+
+    def add_clock(self, reading: int | None, hostname: str | None) -> None:
+        """Begin a trace on the CLOCK_MONOTONIC of a host, if its reading at time 0 is known."""
+        if reading is None or hostname is None:
+            return
+        for table, values in (
+            ("nodes", {"hostname": hostname}),
+            ("clocks", {"clock": monotonic_of(hostname), "source": "reference", "node": 0}),
+        ):
+            self.tables[table] = {}
+            for column in TABLES[table].columns:
+                value: Any = values.get(column.name, -1 if table == "nodes" else 0)
+                if column.dictionary and isinstance(value, str):
+                    self.dictionaries[column.dictionary] = [value]
+                    value = 0
+                self.tables[table][column.name] = np.array([value], column.dtype)
 
     def write(self, path: Path) -> None:
         """Write the trace with what was added; a trace at `path` is replaced in one step.
