@@ -151,31 +151,33 @@ def task_number(trace: Trace) -> dict[int, int]:
     by_id = {task: NODE_ID[name] for name, task in NODE_ID.items()}
     assert set(tasks["id"]) == set(by_id)
     order = [WORKER.task_id(0), OTHER.task_id(0), WORKER.task_id(1), WORKER.task_id(2)]
-    return {int(row): order.index(task) for row, task in tasks["id"].items()} | {NONE: NONE}
+    rows = zip(tasks.index.tolist(), tasks["id"].tolist(), strict=True)
+    return {row: order.index(task) for row, task in rows} | {NONE: NONE}
 
 
-@pytest.fixture(params=WITH_CUDA, scope="class")
+@pytest.fixture(params=WITH_CUDA, scope="module")
 def version(request: pytest.FixtureRequest) -> str:
     """Give each version whose exports tell of GPUs."""
     return str(request.param)
 
 
-class TestEverySchema:
-    @pytest.fixture(scope="class")
-    def run(self, version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        run = tmp_path_factory.mktemp("made") / "run"
-        write_run_with_report(run, version)
-        merge_run(run, str(run / "no nsys"))
-        return run
+@pytest.fixture(scope="module")
+def run(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a run with its report, merged without an nsys."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    write_run_with_report(run, version)
+    merge_run(run, str(run / "no nsys"))
+    return run
 
+
+class TestEverySchema:
     def test_every_kernel_is_under_its_task_or_says_why_not(self, run: Path) -> None:
         with open_trace(run) as trace:
             number = task_number(trace)
             kernels = trace.kernels
-            found = {
-                (row.short_name, number[row.task], None if pd.isna(row.reason) else row.reason)
-                for row in kernels.itertuples()
-            }
+            reasons = kernels["reason"].astype(object).where(kernels["reason"].notna(), None)
+            tasks = [number[task] for task in kernels["task"]]
+            found = set(zip(kernels["short_name"], tasks, reasons, strict=True))
             assert found == {
                 (name, task, SENTENCES[reason]) for name, (task, reason) in KERNELS.items()
             }
@@ -240,7 +242,7 @@ class TestEverySchema:
         with open_trace(run) as trace:
             table, gpus = trace.task_gpu, trace.gpus
             shares = table.groupby("gpu")["share"].sum()
-            for row, busy in gpus["busy"].items():
+            for row, busy in enumerate(gpus["busy"].tolist()):
                 rows = [
                     t[t["gpu"] == row][["start", "stop"]].to_numpy()
                     for t in (trace.kernels, trace.memcpys, trace.memsets)
@@ -255,27 +257,28 @@ class TestEverySchema:
         with open_trace(run) as trace:
             number = task_number(trace)
             table = trace.task_gpu.assign(number=[number[t] for t in trace.task_gpu["task"]])
-            rows = table[table["task"] >= 0].set_index("number")
-            assert rows.index.is_unique
-            assert (rows["reason"].isna()).all()
-            assert rows.loc[0, "kernels"] == 2
-            assert rows.loc[0, "kernel_time"] == 8.5 * MS
-            assert rows.loc[0, ["to_device_time", "to_device_bytes"]].tolist() == [0.5 * MS, 1000]
-            assert rows.loc[0, "busy"] == 9 * MS
+            of_tasks = table[table["task"] >= 0]
+            assert of_tasks["number"].is_unique
+            assert of_tasks["reason"].isna().all()
+            rows = {row["number"]: row for row in of_tasks.to_dict("records")}
+            assert rows[0]["kernels"] == 2
+            assert rows[0]["kernel_time"] == 8.5 * MS
+            assert [rows[0]["to_device_time"], rows[0]["to_device_bytes"]] == [0.5 * MS, 1000]
+            assert rows[0]["busy"] == 9 * MS
             # what of its second kernel ran while that of the other task did is the other's
-            assert rows.loc[0, "share"] == 8.5 * MS
-            assert rows.loc[2, "share"] == 3 * MS
-            assert rows.loc[0, ["latency_mean", "latency_max"]].tolist() == [0.75 * MS, MS]
+            assert rows[0]["share"] == 8.5 * MS
+            assert rows[2]["share"] == 3 * MS
+            assert [rows[0]["latency_mean"], rows[0]["latency_max"]] == [0.75 * MS, MS]
             # of 10 to 20: 11.2 to 11.7, 12 to 14 and 17 to 20 (of both tasks)
-            assert rows.loc[0, "idle"] == 4.5 * MS
+            assert rows[0]["idle"] == 4.5 * MS
             origin = trace.attributes["origin_monotonic_ns"]
-            assert rows.loc[0, "first"] + origin == BEGIN + 12 * MS
-            assert rows.loc[0, "last"] + origin == BEGIN + 25 * MS
-            assert rows.loc[3, "kernels"] == 3
-            assert rows.loc[3, ["to_host_time", "to_host_bytes"]].tolist() == [MS, 2000]
-            assert rows.loc[3, ["fills_time", "fills_bytes"]].tolist() == [0.2 * MS, 64]
-            assert rows.loc[3, "synchronization"] == 2 * MS
-            assert rows.loc[3, ["busy", "share"]].tolist() == [4_100_000] * 2
+            assert rows[0]["first"] + origin == BEGIN + 12 * MS
+            assert rows[0]["last"] + origin == BEGIN + 25 * MS
+            assert rows[3]["kernels"] == 3
+            assert [rows[3]["to_host_time"], rows[3]["to_host_bytes"]] == [MS, 2000]
+            assert [rows[3]["fills_time"], rows[3]["fills_bytes"]] == [0.2 * MS, 64]
+            assert rows[3]["synchronization"] == 2 * MS
+            assert [rows[3]["busy"], rows[3]["share"]] == [4_100_000] * 2
             nobodys = table[table["task"] < 0].groupby("reason", observed=True)["share"].sum()
             shares = {str(reason): int(share) for reason, share in nobodys.items()}
             assert shares[str(SENTENCES[Reason.NO_CALL])] == MS // 4
@@ -431,7 +434,7 @@ class TestImport:
 def test_join_and_import_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*arguments: str) -> str:
+    def said_by(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["dasf-hpc", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -440,17 +443,19 @@ def test_join_and_import_on_the_command_line(
 
     write_report(tmp_path / "node7.sqlite", "2025.1")
     made = tmp_path / "made.h5"
-    said = json.loads(run("import", str(tmp_path / "node7.sqlite"), "--into", str(made), "--json"))
+    said = json.loads(
+        said_by("import", str(tmp_path / "node7.sqlite"), "--into", str(made), "--json")
+    )
     assert said["reports"][0]["status"] == "joined"
     assert said["summary"]["gpu"]["kernels"] == len(KERNELS) + 1
     assert said["summary"]["gpu"]["attributed"] == 0
     write_workers(tmp_path / "run" / "journals", [WORKER, OTHER])
     merge_run(tmp_path / "run")
     told = " ".join(
-        run("join", str(tmp_path / "node7.sqlite"), "--into", str(tmp_path / "run")).split()
+        said_by("join", str(tmp_path / "node7.sqlite"), "--into", str(tmp_path / "run")).split()
     )
     assert "GPU" not in told  # the summary is for people: it goes to the terminal
-    shown = " ".join(run("show", str(tmp_path / "run")).split())
+    shown = " ".join(said_by("show", str(tmp_path / "run")).split())
     assert "GPU time" in shown
     assert "void after(float*)" in shown
     assert str(SENTENCES[Reason.SEVERAL_TASKS]) in shown
