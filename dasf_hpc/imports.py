@@ -94,6 +94,7 @@ def import_files(
         raise TraceFileError(
             f"{into} exists: give another name, or add reports to it with dasf-hpc join."
         )
+    _check_there(paths)
     kinds = {_kind(path).name: _kind(path) for path in paths}
     if len(kinds) != 1:
         raise TraceFileError(f"One trace is made of one kind of files, not of {_listed(kinds)}.")
@@ -122,6 +123,7 @@ def join_into(
         If there is no trace, no report could be joined, or the trace cannot be written.
     """
     trace = into / TRACE if into.is_dir() else into
+    _check_there(paths)
     for path in paths:
         if _kind(path) is not REPORTS:
             raise TraceFileError(f"{path} is no Nsight report: only reports can be joined.")
@@ -187,6 +189,12 @@ def _kind(path: Path) -> FileKind:
     raise TraceFileError(
         f"{path} is nothing that can be read by its name, which should end in one of {endings}."
     )
+
+
+def _check_there(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise TraceFileError(f"There is no file {path}.")
 
 
 def _listed(kinds: dict[str, FileKind]) -> str:

@@ -427,6 +427,8 @@ class TestImport:
         (tmp_path / "trace.h5").write_text("in the way")
         with pytest.raises(TraceFileError, match="exists"):
             import_files([tmp_path / "bad.sqlite"], tmp_path / "trace.h5", Wishes())
+        with pytest.raises(TraceFileError, match=r"There is no file .*gone\.nsys-rep"):
+            import_files([tmp_path / "gone.nsys-rep"], tmp_path / "other.h5", Wishes())
         with pytest.raises(TraceFileError, match="cannot be read"):
             join_into([tmp_path / "bad.sqlite"], tmp_path / "none.h5", Wishes())
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasf_hpc.nsight.reader import NONE
+from dasf_hpc.nsight.reader import NONE, distinct_values
 
 Array = npt.NDArray[Any]
 
@@ -189,7 +189,7 @@ def running(start: Array, stop: Array, at: Array) -> tuple[Array, Array]:
 
 def grouped(values: Array) -> Iterator[tuple[int, Array]]:
     """Give each distinct value and the places where it stands, in their order."""
-    distinct, codes = np.unique(values, return_inverse=True)
+    distinct, codes = distinct_values(values)
     if len(distinct) == 1:
         yield int(distinct[0]), np.arange(len(values))
         return

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dasf_hpc.nsight.attribute import grouped
 from dasf_hpc.nsight.reader import NONE
 
 Array = npt.NDArray[Any]
@@ -256,18 +257,19 @@ def idle_times(
     rows, idle
         Which questions, and the answers, ns.
     """
-    asked = []
-    for number in np.unique(gpu).tolist():
-        rows = np.flatnonzero(gpu == number)
+    asked = {}
+    for number, rows in grouped(gpu):
         at = np.concatenate([start[rows], stop[rows]])
         order = np.argsort(at, kind="stable")
-        asked.append((number, rows, order, BusyUntil(at[order])))
+        asked[number] = rows, order, BusyUntil(at[order])
     for part in activities:
-        for number, _, _, counter in asked:
-            own = (part["gpu"] == number) & (part["what"] != WAIT)
-            begins = part["start"][own]
-            counter.add(begins, np.maximum(part["stop"][own], begins))
-    for _, rows, order, counter in asked:
+        runs = np.flatnonzero(part["what"] != WAIT)
+        for number, places in grouped(part["gpu"][runs]):
+            if number in asked:
+                begins = part["start"][runs[places]]
+                ends = np.maximum(part["stop"][runs[places]], begins)
+                asked[number][2].add(begins, ends)
+    for rows, order, counter in asked.values():
         counter.finish()
         busy = np.empty(2 * len(rows), np.int64)
         busy[order] = counter.busy

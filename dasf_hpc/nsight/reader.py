@@ -674,7 +674,7 @@ class _Export:
 
     def strings(self, ids: Integers, inline: Mapping[int, str] | None = None) -> Names:
         """Look up the strings of these ids; only strings that an event names are kept."""
-        distinct, index = _distinct(ids)
+        distinct, index = distinct_values(ids)
         wanted = set(distinct.tolist()) - {NONE}
         found: dict[int, str] = {}
         if wanted:
@@ -722,12 +722,12 @@ def _narrow(values: Integers) -> Integers:
     return values.astype(np.int32)
 
 
-def _distinct(ids: Integers) -> tuple[Integers, npt.NDArray[np.intp]]:
-    """Give the distinct ids, sorted, and the position of each among them."""
+def distinct_values(ids: Integers) -> tuple[Integers, npt.NDArray[np.intp]]:
+    """Give the distinct ids, sorted, and the position of each row's among them."""
     low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
     if high - low > 4 * len(ids):
         return np.unique(ids, return_inverse=True)
-    # ids of strings are small: 8 times as fast as sorting them
+    # ids of strings and processes are small: 8 times as fast as sorting them
     seen = np.zeros(high - low + 1, bool)
     seen[ids - low] = True
     return np.flatnonzero(seen) + low, (np.cumsum(seen, dtype=np.int32) - 1)[ids - low]

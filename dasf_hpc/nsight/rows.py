@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,6 +107,13 @@ class Additions:
                 missing = np.nan if column.dtype.startswith("float") else NONE
                 table.setdefault(column.name, np.full(rows, missing, column.dtype))
             self.written(name)
+
+    @functools.cached_property
+    def task_places(self) -> dict[str, Array]:
+        """Give ``id`` and ``process`` of every task, sorted by id."""
+        places = self.run.task_places()
+        order = np.argsort(places["id"], kind="stable")
+        return {name: values[order] for name, values in places.items()}
 
     def strings(self, dictionary: str) -> Strings:
         """Give a dictionary of the trace, which may grow."""
@@ -235,7 +243,7 @@ class _Placing:
         processes = self.run.tables["processes"]
         hosts = np.array([*self.additions.hostnames(), ""], object)[processes["node"]]
         known = {"id": np.arange(len(hosts)), "hostname": hosts, "pid": processes["pid"]}
-        joined = join_report(report, known, self.run.task_places())
+        joined = join_report(report, known, self.additions.task_places)
         self._meet(pid for pid in report.processes.pid.tolist() if pid in self.known)
         self._ranges(joined)
         self._cuda_api()
