@@ -15,11 +15,11 @@ from dasf_hpc.nsight import busy
 from dasf_hpc.nsight.attribute import (
     FOREVER,
     Calls,
+    Overlaps,
     Reason,
     RunningTasks,
     grouped,
     innermost,
-    running,
     task_of_calls,
 )
 from dasf_hpc.nsight.reader import NONE
@@ -49,7 +49,7 @@ def test_intervals_at_an_instant_are_counted_and_the_only_one_is_named(
     intervals: list[tuple[int, int]], instants: list[int]
 ) -> None:
     start, length = columns(intervals, 2)
-    count, which = running(start, start + length, np.array(instants))
+    count, which = Overlaps.of(start, start + length).running(np.array(instants))
     for at, number, place in zip(instants, count.tolist(), which.tolist(), strict=True):
         holding = np.flatnonzero((start <= at) & (at < start + length))
         assert number == len(holding)

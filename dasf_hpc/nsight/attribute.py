@@ -10,6 +10,7 @@ process ran at that moment; where there were several nobody knows whose it is.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,6 +86,22 @@ class RunningTasks:
     start: Array
     stop: Array
 
+    @functools.cached_property
+    def by_thread(self) -> dict[int, tuple[Array, Array, Array]]:
+        """Rows, starts and stops of each thread's tasks, in order of start."""
+        order = np.argsort(self.start, kind="stable")
+        stop = np.maximum(self.stop, self.start)
+        return {
+            thread: (self.row[own], self.start[own], stop[own])
+            for thread, places in grouped(self.thread[order])
+            for own in [order[places]]
+        }
+
+    @functools.cached_property
+    def at_once(self) -> Overlaps:
+        """How many ran at which time, and which where it was one."""
+        return Overlaps.of(self.start, np.maximum(self.stop, self.start))
+
 
 def task_of_calls(tasks: RunningTasks, thread: Array, time: Array) -> tuple[Array, Array]:
     """Find the task to which each call of one process belongs.
@@ -108,23 +125,20 @@ def task_of_calls(tasks: RunningTasks, thread: Array, time: Array) -> tuple[Arra
     if not len(tasks.row):
         reason[:] = Reason.UNKNOWN_PROCESS
         return task, reason
-    start = tasks.start
-    stop = np.maximum(tasks.stop, start)
-    by_start = np.argsort(start, kind="stable")
-    own = {number: by_start[rows] for number, rows in grouped(tasks.thread[by_start])}
     others = []
     for number, calls in grouped(thread):
-        rows = own.get(number)
-        if rows is None:
+        own = tasks.by_thread.get(number)
+        if own is None:
             others.append(calls)
             continue
-        found = innermost(start[rows], stop[rows], time[calls])
+        row, start, stop = own
+        found = innermost(start, stop, time[calls])
         inside = found != NONE
-        task[calls[inside]] = tasks.row[rows[found[inside]]]
+        task[calls[inside]] = row[found[inside]]
         reason[calls] = np.where(inside, Reason.BY_THREAD, Reason.BETWEEN_TASKS)
     if others:
         calls = np.concatenate(others)
-        count, found = running(start, stop, time[calls])
+        count, found = tasks.at_once.running(time[calls])
         only = count == 1
         task[calls[only]] = tasks.row[found[only]]
         reason[calls[only]] = Reason.ONLY_TASK
@@ -168,23 +182,44 @@ def _earlier_that_ends_later(stops: Sequence[int]) -> Array:
     return around
 
 
-def running(start: Array, stop: Array, at: Array) -> tuple[Array, Array]:
-    """Count the intervals [start, stop) that hold each instant; tell which where it is one.
+@dataclass(frozen=True)
+class Overlaps:
+    """How many of some intervals [start, stop) hold an instant, and which where it is one.
 
-    Returns
-    -------
-    count : int64
-        How many hold the instant.
-    which : int64
-        The interval's position where `count` is 1, else meaningless.
+    Attributes
+    ----------
+    starts, stops
+        Sorted, each for itself.
+    began, ended
+        Sums of the positions of the intervals that began or ended first, from none on: of all that
+        began less of all that ended is the position of the one that is left.
     """
-    by_start, by_stop = np.argsort(start, kind="stable"), np.argsort(stop, kind="stable")
-    began = np.searchsorted(start[by_start], at, side="right")
-    ended = np.searchsorted(stop[by_stop], at, side="right")
-    # the sum of the positions of all that began less that of all that ended is the one's that runs
-    began_sum = np.concatenate([[0], np.cumsum(by_start)])
-    ended_sum = np.concatenate([[0], np.cumsum(by_stop)])
-    return began - ended, began_sum[began] - ended_sum[ended]
+
+    starts: Array
+    stops: Array
+    began: Array
+    ended: Array
+
+    @classmethod
+    def of(cls, start: Array, stop: Array) -> Overlaps:
+        """Prepare intervals, in any order."""
+        by_start, by_stop = np.argsort(start, kind="stable"), np.argsort(stop, kind="stable")
+        began, ended = (np.concatenate([[0], np.cumsum(order)]) for order in (by_start, by_stop))
+        return cls(start[by_start], stop[by_stop], began, ended)
+
+    def running(self, at: Array) -> tuple[Array, Array]:
+        """Look at instants.
+
+        Returns
+        -------
+        count : int64
+            How many intervals hold the instant.
+        which : int64
+            The interval's position where `count` is 1, else meaningless.
+        """
+        began = np.searchsorted(self.starts, at, side="right")
+        ended = np.searchsorted(self.stops, at, side="right")
+        return began - ended, self.began[began] - self.ended[ended]
 
 
 def grouped(values: Array) -> Iterator[tuple[int, Array]]:

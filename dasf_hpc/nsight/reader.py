@@ -10,8 +10,9 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -615,34 +616,37 @@ class _Export:
             f"{_quoted(table)} WHERE rowid > ? AND rowid <= ? AND ({where}) ORDER BY rowid LIMIT ?)"
         )
 
-        def unpacked(name: str, values: Integers) -> Integers:
-            if global_ids and name in ("pid", "tid"):
-                # pid in bits 24 to 47, tid in bits 0 to 23; what is above names the machine
-                shift = 24 if name == "pid" else 0
-                values = np.where(values == NONE, NONE, (values >> shift) & 0xFFFFFF)
-            return values if name in _TIMES else _narrow(values)
+        bounds = self.stretches(table)
+        # no row takes fewer than 4 bytes of the file
+        most = self.sqlite.stat().st_size // 4 + 1
+        rooms = [min(end - last, most) for last, end in bounds]
+        filled = _Filled(expressions, sum(rooms))
 
-        def stretch(bounds: tuple[int, int]) -> list[dict[str, Integers]]:
-            last, end = bounds
-            pages = []
+        def stretch(number: int) -> int:
+            last, end = bounds[number]
+            begin = row = sum(rooms[:number])
+            count = _ROWS_AT_ONCE
             with contextlib.closing(_connect(self.sqlite)) as connection:
-                count = _ROWS_AT_ONCE
                 while count == _ROWS_AT_ONCE:
                     page = connection.execute(query, (last, end, _ROWS_AT_ONCE)).fetchone()
                     count, last, texts = page[0], page[1], page[2:]
                     values = [_parse(text, count, table) for text in texts]
-                    pages.append({n: unpacked(n, values[place[e]]) for n, e in expressions.items()})
-            return pages
+                    for name, sql in expressions.items():
+                        own = values[place[sql]]
+                        if global_ids and name in ("pid", "tid"):
+                            # pid in bits 24 to 47, tid in bits 0 to 23; above is the machine
+                            shift = 24 if name == "pid" else 0
+                            own = np.where(own == NONE, NONE, (own >> shift) & 0xFFFFFF)
+                        filled.put(name, row, own)
+                    row += count
+            return row - begin
 
-        bounds = self.stretches(table)
         if len(bounds) == 1:
-            stretches = [stretch(bounds[0])]
+            counts = [stretch(0)]
         else:
             with ThreadPoolExecutor(len(bounds)) as pool:
-                stretches = list(pool.map(stretch, bounds))
-        pages = [page for pages in stretches for page in pages]
-        del stretches
-        return {name: np.concatenate([page.pop(name) for page in pages]) for name in expressions}
+                counts = list(pool.map(stretch, range(len(bounds))))
+        return filled.columns(rooms, counts)
 
     def stretches(self, table: str) -> list[tuple[int, int]]:
         """Divide a table's rowids among the cores: after which and up to which each reads."""
@@ -651,7 +655,7 @@ class _Export:
             f"SELECT (SELECT min(rowid) FROM {name}), (SELECT max(rowid) FROM {name})"
         ).fetchone()
         if first is None:
-            return [(-(2**63), 2**63 - 1)]
+            return [(0, 0)]
         cores = len(os.sched_getaffinity(0)) if last - first >= _ROWS_AT_ONCE else 1
         cuts = [first - 1 + (last - first + 1) * n // cores for n in range(cores + 1)]
         cuts[0] = max(cuts[0], -(2**63))
@@ -707,19 +711,49 @@ class _Export:
         return int(row[0]) if row is not None and row[0] is not None else None
 
 
+class _Filled:
+    """Columns that several threads fill, each its stretch; room that is never used costs nothing.
+
+    Parameters
+    ----------
+    names
+        Of the columns. All but times take 32 bits a row where these hold the numbers: ten million
+        rows are held by the column.
+    room
+        How many rows there may be.
+    """
+
+    def __init__(self, names: Iterable[str], room: int) -> None:
+        self._columns = {n: np.empty(room, np.int64 if n in _TIMES else np.int32) for n in names}
+        self._lock = threading.Lock()
+
+    def put(self, name: str, first: int, values: Integers) -> None:
+        """Fill rows from `first` on."""
+        limits = np.iinfo(np.int32)
+        with self._lock:
+            column = self._columns[name]
+            narrow = column.dtype != np.int64 and len(values) > 0
+            if narrow and (values.min() < limits.min or values.max() > limits.max):
+                column = self._columns[name] = column.astype(np.int64)
+            column[first : first + len(values)] = values
+
+    def columns(self, rooms: Sequence[int], counts: Sequence[int]) -> dict[str, Integers]:
+        """Give the columns, stretches of `counts` rows that lie `rooms` apart put together."""
+        starts = [sum(rooms[:number]) for number in range(len(rooms))]
+        for column in self._columns.values():
+            row = 0
+            for start, count in zip(starts, counts, strict=True):
+                if start != row:
+                    column[row : row + count] = column[start : start + count]
+                row += count
+        return {name: column[: sum(counts)] for name, column in self._columns.items()}
+
+
 def _never_null(column: str, nullable: bool | None, default: int) -> str:
     """Give the SQL of a column that has the default for NULL, or where there is none (None)."""
     if nullable is None:
         return str(default)
     return f"coalesce({_quoted(column)}, {default})" if nullable else _quoted(column)
-
-
-def _narrow(values: Integers) -> Integers:
-    """Take 32 bits where they hold the numbers: ten million rows are held by the column."""
-    limits = np.iinfo(np.int32)
-    if len(values) and (values.min() < limits.min or values.max() > limits.max):
-        return values
-    return values.astype(np.int32)
 
 
 def distinct_values(ids: Integers) -> tuple[Integers, npt.NDArray[np.intp]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ from dasf_hpc.nsight.reader import (
     Report,
     Synchronizations,
 )
-from dasf_hpc.nsight.spool import SpooledRows
+from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
@@ -466,15 +466,19 @@ class _Placing:
 
     def _cuda_api(self) -> None:
         call = self.report.cuda_api
-        process = self._process(call.pid)
-        self._times(call.pid, call.start, call.stop)
-        task = np.full(len(call), NONE, np.int32)
-        reason = np.full(len(call), Reason.NO_PROCESS, np.int8)
-        for pid, rows in grouped(call.pid):
-            if pid != NONE:
-                task[rows], reason[rows] = task_of_calls(
-                    self._tasks(pid), call.tid[rows], call.start[rows]
-                )
+        count = len(call)
+        process, task = np.empty(count, np.int32), np.full(count, NONE, np.int32)
+        reason = np.full(count, Reason.NO_PROCESS, np.int8)
+        for part in _parts(count):
+            pid = call.pid[part]
+            process[part] = self._process(pid)
+            self._times(pid, call.start[part], call.stop[part])
+            for number, rows in grouped(pid):
+                if number != NONE:
+                    rows += part.start
+                    task[rows], reason[rows] = task_of_calls(
+                        self._tasks(number), call.tid[rows], call.start[rows]
+                    )
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self._spool(
             "cuda_api",
@@ -491,35 +495,34 @@ class _Placing:
         )
 
     def _on_gpu(self, table: str, rows: Kernels | Memcpys | Memsets | Synchronizations) -> None:
-        if not len(rows):
+        # tens of millions of rows: what is not needed any more goes, and no step takes all at once
+        columns: dict[str, Any] = dict(vars(rows))
+        count = len(rows)
+        del rows
+        if not count:
             return
-        process = self._process(rows.pid)
-        self._times(rows.pid, rows.start, rows.stop)
-        launches = self.calls.launching(rows.pid, rows.correlation)
-        columns: dict[str, Array] = {
-            "process": process,
-            "thread": launches.thread,
-            "gpu": self._gpus(rows.pid, rows.device),
-            "context": rows.context,
-            "stream": rows.stream,
-            "start": rows.start,
-            "stop": rows.stop,
-            "launched": launches.start,
-            "correlation": rows.correlation,
-            "task": launches.task,
-            "reason": self.reason_codes[launches.reason],
-        }
-        if isinstance(rows, Kernels):
-            columns["name"] = self.additions.names("kernel_names", rows.name)
-            columns["short_name"] = self.additions.names("kernel_names", rows.short_name)
-            columns["graph_node"] = rows.graph_node
-        if isinstance(rows, Memcpys | Memsets):
-            columns["bytes"] = rows.bytes
-        if isinstance(rows, Memcpys):
-            columns["kind"] = self._kinds("copy_kinds", COPY_KINDS, rows.kind)
-        if isinstance(rows, Synchronizations):
+        pid, device = columns.pop("pid"), columns.pop("device")
+        added = {n: np.empty(count, np.int32) for n in ("process", "thread", "gpu", "task")}
+        added |= {"launched": np.empty(count, np.int64), "reason": np.empty(count, np.int32)}
+        for part in _parts(count):
+            added["process"][part] = self._process(pid[part])
+            added["gpu"][part] = self._gpus(pid[part], device[part])
+            self._times(pid[part], columns["start"][part], columns["stop"][part])
+            launches = self.calls.launching(pid[part], columns["correlation"][part])
+            added["thread"][part], added["launched"][part] = launches.thread, launches.start
+            added["task"][part] = launches.task
+            added["reason"][part] = self.reason_codes[launches.reason]
+        del pid, device
+        for name in ("name", "short_name"):
+            if name in columns:
+                columns[name] = self.additions.names("kernel_names", columns[name])
+        if table == "memcpys":
+            columns["kind"] = self._kinds("copy_kinds", COPY_KINDS, columns["kind"])
+        if table == "synchronizations":
             kinds = SYNCHRONIZATION_KINDS
-            columns["kind"] = self._kinds("synchronization_kinds", kinds, rows.kind)
+            columns["kind"] = self._kinds("synchronization_kinds", kinds, columns["kind"])
+        columns.update(added)
+        del added
         self._spool(table, columns)
 
     def _kinds(self, dictionary: str, kinds: Mapping[int, str], values: Array) -> Array:
@@ -619,6 +622,12 @@ class _Placing:
         # NVML counts GPUs in the order of their buses, as nsys does, but only it says so
         index = NONE if told.get("uuid") or told.get("bus") else number
         return self.additions.add("gpus", {"node": self.node, "index": index, **told})
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Divide rows into such as are worked on at once."""
+    for first in range(0, count, ROWS_AT_ONCE):
+        yield slice(first, min(count, first + ROWS_AT_ONCE))
 
 
 def _running(tasks: Mapping[str, Array]) -> RunningTasks:
