@@ -260,6 +260,18 @@ class TestExport:
         (tmp_path / "node.sqlite").write_bytes(b"")
         assert len(read_report(export_sqlite(report_file, program, tmp_path)).ranges) > 0
 
+    def test_an_export_beside_a_newer_report_is_made_again(
+        self, report_file: Path, program: NsysProgram, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "node.nsys-rep"
+        report.write_bytes(report_file.read_bytes())
+        exported = export_sqlite(report, program)
+        assert export_sqlite(exported, program).stat() == exported.stat()
+        os.utime(exported, ns=(0, report.stat().st_mtime_ns - 1))
+        again = export_sqlite(exported, program)
+        assert again == exported
+        assert again.stat().st_mtime_ns >= report.stat().st_mtime_ns
+
     def test_a_fresh_export_needs_no_nsys(
         self, report_file: Path, program: NsysProgram, tmp_path: Path
     ) -> None:
@@ -711,6 +723,27 @@ class TestReading:
         many = ranges.message.equal("many")
         assert (ranges.payload[many] == np.arange(1_000_000)).all()
         assert (ranges.start[many] == 10_000 + np.arange(1_000_000)).all()
+
+    def test_rows_wherever_their_numbers_are(self, tmp_path: Path) -> None:
+        path = make_export(tmp_path / "sparse.sqlite", "2023.4", rows=700_000)
+        with sqlite3.connect(path) as database:
+            many = "FROM NVTX_EVENTS WHERE start >= 10000"
+            database.execute(f"DELETE {many} AND start % 7 IN (1, 2)")
+            database.execute("UPDATE NVTX_EVENTS SET rowid = rowid + 2000000 WHERE start > 400000")
+            database.execute("UPDATE NVTX_EVENTS SET rowid = 1 << 62 WHERE start = 660000")
+            kept = [row[0] for row in database.execute(f"SELECT int64Value {many} ORDER BY start")]
+        ranges = read_report(path).ranges
+        assert ranges.payload[ranges.message.equal("many")].tolist() == kept
+        assert len(kept) > 490_000
+
+    def test_a_number_that_is_no_time_costs_no_other_row(self, tmp_path: Path) -> None:
+        path = make_export(tmp_path / "odd.sqlite", "2023.4")
+        with sqlite3.connect(path) as database:
+            database.execute(f"UPDATE NVTX_EVENTS SET start = {2**63 - 1} WHERE start = 5000")
+            database.execute("UPDATE NVTX_EVENTS SET start = -1 << 62 WHERE start = 100")
+        report = read_report(path)
+        assert report.ranges.start.tolist() == [NONE, 1_000, 1_500, 1_600, 1_800]
+        assert report.clock_marks.session_ns.tolist() == [200]
 
     def test_text_and_text_id_may_be_mixed(self, tmp_path: Path) -> None:
         path = make_export(tmp_path / "mixed.sqlite", "2022.4", rows=3)

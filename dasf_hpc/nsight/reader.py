@@ -62,6 +62,9 @@ _MARK, _PUSH_POP, _START_END, _DOMAIN_CREATED = 34, 59, 60, 75
 _ROWS_AT_ONCE = 250_000
 """Rows fetched by one query: their digits take about 30 MB, far below SQLite's 1 GB a value."""
 
+_FAR = 2**61
+"""A number further from 0 is no time, ns: it is 73 years."""
+
 _TIMES = frozenset({"start", "stop", "payload"})
 """Columns that stay 64 bits wide; others take 32 where their numbers fit."""
 
@@ -485,7 +488,9 @@ class _Export:
         domain = self.domains(event["pid"], event["domain"])
         order = np.argsort(event["start"], kind="stable")
         is_range = event["type"][order] != _MARK
-        is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & (event["payload"][order] != NONE)
+        payload = event["payload"][order]
+        is_time = (payload >= 0) & (payload <= _FAR) & (event["start"][order] != NONE)
+        is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & is_time
         marks, ranges = order[is_clock], order[is_range]
         return (
             ClockMarks(
@@ -637,6 +642,8 @@ class _Export:
                             # pid in bits 24 to 47, tid in bits 0 to 23; above is the machine
                             shift = 24 if name == "pid" else 0
                             own = np.where(own == NONE, NONE, (own >> shift) & 0xFFFFFF)
+                        if name in ("start", "stop"):
+                            own[(own > _FAR) | (own < -_FAR)] = NONE
                         filled.put(name, row, own)
                     row += count
             return row - begin
