@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import random
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from dasf_hpc.nsight.reader import NONE
 from dasf_hpc.nsight.spool import SpooledRows, in_order
 from dasf_hpc.run import merge_run
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.summary import summarise
 
 MS = 1_000_000
 SESSION = BEGIN - 77 * MS
@@ -318,6 +322,44 @@ def test_a_report_is_joined_once(tmp_path: Path) -> None:
     with open_trace(tmp_path / "run") as trace:
         for name, frame in frames(trace).items():
             pd.testing.assert_frame_equal(frame, before[name])
+
+
+def test_what_is_damaged_or_odd_is_named_or_joined_and_adds_up(tmp_path: Path) -> None:
+    write_report(tmp_path / "whole.sqlite", "2023.4")
+    write_workers(tmp_path / "run" / "journals", [WORKER, OTHER])
+    merge_run(tmp_path / "run")
+    whole, base = (tmp_path / "whole.sqlite").read_bytes(), tmp_path / "run" / "trace.h5"
+    bad, trace_path = tmp_path / "bad.sqlite", tmp_path / "trace.h5"
+    rng = random.Random(11)
+    joined = 0
+    for number in range(24):
+        bad.write_bytes(whole)
+        if number % 2:
+            table = rng.choice(["KERNEL", "MEMCPY", "MEMSET", "RUNTIME", "SYNCHRONIZATION"])
+            with contextlib.closing(sqlite3.connect(bad)) as database, database:
+                name = f"CUPTI_ACTIVITY_KIND_{table}"
+                columns = [row[1] for row in database.execute(f"PRAGMA table_info({name})")]
+                value = rng.choice([0, -1, 2**31, 2**32 - 1, -(2**63), 2**63 - 1])
+                where = f"rowid % {rng.randint(1, 3)} = 0"
+                database.execute(
+                    f'UPDATE {name} SET "{rng.choice(columns)}" = ? WHERE {where}', (value,)
+                )
+        else:
+            at, length = rng.randrange(len(whole)), rng.choice([1, 64, 4096])
+            bad.write_bytes(whole[:at] + rng.randbytes(length) + whole[at + length :])
+        shutil.copy(base, trace_path)
+        try:
+            join_into([bad], trace_path, Wishes("no nsys"))
+        except TraceFileError as error:
+            assert "bad.sqlite" in str(error)  # noqa: PT017
+            continue
+        joined += 1
+        with open_trace(trace_path) as trace:
+            summarise(trace)
+            table_gpu, gpus = trace.task_gpu, trace.gpus
+            shares = table_gpu[table_gpu["gpu"] >= 0]["share"].sum()
+            assert shares == gpus["busy"][gpus["busy"] > 0].sum()
+    assert joined > 12
 
 
 def test_two_reports_of_one_gpu_share_its_time(tmp_path: Path) -> None:

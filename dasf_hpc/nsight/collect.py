@@ -183,7 +183,7 @@ def join_reports(
     nsys = find_nsys(nsys_path)
     additions = Additions(run)
     sources: dict[str, list[SortedRows]] = {
-        name: [rows] if (rows := stored_rows(run, name)) is not None else [] for name in STREAMS
+        name: [rows] if (rows := run.stored_rows(name)) is not None else [] for name in STREAMS
     }
     entries = []
     told: set[int] = set()
@@ -216,13 +216,6 @@ def join_reports(
             additions.written(table)
     additions.finish()
     return entries
-
-
-def stored_rows(run: RunTables, table: str) -> SortedRows | None:
-    """Give the rows of a table that a trace which is extended holds already."""
-    stored = getattr(run, "stored_rows", None)
-    found: SortedRows | None = stored(table) if stored is not None else None
-    return found
 
 
 def _joined_already(additions: Additions) -> set[str | None]:

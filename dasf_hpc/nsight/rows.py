@@ -41,7 +41,7 @@ from dasf_hpc.nsight.reader import (
     Report,
     Synchronizations,
 )
-from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SpooledRows
+from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
@@ -77,6 +77,9 @@ class RunTables(Protocol):
     @property
     def scratch(self) -> Path:
         """A folder for files that are needed until the trace is written."""
+
+    def stored_rows(self, table: str) -> SortedRows | None:
+        """Give the rows of a table that the trace holds already, None where there is none."""
 
     def task_places(self) -> dict[str, Array]:
         """Give ``id`` and ``process`` of every task, in the order of the rows of ``tasks``."""
@@ -179,7 +182,7 @@ class PlacedReport:
     unmatched
         Its processes of which no journal tells, by pid, where there are journals.
     gpus
-        Rows of ``gpus`` that it tells of.
+        Rows of ``gpus`` of whose times it tells.
     correction
         The best correction of one of its processes, None where nothing ties its clock.
     """
@@ -227,7 +230,8 @@ class _Placing:
         self.run = additions.run
         self.node = self._node()
         self.row_of_pid = self._known_processes()
-        self.known = frozenset(self.row_of_pid)
+        journals = self.run.tables["processes"]["journal"]
+        self.known = {pid for pid, row in self.row_of_pid.items() if journals[row] != NONE}
         if self.node == NONE:
             self.node = self._node_of_processes()
         self.corrections: dict[int, Correction | None] = {}
@@ -272,6 +276,7 @@ class _Placing:
             )
         best = min((c for _, c in told), key=_bound, default=None)
         seen = set(self.corrections)
+        traced = self.rows.keys() & {"cuda_api", "kernels", "memcpys", "memsets"}
         # nothing is unknown to a trace that is made of reports alone
         journals = bool((processes["journal"] != NONE).any())
         return PlacedReport(
@@ -280,7 +285,8 @@ class _Placing:
             rows=self.rows,
             matched=sorted(seen & self.known),
             unmatched=sorted(seen - self.known) if journals else [],
-            gpus={row for row in self.gpu_rows.values() if row != NONE},
+            # a report without a call of CUDA may have been made without tracing it
+            gpus={row for row in self.gpu_rows.values() if row != NONE} if traced else set(),
             correction=best,
         )
 
@@ -309,6 +315,7 @@ class _Placing:
         if self.report.hostname is None:
             here[:] = True
         # a pid may come again within a run: rows are in the order of their start, the last stays
+        here &= table["pid"] != NONE
         return {int(table["pid"][row]): int(row) for row in np.flatnonzero(here)}
 
     def _meet(self, pids: Iterable[int]) -> None:

@@ -134,8 +134,10 @@ def _longest(
 ) -> Table:
     """Make a table of names, counts, and total, mean and longest times in ns."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for number, name in enumerate((*names, "Total", "Mean", "Max")):
-        table.add_column(name, justify="right" if number else "left")
+    # a kernel's name may have thousands of characters
+    table.add_column(names[0], no_wrap=True, overflow="ellipsis", max_width=64)
+    for name in (names[1], "Total", "Mean", "Max"):
+        table.add_column(name, justify="right")
     for name, count, *times in rows:
         table.add_row(escape(name), f"{count}", *(duration_text(time) for time in times))
     return table

@@ -188,6 +188,9 @@ class MergedTables:
             self._folder = tempfile.TemporaryDirectory(prefix="merge-", ignore_cleanup_errors=True)
         return Path(self._folder.name)
 
+    def stored_rows(self, table: str) -> None:
+        """Say that a trace which is being made holds no rows of a stream yet."""
+
     def tasks_of(self, process: int) -> Columns:
         """Give ``id``, ``row``, ``thread``, ``start`` and ``stop`` of a process's tasks."""
         return tasks_of(self._layout, process) if self._layout else no_tasks()
