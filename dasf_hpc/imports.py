@@ -128,12 +128,14 @@ def join_into(
         if _kind(path) is not REPORTS:
             raise TraceFileError(f"{path} is no Nsight report: only reports can be joined.")
     try:
-        with ExtendedTrace(trace) as extended:
+        with ExtendedTrace(trace, trace.absolute().parent) as extended:
             entries = _join(extended, paths, wishes, told)
             told(Step("Writing the trace"))
             extended.write(trace)
     except TraceError as error:
         raise TraceFileError(str(error)) from None
+    except OSError as error:
+        raise TraceFileError(_cannot_write(trace, error)) from None
     return Imported(trace, entries)
 
 
@@ -143,7 +145,7 @@ def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Tol
     try:
         begun = first_report(paths, wishes.nsys_path)
         attributes = {"producer": f"dasf-hpc {installed_version('dasf-hpc')}", **begun.attributes}
-        with ExtendedTrace(None, attributes) as made:
+        with ExtendedTrace(None, into.absolute().parent, attributes) as made:
             made.add_clock(begun.clock, begun.hostname)
             ordered = sorted(paths, key=lambda path: path != begun.path)
             entries = _join(made, ordered, wishes, told, begins=True)
@@ -151,6 +153,8 @@ def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Tol
             made.write(into)
     except TraceError as error:
         raise TraceFileError(str(error)) from None
+    except OSError as error:
+        raise TraceFileError(_cannot_write(into, error)) from None
     return Imported(into, entries)
 
 
@@ -189,6 +193,10 @@ def _kind(path: Path) -> FileKind:
     raise TraceFileError(
         f"{path} is nothing that can be read by its name, which should end in one of {endings}."
     )
+
+
+def _cannot_write(trace: Path, error: OSError) -> str:
+    return f"{trace} could not be written: {error.strerror or error}."
 
 
 def _check_there(paths: Sequence[Path]) -> None:

@@ -469,6 +469,10 @@ class TestImport:
         (tmp_path / "trace.h5").write_text("in the way")
         with pytest.raises(TraceFileError, match="exists"):
             import_files([tmp_path / "bad.sqlite"], tmp_path / "trace.h5", Wishes())
+        write_report(tmp_path / "node7.sqlite", "2025.1")
+        nowhere = tmp_path / "no folder" / "trace.h5"
+        with pytest.raises(TraceFileError, match="could not be written: No such file"):
+            import_files([tmp_path / "node7.sqlite"], nowhere, Wishes())
         with pytest.raises(TraceFileError, match=r"There is no file .*gone\.nsys-rep"):
             import_files([tmp_path / "gone.nsys-rep"], tmp_path / "other.h5", Wishes())
         with pytest.raises(TraceFileError, match="cannot be read"):

@@ -596,7 +596,8 @@ class _Placing:
                 "bus": gpus.bus[row] or None,
             }
         if not told.get("uuid"):
-            told["uuid"] = self._uuid_of_worker(pid, device)
+            # without a list of GPUs the number can only be the process's own
+            told["uuid"] = self._uuid_of_worker(pid, device if not len(place) else NONE)
         found = self._find_gpu(told, number)
         self.gpu_rows[pid, device] = found
         return found
@@ -605,7 +606,9 @@ class _Placing:
         row = self.row_of_pid.get(pid, NONE)
         code = int(self.run.tables["processes"]["gpus"][row]) if row != NONE else NONE
         uuids = (self.additions.text("uuids", code) or "").split(",")
-        return uuids[device] or None if device < len(uuids) else None
+        if len(uuids) == 1:
+            return uuids[0] or None
+        return uuids[device] or None if 0 <= device < len(uuids) else None
 
     def _find_gpu(self, told: Mapping[str, Any], number: int) -> int:
         table = self.run.tables["gpus"]

@@ -51,6 +51,8 @@ class ExtendedTrace:
     ----------
     path
         A trace; None for one that is made of what is added.
+    place
+        Folder for files that are needed until the trace is written; they may be larger than it.
     attributes
         Root attributes of one that is made.
 
@@ -60,7 +62,10 @@ class ExtendedTrace:
         If `path` is no trace, or cannot be read.
     """
 
-    def __init__(self, path: Path | None, attributes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path | None, place: Path, attributes: dict[str, Any] | None = None
+    ) -> None:
+        self._place = place
         self.tables: dict[str, Columns] = {}
         self.dictionaries: dict[str, list[str]] = {}
         self.attributes: dict[str, Any] = dict(attributes or {})
@@ -105,7 +110,9 @@ class ExtendedTrace:
     def scratch(self) -> Path:
         """A folder for files that are needed until the trace is written."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="join-", ignore_cleanup_errors=True)
+            self._folder = tempfile.TemporaryDirectory(
+                prefix=".join-", dir=self._place, ignore_cleanup_errors=True
+            )
         return Path(self._folder.name)
 
     def stored_rows(self, table: str) -> StoredRows | None:
