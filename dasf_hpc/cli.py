@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from dasf_hpc.errors import (
     exit_code_table,
 )
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
+
+if TYPE_CHECKING:
+    from dasf_hpc.imports import Imported
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -42,6 +45,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: Whether anything that is missing is an error.
 Strict = Annotated[
     bool, typer.Option("--strict", help="Exit with a code above 0 if anything is missing.")
+]
+
+
+#: The nsys to use.
+NsysPath = Annotated[
+    str | None, typer.Option(help="The nsys that exports the reports; default: from PATH.")
+]
+
+#: Whether to store what is large and seldom looked at.
+OsRuntime = Annotated[
+    bool,
+    typer.Option(
+        "--os-runtime", help="Store the calls of the operating system's libraries, too: many rows."
+    ),
+]
+
+#: What to join or import.
+Reports = Annotated[
+    list[Path],
+    typer.Argument(metavar="REPORT...", help="A .nsys-rep, or its export (.sqlite)."),
 ]
 
 
@@ -149,9 +172,8 @@ app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_
 
 def merge(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
-    nsys_path: Annotated[
-        str | None, typer.Option(help="The nsys that exports the reports; default: from PATH.")
-    ] = None,
+    nsys_path: NsysPath = None,
+    os_runtime: OsRuntime = False,
     strict: Strict = False,
     as_json: AsJson = False,
     given: dict[str, Any] | None = None,
@@ -168,13 +190,49 @@ def merge(
     console = _console()
     with progress(console) as told:
         if settings is None:
-            run.merge_run(run_path, nsys_path, told)
+            run.merge_run(run_path, nsys_path, told, os_runtime)
         else:
-            run.merge_on_nodes(run_path, settings, nsys_path, told, console.print)
+            run.merge_on_nodes(run_path, settings, nsys_path, told, console.print, os_runtime)
     _print_summary(run_path, as_json, console, show_summary, strict)
 
 
 app.command()(settings_options(merge, OF_RECORDING))
+
+
+@app.command()
+def join(
+    reports: Reports,
+    into: Annotated[Path, typer.Option(help="A trace.h5, or the directory of a run.")],
+    nsys_path: NsysPath = None,
+    os_runtime: OsRuntime = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add Nsight reports that no submit made to a trace, linked to its tasks by host and pid."""
+    from dasf_hpc.imports import Wishes, join_into
+    from dasf_hpc.show.terminal import progress
+
+    console = _console()
+    with progress(console) as told:
+        done = join_into(reports, into, Wishes(nsys_path, os_runtime), told)
+    _print_imported(done, as_json, console)
+
+
+@app.command(name="import")
+def import_(
+    reports: Reports,
+    into: Annotated[Path, typer.Option(help="The trace.h5 to write.")],
+    nsys_path: NsysPath = None,
+    os_runtime: OsRuntime = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trace of Nsight reports alone, without Dask."""
+    from dasf_hpc.imports import Wishes, import_files
+    from dasf_hpc.show.terminal import progress
+
+    console = _console()
+    with progress(console) as told:
+        done = import_files(reports, into, Wishes(nsys_path, os_runtime), told)
+    _print_imported(done, as_json, console)
 
 
 @app.command()
@@ -445,6 +503,23 @@ def _print_summary(
     gaps = missing(summary, manifest)
     if strict and gaps:
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
+
+
+def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
+    from dasf_hpc.run import show_run
+    from dasf_hpc.show.terminal import show_reports, show_summary
+
+    summary, _, trace = show_run(done.trace)
+    if as_json:
+        reports = [asdict(report) for report in done.reports]
+        print(
+            json.dumps(
+                {"trace": str(trace), "reports": reports, "summary": asdict(summary)}, indent=1
+            )
+        )
+    else:
+        show_reports(console, done.reports)
+        show_summary(console, summary, {}, trace)
 
 
 def _public(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -465,6 +465,7 @@ def merge_run(
     run: Path,
     nsys_path: str | None = None,
     told: Told = lambda step: None,
+    os_runtime: bool = False,
     nodes: MergeNodes | None = None,
 ) -> Summary:
     """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
@@ -479,6 +480,8 @@ def merge_run(
         The nsys that exports the reports; by default from ``PATH``.
     told
         Called with every step.
+    os_runtime
+        Whether the reports' calls of the operating system's libraries are stored too.
     nodes
         Those who do the work; by default this machine's cores.
 
@@ -511,6 +514,7 @@ def merge_run(
             expected,
             nsys_path,
             lambda done, total, label: told(Step("Joining Nsight reports: " + label, done, total)),
+            os_runtime,
         )
         told(Step("Writing the trace"))
         merged.write(directory / TRACE)
@@ -575,6 +579,7 @@ def merge_on_nodes(
     nsys_path: str | None = None,
     told: Told = lambda step: None,
     warn: Callable[[str], None] = lambda sentence: None,
+    os_runtime: bool = False,
 ) -> Summary:
     """Merge as `merge_run` does, with workers on nodes of a cluster; the trace is the same one.
 
@@ -593,10 +598,10 @@ def merge_on_nodes(
         raise TraceFileError(f"There is no journal to merge in {_journals(directory)}")
     try:
         with _merge_nodes(directory, launcher_class, settings, told) as nodes:
-            return merge_run(directory, nsys_path, told, nodes)
+            return merge_run(directory, nsys_path, told, os_runtime, nodes)
     except (BatchError, WorkersError) as error:
         warn(f"{error} The merge goes on without them, on this machine.")
-    return merge_run(directory, nsys_path, told)
+    return merge_run(directory, nsys_path, told, os_runtime)
 
 
 @contextlib.contextmanager

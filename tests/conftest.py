@@ -12,6 +12,7 @@ machine that is meant to have it names it in the environment, and then the skip 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import shutil
@@ -60,11 +61,24 @@ def why_no_browser() -> str | None:
     return _why_not_running("chromedriver")
 
 
+def why_no_gpu() -> str | None:
+    """Say why there is no GPU that CUDA can use, ``None`` if there is one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver on this machine"
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "the NVIDIA driver finds no GPU that it can use"
+    return None if count.value else "there is no GPU"
+
+
 WHY_NOT: dict[str, Callable[[], str | None]] = {
     "slurm": functools.cache(why_no_slurm),
     "nsys": functools.cache(why_no_nsys),
     "apptainer": functools.cache(why_no_apptainer),
     "browser": functools.cache(why_no_browser),
+    "gpu": functools.cache(why_no_gpu),
 }
 """Every name `needs` and the environment variable know, and how to find out about it."""
 
@@ -114,7 +128,8 @@ def require(*programs: str) -> None:
         reason = WHY_NOT[program]()
         if reason is None:
             continue
-        message = f"{program}: {reason}; to get it: {INSTALL} {program}"
+        how = "run this on a machine with one" if program == "gpu" else f"{INSTALL} {program}"
+        message = f"{program}: {reason}; to get it: {how}"
         if program in required_programs():
             pytest.fail(f"{message} ({REQUIRED_VARIABLE} requires it)", pytrace=False)
         pytest.skip(message)

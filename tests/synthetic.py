@@ -575,3 +575,52 @@ def write_scheduler(run: SyntheticRun, plans: list[Plan], end: int, anchors: boo
         removed = plan.end if plan.killed else end + 60_000_000
         journal.meta({"kind": "worker-removed", "time": removed, **place})
     journal.close({"time": end + 100_000_000})
+
+
+@dataclass(frozen=True)
+class PlainWorker:
+    """A worker process of which everything is said; times are true ns.
+
+    Attributes
+    ----------
+    pid
+        Process id; ids of its tasks are 1000 times that, and from 1 on.
+    tasks
+        Thread, start and stop of each; -1: it never stopped.
+    gpus
+        UUID and index of each of its GPUs.
+    """
+
+    pid: int
+    tasks: list[tuple[int, int, int]]
+    gpus: list[tuple[str, int]]
+
+    def task_id(self, number: int) -> int:
+        """Give the id of a task."""
+        return 1000 * self.pid + 1 + number
+
+
+def write_workers(journals: Path, workers: list[PlainWorker], hostname: str = "node7") -> None:
+    """Write the journals of some workers and their scheduler on one host, whose clock is true."""
+    journals.mkdir(parents=True, exist_ok=True)
+    run = SyntheticRun(journals, {hostname: Clock(f"clock-{hostname}", 0, 0.0, 0)})
+    scheduler = _journal(run, "scheduler", hostname, 1, BEGIN, 0)
+    clock_records(scheduler, run.clocks[hostname], BEGIN, 1, False, True)
+    scheduler.close({"time": BEGIN + 10**9})
+    for worker in workers:
+        journal = _journal(run, "worker", hostname, worker.pid, BEGIN, worker.task_id(-1))
+        gpus = [{"uuid": uuid, "index": index} for uuid, index in worker.gpus]
+        journal.meta({"kind": "worker", "name": str(worker.pid), "gpus": gpus})
+        clock_records(journal, run.clocks[hostname], BEGIN, worker.pid, False, True)
+        started = journal.timed_recorder(Stream.STARTS)
+        stopped = journal.timed_recorder(Stream.STOPS)
+        moments: list[tuple[int, bool, tuple[int, ...]]] = []
+        for sequence, (thread, start, stop) in enumerate(worker.tasks, 1):
+            key = journal.key(("task", worker.pid, sequence))
+            moments.append((start, True, (sequence, key, thread)))
+            if stop >= 0:
+                result = journal.string("builtins.int")
+                moments.append((stop, False, (sequence, result, 0, 28)))
+        for time, begins, record in sorted(moments):
+            (started if begins else stopped)(time, *record)
+        journal.close({"time": BEGIN + 10**9})

@@ -16,6 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exports import (
+    KERNEL,
+    MEMCPY,
+    MEMSET,
+    NVTX_2020,
+    ON_DEVICE,
+    RUNTIME,
+    SCHEMAS,
+    SYNC,
+    SYSTEM_ENV,
+    global_id,
+)
 
 from dasf_hpc.nsight.errors import (
     NsightError,
@@ -248,6 +260,18 @@ class TestExport:
         (tmp_path / "node.sqlite").write_bytes(b"")
         assert len(read_report(export_sqlite(report_file, program, tmp_path)).ranges) > 0
 
+    def test_an_export_beside_a_newer_report_is_made_again(
+        self, report_file: Path, program: NsysProgram, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "node.nsys-rep"
+        report.write_bytes(report_file.read_bytes())
+        exported = export_sqlite(report, program)
+        assert export_sqlite(exported, program).stat() == exported.stat()
+        os.utime(exported, ns=(0, report.stat().st_mtime_ns - 1))
+        again = export_sqlite(exported, program)
+        assert again == exported
+        assert again.stat().st_mtime_ns >= report.stat().st_mtime_ns
+
     def test_a_fresh_export_needs_no_nsys(
         self, report_file: Path, program: NsysProgram, tmp_path: Path
     ) -> None:
@@ -474,72 +498,7 @@ def _without_marks(report: Report, **changed: Any) -> Report:
 
 # ---- exports of every schema, with known answers ----
 
-GLOBAL = 0x1000000000000
 PID, CHILD, TID = 4242, 4300, 4250
-
-
-def global_id(pid: int, tid: int = 0) -> int:
-    return GLOBAL | pid << 24 | tid
-
-
-NVTX_2020 = """start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, rangeId INTEGER,
-    category INTEGER, color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER,
-    textId INTEGER, domainId INTEGER, uint64Value INTEGER, int64Value INTEGER, doubleValue REAL,
-    uint32Value INTEGER, int32Value INTEGER, floatValue REAL, jsonTextId INTEGER, jsonText TEXT"""
-ON_DEVICE = """start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
-    contextId INTEGER NOT NULL, {green} streamId INTEGER NOT NULL, correlationId INTEGER,
-    globalPid INTEGER"""
-KERNEL = "demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL, gridX INTEGER NOT NULL"
-MEMCPY = "bytes INTEGER NOT NULL, copyKind INTEGER NOT NULL, srcKind INTEGER"
-MEMSET = "value INTEGER NOT NULL, bytes INTEGER NOT NULL"
-SYNC = "syncType INTEGER NOT NULL, eventId INTEGER NOT NULL"
-RUNTIME = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL,
-    globalTid INTEGER, correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER"""
-SYSTEM_ENV = "devStateName TEXT NOT NULL, name TEXT NOT NULL, nameEnum INTEGER, value TEXT NOT NULL"
-GPU_2020 = "vmId INTEGER NOT NULL, deviceId INTEGER NOT NULL, name TEXT, busLocation TEXT"
-GPU = """vmId INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT, busLocation TEXT,
-    totalMemory INTEGER, smCount INTEGER, uuid TEXT, cuDevice INTEGER"""
-START = "utcEpochNs INTEGER, utcTime TEXT, localTime TEXT"
-
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "2020.3": {"gpu": GPU_2020, "cuda": True, "meta": None, "start": None, "tables": "KMSRY"},
-    "2022.4": {
-        "gpu": None,
-        "cuda": False,
-        "meta": "EXPORT_META_DATA",
-        "start": START,
-        "tables": "",
-    },
-    "2023.1": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "EXPORT_META_DATA",
-        "start": START,
-        "tables": "KMR",
-    },
-    "2023.4": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START,
-        "tables": "KMSRY",
-    },
-    "2025.1": {
-        "gpu": GPU,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START,
-        "tables": "KMRY",
-    },
-    "2026.2": {
-        "gpu": None,
-        "cuda": True,
-        "meta": "META_DATA_EXPORT",
-        "start": START + ", systemClockNs INTEGER",
-        "tables": "KMSRY",
-    },
-}
-"""What the export of each version has, as far as the reader can tell them apart."""
 
 
 def make_export(path: Path, version: str, rows: int = 0) -> Path:
@@ -764,6 +723,27 @@ class TestReading:
         many = ranges.message.equal("many")
         assert (ranges.payload[many] == np.arange(1_000_000)).all()
         assert (ranges.start[many] == 10_000 + np.arange(1_000_000)).all()
+
+    def test_rows_wherever_their_numbers_are(self, tmp_path: Path) -> None:
+        path = make_export(tmp_path / "sparse.sqlite", "2023.4", rows=700_000)
+        with sqlite3.connect(path) as database:
+            many = "FROM NVTX_EVENTS WHERE start >= 10000"
+            database.execute(f"DELETE {many} AND start % 7 IN (1, 2)")
+            database.execute("UPDATE NVTX_EVENTS SET rowid = rowid + 2000000 WHERE start > 400000")
+            database.execute("UPDATE NVTX_EVENTS SET rowid = 1 << 62 WHERE start = 660000")
+            kept = [row[0] for row in database.execute(f"SELECT int64Value {many} ORDER BY start")]
+        ranges = read_report(path).ranges
+        assert ranges.payload[ranges.message.equal("many")].tolist() == kept
+        assert len(kept) > 490_000
+
+    def test_a_number_that_is_no_time_costs_no_other_row(self, tmp_path: Path) -> None:
+        path = make_export(tmp_path / "odd.sqlite", "2023.4")
+        with sqlite3.connect(path) as database:
+            database.execute(f"UPDATE NVTX_EVENTS SET start = {2**63 - 1} WHERE start = 5000")
+            database.execute("UPDATE NVTX_EVENTS SET start = -1 << 62 WHERE start = 100")
+        report = read_report(path)
+        assert report.ranges.start.tolist() == [NONE, 1_000, 1_500, 1_600, 1_800]
+        assert report.clock_marks.session_ns.tolist() == [200]
 
     def test_text_and_text_id_may_be_mixed(self, tmp_path: Path) -> None:
         path = make_export(tmp_path / "mixed.sqlite", "2022.4", rows=3)

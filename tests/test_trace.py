@@ -540,10 +540,10 @@ def test_a_window_of_a_table_without_order_is_refused(trace: Trace) -> None:
 
 
 def test_tables_and_columns_that_are_not_there_say_so(trace: Trace) -> None:
-    with pytest.raises(AttributeError, match="no table 'kernels'"):
-        _ = trace.kernels
-    with pytest.raises(KeyError, match="no table 'kernels'"):
-        trace.table("kernels")
+    with pytest.raises(AttributeError, match="no table 'flights'"):
+        _ = trace.flights
+    with pytest.raises(KeyError, match="no table 'flights'"):
+        trace.table("flights")
     with pytest.raises(KeyError, match="no column 'colour'"):
         trace.table("tasks", ["colour"])
     assert not hasattr(trace, "__length_hint__")

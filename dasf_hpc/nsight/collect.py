@@ -1,44 +1,77 @@
-"""Nsight, last step: put every report of a run into the trace, its ranges linked to tasks."""
+"""Nsight, last step: put reports into a trace, their ranges and kernels linked to its tasks."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dasf_hpc.nsight import busy
 from dasf_hpc.nsight.errors import NsightError
-from dasf_hpc.nsight.export import STREAM_SUFFIX, NsysProgram, export_sqlite, find_nsys, sha256_file
-from dasf_hpc.nsight.join import (
-    COMPUTE_DOMAIN,
-    JoinedReport,
-    Link,
-    join_report,
-    report_corrections,
-    same_host,
+from dasf_hpc.nsight.export import (
+    STREAM_SUFFIX,
+    NsysProgram,
+    export_sqlite,
+    find_nsys,
+    sha256_file,
 )
-from dasf_hpc.nsight.reader import NONE, Report, read_report
+from dasf_hpc.nsight.join import Link, report_corrections, same_host
+from dasf_hpc.nsight.reader import COPY_KINDS, NONE, Report, read_report
+from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
+from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
-from dasf_hpc.trace.merge import MergedTables
-from dasf_hpc.trace.store import Strings
+from dasf_hpc.trace.extend import monotonic_of
+from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
 
-#: Sentences of table ``nvtx_ranges`` for a range that was not linked.
-_REASONS = {
-    Link.NO_TASK_ID: "it carries no task id",
-    Link.UNKNOWN_TASK: "no journal has a task of this id",
-    Link.OTHER_HOST: "the task of this id ran on another host",
-    Link.OTHER_PROCESS: "the task of this id ran in another process",
+_NEVER = np.iinfo(np.int64).max
+
+#: Tables whose rows come from reports, in the order in which they are written.
+STREAMS = (
+    "nvtx_ranges",
+    "cuda_api",
+    "kernels",
+    "memcpys",
+    "memsets",
+    "synchronizations",
+    "os_runtime",
+)
+
+#: Tables of what ran on GPUs, in the order in which equal begins count, and what their rows are;
+#: of copies the kind says it.
+_ON_GPU = {
+    "kernels": busy.KERNEL,
+    "memcpys": busy.OTHER_COPY,
+    "memsets": busy.FILL,
+    "synchronizations": busy.WAIT,
 }
+_COPIES = {
+    **dict.fromkeys(("host to device", "host to array", "unified host to device"), busy.TO_DEVICE),
+    **dict.fromkeys(("device to host", "array to host", "unified device to host"), busy.TO_HOST),
+    **dict.fromkeys(
+        (
+            "array to array",
+            "array to device",
+            "device to array",
+            "device to device",
+            "unified device to device",
+        ),
+        busy.ON_DEVICE,
+    ),
+}
+assert set(_COPIES) <= set(COPY_KINDS.values())
 
 
 @dataclass(frozen=True)
@@ -48,11 +81,17 @@ class ReportEntry:
     Attributes
     ----------
     file
-        Relative to the run's directory.
+        Relative to the run's directory, or as it was named.
     status
         joined, missing or unreadable.
     sentence
-        Why it is not joined; empty where it is.
+        Why it is not joined, or what is not whole; empty where nothing is to say.
+    ranges, compute_ranges, linked
+        NVTX ranges in it, those around tasks, and those that were linked to one.
+    processes
+        Processes of the trace that it covers.
+    unmatched
+        Pids of its processes that the trace did not know.
     """
 
     file: str
@@ -66,30 +105,30 @@ class ReportEntry:
     compute_ranges: int = 0
     linked: int = 0
     processes: int = 0
+    unmatched: tuple[int, ...] = ()
     correction: Correction | None = None
 
 
 def add_reports(
-    merged: MergedTables,
+    run: RunTables,
     directory: Path,
     expected: Sequence[str],
     nsys_path: str | None = None,
     progress: Progress = lambda done, total, label: None,
+    os_runtime: bool = False,
 ) -> list[ReportEntry]:
-    """Add tables ``reports`` and ``nvtx_ranges`` to a run's merged tables.
+    """Add every report of a run to its merged tables.
 
     Parameters
     ----------
-    merged
+    run
         The run's journals, merged.
     directory
         The run's directory; reports lie in its folder ``nsight``.
     expected
         Reports that the nodes said they would write; others that are found are joined too.
-    nsys_path
-        The nsys to export with, None: from PATH.
-    progress
-        Called with (done, total, file).
+    nsys_path, progress, os_runtime
+        As for `join_reports`.
 
     Returns
     -------
@@ -101,204 +140,303 @@ def add_reports(
     stems = {Path(name).name.removesuffix(REPORT_SUFFIX) for name in expected}
     for suffix in (REPORT_SUFFIX, STREAM_SUFFIX):
         stems |= {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
-    names = sorted(stems)
+    reports = []
+    for stem in sorted(stems):
+        report, stream = (folder / f"{stem}{suffix}" for suffix in (REPORT_SUFFIX, STREAM_SUFFIX))
+        # a stream that was imported lies beside its report
+        used = stream if stream.exists() and not report.exists() else report
+        reports.append((f"nsight/{report.name}", used))
+    return join_reports(run, reports, nsys_path, progress, os_runtime)
+
+
+def join_reports(
+    run: RunTables,
+    reports: Sequence[tuple[str, Path]],
+    nsys_path: str | None = None,
+    progress: Progress = lambda done, total, label: None,
+    os_runtime: bool = False,
+    first: Correction | None = None,
+) -> list[ReportEntry]:
+    """Add reports to a trace that is being made or extended.
+
+    Parameters
+    ----------
+    run
+        The trace. Its small tables grow, and its streams are those of `STREAMS`.
+    reports
+        Each report's name in the trace, and its file.
+    nsys_path
+        The nsys to export with, None: from PATH.
+    progress
+        Called with (done, total, file).
+    os_runtime
+        Whether to store the calls of the operating system's libraries, of which a report may hold
+        more than of all else.
+    first
+        For a trace that the first report begins: the correction of what of it no clock ties.
+
+    Returns
+    -------
+    list of ReportEntry
+        One for each report; what is missing or unreadable says why.
+    """
     nsys = find_nsys(nsys_path)
-    ranges: list[dict[str, Array]] = []
+    additions = Additions(run)
+    sources: dict[str, list[SortedRows]] = {
+        name: [rows] if (rows := run.stored_rows(name)) is not None else [] for name in STREAMS
+    }
     entries = []
-    tasks = merged.task_places() if names else {}
+    told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # nsys exports in processes of their own; reading and joining follow one by one.
-        exports = [pool.submit(_export, folder / name, nsys) for name in names]
-        for number, (name, export) in enumerate(zip(names, exports, strict=True)):
-            progress(number, len(names), name)
+        exports = [pool.submit(_export, name, path, nsys, run) for name, path in reports]
+        for number, ((name, _), export) in enumerate(zip(reports, exports, strict=True)):
+            progress(number, len(reports), name)
             entry, sqlite = export.result()
+            row = len(run.tables["reports"]["file"])
+            placed = None
+            if entry.sha256 is not None and entry.sha256 in _joined_already(additions):
+                entries.append(replace(entry, sentence="the trace holds it already"))
+                continue
             if sqlite is not None:
-                entry, columns = _join(merged, tasks, entry, sqlite, number)
-                ranges.append(columns)
+                untied = first if number == 0 else None
+                entry, placed = _place(entry, sqlite, row, additions, os_runtime, untied)
+            if placed is not None:
+                told |= placed.gpus
+                for table, rows in placed.rows.items():
+                    sources[table].append(rows)
+            additions.add("reports", _report_row(entry, placed, additions))
             entries.append(entry)
-    _write_tables(merged, entries, ranges)
+    progress(len(reports), len(reports), "adding up GPU times")
+    _add_up(run, additions, sources, told)
+    for table, files in sources.items():
+        if files:
+            names = [column.name for column in TABLES[table].columns]
+            run.streams[table] = in_order(files, names)
+            additions.written(table)
+    additions.finish()
     return entries
 
 
-def _export(stem: Path, nsys: NsysProgram) -> tuple[ReportEntry, Path | None]:
+def _joined_already(additions: Additions) -> set[str | None]:
+    table = additions.run.tables["reports"]
+    joined = table["status"] == additions.strings("report_states").code("joined")
+    return {additions.text("sha256", int(code)) for code in table["sha256"][joined]}
+
+
+def _export(
+    name: str, report: Path, nsys: NsysProgram, run: RunTables
+) -> tuple[ReportEntry, Path | None]:
     """Export one report; where that cannot be, give the entry that says why."""
-    report = stem.with_name(stem.name + REPORT_SUFFIX)
-    stream = stem.with_name(stem.name + STREAM_SUFFIX)
-    entry = ReportEntry(file=f"nsight/{report.name}", status="missing")
-    if not report.exists() and not stream.exists():
+    entry = ReportEntry(file=name, status="missing")
+    if not report.exists():
         return replace(entry, sentence="the node job left no report: see its log"), None
     try:
-        sqlite = export_sqlite(report if report.exists() else stream, nsys)
-        digest = sha256_file(report)
+        sqlite = export_sqlite(report, nsys, None if _writable(report) else run.scratch)
+        whole = report.with_suffix(REPORT_SUFFIX) if report.suffix == STREAM_SUFFIX else report
+        digest = sha256_file(whole)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None
     return replace(entry, status="joined", sha256=digest), sqlite
 
 
-def _join(
-    merged: MergedTables,
-    tasks: dict[str, Array],
+def _writable(report: Path) -> bool:
+    """Say whether an export may lie beside its report."""
+    return os.access(report.parent, os.W_OK | os.X_OK)
+
+
+def _place(
     entry: ReportEntry,
     sqlite: Path,
-    number: int,
-) -> tuple[ReportEntry, dict[str, Array]]:
+    row: int,
+    additions: Additions,
+    os_runtime: bool,
+    untied: Correction | None,
+) -> tuple[ReportEntry, PlacedReport | None]:
     try:
         report = read_report(sqlite)
+        placed = place_report(report, row, additions, os_runtime, untied)
     except NsightError as error:
-        return replace(entry, status="unreadable", sentence=str(error)), {}
-    table = merged.tables["processes"]
-    hostnames = merged.dictionaries["hostnames"]
-    node_names = [hostnames[code] for code in merged.tables["nodes"]["hostname"]]
-    host = np.array([node_names[node] for node in table["node"]], object)
-    processes = {"id": np.arange(len(host)), "hostname": host, "pid": table["pid"]}
-    joined = join_report(report, processes, tasks)
-    here = [
-        row
-        for row in range(len(host))
-        if report.hostname is None or same_host(host[row], report.hostname)
-    ]
-    # A pid may come again within a run: the rows are in the order of their start, the last stays.
-    row_of_pid = {int(table["pid"][row]): row for row in here}
-    corrections = {
-        pid: local.then(_clock(merged, row_of_pid[pid]))
-        for pid, local in report_corrections(report).items()
-        if pid in row_of_pid
-    }
-    columns = _range_columns(report, joined, corrections, row_of_pid, tasks, number)
-    best = min(corrections.values(), key=lambda c: c.bound_ns, default=None)
-    sentence = entry.sentence
-    if len(report.ranges) == 0:
-        sentence = "it holds no NVTX range: was this nsys able to record this nvtx?"
-    return (
-        replace(
-            entry,
-            sentence=sentence,
-            node=report.hostname,
-            nsys_version=report.nsys_version,
-            session_start_utc=-1
-            if report.session_start_utc_ns is None
-            else report.session_start_utc_ns,
-            ranges=len(report.ranges),
-            compute_ranges=len(joined.ranges),
-            linked=joined.counts[Link.LINKED],
-            processes=len(corrections),
-            correction=best,
-        ),
-        columns,
+        return replace(entry, status="unreadable", sentence=str(error)), None
+    start = report.session_start_utc_ns
+    entry = replace(
+        entry,
+        node=report.hostname,
+        nsys_version=report.nsys_version,
+        session_start_utc=NONE if start is None else start,
+        ranges=len(report.ranges),
+        compute_ranges=len(placed.joined.ranges),
+        linked=placed.joined.counts[Link.LINKED],
+        processes=len(placed.matched),
+        unmatched=tuple(placed.unmatched),
+        correction=placed.correction,
+    )
+    return replace(entry, sentence=_what_lacks(entry, placed)), placed
+
+
+def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
+    """Say what of a report could not be joined, or what it does not hold."""
+    if not placed.rows:
+        return "it holds no NVTX range and no CUDA call: was this nsys able to record this nvtx?"
+    if placed.correction is None:
+        return "nothing ties its clock to the trace's: what it holds has no times"
+    if entry.ranges == 0 and "kernels" not in placed.rows:
+        return "it holds no NVTX range: was this nsys able to record this nvtx?"
+    if placed.unmatched:
+        pids = ", ".join(str(pid) for pid in placed.unmatched[:8])
+        more = f" and {len(placed.unmatched) - 8} more" if len(placed.unmatched) > 8 else ""
+        return f"no journal tells of its processes {pids}{more}: what they did belongs to no task"
+    return ""
+
+
+@dataclass(frozen=True)
+class FirstReport:
+    """The report on whose clock a trace of reports alone is.
+
+    Attributes
+    ----------
+    path
+        The report.
+    hostname
+        Its host, None where it does not say.
+    clock
+        Reading of its host's CLOCK_MONOTONIC at time 0, None where it does not say.
+    attributes
+        Root attributes of the trace.
+    """
+
+    path: Path
+    hostname: str | None
+    clock: int | None
+    attributes: dict[str, Any]
+
+
+def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstReport:
+    """Find the report that began first, which is time 0 of a trace of reports alone."""
+    nsys = find_nsys(nsys_path)
+    found: list[tuple[int, Path, Report]] = []
+    for path in paths:
+        with contextlib.suppress(NsightError), tempfile.TemporaryDirectory() as scratch:
+            into = None if _writable(path) else Path(scratch)
+            report = read_report(export_sqlite(path, nsys, into))
+            start = report.session_start_utc_ns
+            found.append((_NEVER if start is None else start, path, report))
+    if not found:
+        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE})
+    start, path, report = min(found, key=lambda f: f[0])
+    ties = [c for c in report_corrections(report).values() if c.bound_ns >= 0]
+    tie = min(ties, key=lambda c: c.bound_ns, default=None)
+    clock = None if tie is None or report.hostname is None else tie.apply(0)
+    return FirstReport(
+        path,
+        report.hostname,
+        clock,
+        {
+            "reference_host": report.hostname or "",
+            "reference_clock": "" if clock is None else monotonic_of(report.hostname),
+            "origin_monotonic_ns": clock or 0,
+            "origin_utc_ns": NONE if start == _NEVER else start,
+        },
     )
 
 
-def _clock(merged: MergedTables, process: int) -> Correction:
-    """Give the correction of a process's clock to the trace's time."""
-    clocks = merged.tables["clocks"]
-    row = int(merged.tables["processes"]["clock"][process])
-    source = merged.dictionaries["sources"][int(clocks["source"][row])]
-    to_reference = Correction(
-        source=source,
-        origin_ns=int(clocks["origin"][row]),
-        offset_ns=int(clocks["offset"][row]),
-        drift=float(clocks["drift"][row]),
-        bound_ns=int(clocks["bound"][row]),
-        residual_ns=int(clocks["residual"][row]),
-        points=int(clocks["points"][row]),
-    )
-    origin = int(merged.attributes["origin_monotonic_ns"])
-    return replace(to_reference, offset_ns=to_reference.offset_ns - origin)
+def _report_row(
+    entry: ReportEntry, placed: PlacedReport | None, additions: Additions
+) -> dict[str, Any]:
+    correction = entry.correction
+    row: dict[str, Any] = asdict(entry)
+    del row["correction"], row["unmatched"]
+    row["node"] = NONE if placed is None else placed.node
+    if placed is None and entry.node:
+        hosts = additions.hostnames()
+        row["node"] = next((n for n, h in enumerate(hosts) if same_host(h, entry.node)), NONE)
+    row["sentence"] = entry.sentence or None
+    if correction is not None:
+        row["correction_source"] = correction.source
+        row["correction_offset"] = correction.offset_ns
+        row["correction_drift"] = correction.drift
+        row["correction_bound"] = correction.bound_ns
+    else:
+        row |= {"correction_offset": 0, "correction_drift": 0.0}
+    return row
 
 
-def _range_columns(
-    report: Report,
-    joined: JoinedReport,
-    corrections: dict[int, Correction],
-    row_of_pid: dict[int, int],
-    tasks: dict[str, Array],
-    number: int,
-) -> dict[str, Array]:
-    """Give the rows of ``nvtx_ranges`` for a report: its ranges on the trace's time."""
-    ranges = report.ranges
-    count = len(ranges)
-    start, stop = np.full(count, NONE, np.int64), np.full(count, NONE, np.int64)
-    process = np.full(count, NONE, np.int64)
-    for pid in np.unique(ranges.pid).tolist():
-        rows = ranges.pid == pid
-        process[rows] = row_of_pid.get(pid, NONE)
-        if pid in corrections:
-            start[rows] = corrections[pid].apply(ranges.start[rows])
-            ended = rows & (ranges.stop != NONE)
-            stop[ended] = corrections[pid].apply(ranges.stop[ended])
-    task = np.full(count, NONE, np.int64)
-    reason = np.full(count, None, object)
-    around_tasks = ranges.domain.equal(COMPUTE_DOMAIN)
-    ids = tasks["id"]
-    order = np.argsort(ids, kind="stable")
-    linked = joined.link == Link.LINKED
-    task_rows = np.full(len(joined.task), NONE, np.int64)
-    task_rows[linked] = order[np.searchsorted(ids, joined.task[linked], sorter=order)]
-    task[around_tasks] = task_rows
-    reason[around_tasks] = np.array([_REASONS.get(Link(code)) for code in joined.link], object)
-    return {
-        "report": np.full(count, number),
-        "process": process,
-        "thread": ranges.tid,
-        "start": start,
-        "stop": stop,
-        "domain": ranges.domain.values(),
-        "message": ranges.message.values(),
-        "payload": ranges.payload,
-        "task": task,
-        "reason": reason,
-    }
+# ------------------------------------------------------------------------------ GPU times
 
 
-def _write_tables(
-    merged: MergedTables, entries: list[ReportEntry], ranges: list[dict[str, Array]]
+class _Activities:
+    """Rows of one table as activities on a GPU."""
+
+    def __init__(self, rows: SortedRows, what: int, copies: Array) -> None:
+        self._rows, self._what, self._copies = rows, what, copies
+
+    @property
+    def start(self) -> Array:
+        return self._rows.start
+
+    def read(self, names: Iterable[str], first: int, last: int) -> dict[str, Array]:
+        stored = set(names) - {"what", "bytes"}
+        if self._what == busy.OTHER_COPY:
+            stored.add("kind")
+        if self._what in (busy.OTHER_COPY, busy.FILL):
+            stored.add("bytes")
+        found = self._rows.read(stored, first, last)
+        count = last - first
+        found["what"] = np.full(count, self._what, np.int8)
+        if self._what == busy.OTHER_COPY:
+            found["what"] = self._copies[found.pop("kind")]
+        found.setdefault("bytes", np.zeros(count, np.int64))
+        return found
+
+
+def _add_up(
+    run: RunTables,
+    additions: Additions,
+    sources: dict[str, list[SortedRows]],
+    told: set[int],
 ) -> None:
-    hostnames = merged.dictionaries.get("hostnames", [])
-    nodes = [hostnames[code] for code in merged.tables["nodes"]["hostname"]]
+    """Make table ``task_gpu`` and column ``gpus.busy`` of what ran on GPUs."""
+    gpus = run.tables["gpus"]
+    count = len(gpus["node"])
+    kinds = additions.strings("copy_kinds").list()
+    copies = np.array([*(_COPIES.get(k, busy.OTHER_COPY) for k in kinds), busy.OTHER_COPY], np.int8)
+    activities = [
+        _Activities(rows, what, copies)
+        for table, what in _ON_GPU.items()
+        for rows in sources[table]
+    ]
 
-    def node_row(name: str | None) -> int:
-        matching = [i for i, node in enumerate(nodes) if name and same_host(node, name)]
-        return matching[0] if matching else NONE
+    def in_time(names: Iterable[str]) -> Iterator[dict[str, Array]]:
+        return in_order(activities, names)
 
-    def strings(dictionary: str, values: list[str | None]) -> Array:
-        return _codes(merged, dictionary, np.array(values, object))
-
-    corrections = [entry.correction for entry in entries]
-    merged.tables["reports"] = {
-        "node": np.array([node_row(e.node) for e in entries], np.int64),
-        "file": strings("files", [e.file for e in entries]),
-        "sha256": strings("sha256", [e.sha256 for e in entries]),
-        "nsys_version": strings("versions", [e.nsys_version for e in entries]),
-        "session_start_utc": np.array([e.session_start_utc for e in entries], np.int64),
-        "status": strings("report_states", [e.status for e in entries]),
-        "sentence": strings("sentences", [e.sentence or None for e in entries]),
-        "ranges": np.array([e.ranges for e in entries], np.int64),
-        "compute_ranges": np.array([e.compute_ranges for e in entries], np.int64),
-        "linked": np.array([e.linked for e in entries], np.int64),
-        "processes": np.array([e.processes for e in entries], np.int64),
-        "correction_source": strings("sources", [c.source if c else None for c in corrections]),
-        "correction_offset": np.array([c.offset_ns if c else 0 for c in corrections], np.int64),
-        "correction_drift": np.array([c.drift if c else 0.0 for c in corrections]),
-        "correction_bound": np.array([c.bound_ns if c else NONE for c in corrections], np.int64),
-    }
-    filled = [columns for columns in ranges if columns and len(columns["start"])]
-    if not filled:
+    sums = busy.TaskGpu(count, len(additions.strings("reasons")))
+    covered = np.isin(np.arange(count), list(told))
+    for part in in_time(busy.COLUMNS):
+        sums.add(part)
+        covered[np.unique(part["gpu"][part["gpu"] != NONE])] = True
+    gpus["busy"] = np.where(covered, sums.busy, NONE)
+    table = sums.table()
+    if not table:
         return
-    table = {name: np.concatenate([c[name] for c in filled]) for name in filled[0]}
-    order = np.argsort(table["start"], kind="stable")
-    table = {name: values[order] for name, values in table.items()}
-    for name, dictionary in (
-        ("domain", "nvtx_domains"),
-        ("message", "nvtx_messages"),
-        ("reason", "reasons"),
-    ):
-        table[name] = _codes(merged, dictionary, table[name])
-    merged.tables["nvtx_ranges"] = table
+    start, stop = _spans(run, table)
+    asked = np.flatnonzero((table["gpu"] != NONE) & (start != NONE) & (stop != NONE))
+    table["idle"] = np.full(len(start), NONE, np.int64)
+    of_gpu = in_time(("stop", "gpu", "what"))
+    for rows, idle in busy.idle_times(of_gpu, table["gpu"][asked], start[asked], stop[asked]):
+        table["idle"][asked[rows]] = idle
+    run.tables["task_gpu"] = table
+    additions.written("task_gpu")
 
 
-def _codes(merged: MergedTables, dictionary: str, values: Array) -> Array:
-    """Encode strings with one of the trace's dictionaries, which grows where it must."""
-    known = Strings(merged.dictionaries.get(dictionary, []))
-    codes = known.codes(values.tolist())
-    merged.dictionaries[dictionary] = known.list()
-    return codes
+def _spans(run: RunTables, table: dict[str, Array]) -> tuple[Array, Array]:
+    """Give from when to when the task of each row ran, -1 where there is none."""
+    start = np.full(len(table["task"]), NONE, np.int64)
+    stop = start.copy()
+    rows = np.flatnonzero(table["task"] != NONE)
+    for process in np.unique(table["process"][rows]).tolist():
+        own = rows[table["process"][rows] == process]
+        tasks = run.tasks_of(process)
+        order = np.argsort(tasks["row"], kind="stable")
+        place = order[np.searchsorted(tasks["row"], table["task"][own], sorter=order)]
+        start[own], stop[own] = tasks["start"][place], tasks["stop"][place]
+    return start, stop

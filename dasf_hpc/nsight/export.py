@@ -248,7 +248,7 @@ def export_sqlite(
     ----------
     report
         A ``.nsys-rep`` (or ``.qdrep``), a ``.qdstrm``, which is imported first, or an export, which
-        is returned as it is.
+        is returned as it is, unless a newer report lies beside it.
     nsys
         What to export with; need not be usable where nothing has to be exported.
     into
@@ -270,6 +270,9 @@ def export_sqlite(
     if report.suffix == EXPORTED_SUFFIX:
         if not _is_sqlite(report):
             raise ReportDamaged(f"{report} is not an SQLite file; export the report again")
+        for source in (report.with_suffix(suffix) for suffix in REPORT_SUFFIXES):
+            if source.is_file() and not _is_newer(report, source):
+                return export_sqlite(source, nsys, into, timeout_s)
         return report
     if report.suffix == STREAM_SUFFIX:
         fresh = _fresh_export(report, into)

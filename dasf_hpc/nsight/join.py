@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,8 +86,8 @@ def join_report(
         ``id``, unique in the run, and ``process``, the id of the process it ran in.
     """
     ranges = _of_compute(report.ranges)
-    process_row, known_process = _find(processes["id"], tasks["process"])
-    task_row, known_task = _find(tasks["id"], ranges.payload)
+    process_row, known_process = find_rows(processes["id"], tasks["process"])
+    task_row, known_task = find_rows(tasks["id"], ranges.payload)
     # the task's process of each range: row in `processes`, where both are known
     row = np.zeros(len(ranges), np.intp)
     row[known_task] = process_row[task_row[known_task]]
@@ -114,7 +114,9 @@ def join_report(
 
 
 def report_corrections(
-    report: Report, anchors: Mapping[int, Integers] | None = None
+    report: Report,
+    anchors: Mapping[int, Integers] | None = None,
+    pids: Iterable[int] = (),
 ) -> dict[int, Correction]:
     """Tie a report's session time to the CLOCK_MONOTONIC of each of its processes.
 
@@ -129,6 +131,8 @@ def report_corrections(
     anchors
         By pid: monotonic before, UTC, monotonic after, (n, 3), ns, as the process recorded; without
         them UTC tells nothing.
+    pids
+        Processes, beside those that `Report.processes` lists.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def report_corrections(
             points=1,
         )
     # a process that has anchors may have left nothing in the report that names it
-    for pid in sorted({*report.processes.pid.tolist(), *(anchors or {})}):
+    for pid in sorted({*report.processes.pid.tolist(), *(anchors or {}), *pids}):
         if pid in corrections:
             continue
         if shared is not None:
@@ -192,7 +196,7 @@ def _of_compute(ranges: Ranges) -> Ranges:
     )
 
 
-def _find(
+def find_rows(
     ids: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
     """Find the row of each wanted id and say whether there is one; the row is 0 where not."""

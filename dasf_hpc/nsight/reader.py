@@ -7,10 +7,14 @@ the profiled program's environment held is in the report too, and is never read.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import sqlite3
+import threading
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +47,28 @@ COPY_KINDS: Mapping[int, str] = {
 }
 """Values of `Memcpys.kind`: CUPTI's ``CUpti_ActivityMemcpyKind`` and nsys's own from 11 on."""
 
+SYNCHRONIZATION_KINDS: Mapping[int, str] = {
+    0: "unknown",
+    1: "event",
+    2: "stream wait event",
+    3: "stream",
+    4: "context",
+}
+"""Values of `Synchronizations.kind`: CUPTI's ``CUpti_ActivitySynchronizationType``."""
+
 _MARK, _PUSH_POP, _START_END, _DOMAIN_CREATED = 34, 59, 60, 75
 """``NVTX_EVENTS.eventType``."""
 
-_ROWS_AT_ONCE = 500_000
-"""Rows fetched by one query: their digits take about 60 MB, far below SQLite's 1 GB a value."""
+_ROWS_AT_ONCE = 250_000
+"""Rows fetched by one query: their digits take about 30 MB, far below SQLite's 1 GB a value."""
 
-Integers = npt.NDArray[np.int64]
+_FAR = 2**61
+"""A number further from 0 is no time, ns: it is 73 years."""
+
+_TIMES = frozenset({"start", "stop", "payload"})
+"""Columns that stay 64 bits wide; others take 32 where their numbers fit."""
+
+Integers = npt.NDArray[Any]
 Codes = npt.NDArray[np.int32]
 
 
@@ -139,7 +158,12 @@ class Ranges(_Table):
 
 @dataclass(frozen=True)
 class Kernels(_Table):
-    """Kernels on the GPUs; `name` is demangled, `short_name` without arguments."""
+    """Kernels on the GPUs; `name` is demangled, `short_name` without arguments.
+
+    `graph_node` is the node of a CUDA graph that ran it, -1 for none. Where nsys recorded whole
+    launches of graphs instead of their kernels (its ``--cuda-graph-trace=graph``), a launch is one
+    row here, named "CUDA graph" and its id.
+    """
 
     pid: Integers
     device: Integers
@@ -150,6 +174,7 @@ class Kernels(_Table):
     stop: Integers
     name: Names
     short_name: Names
+    graph_node: Integers
 
 
 @dataclass(frozen=True)
@@ -208,6 +233,17 @@ class CudaApi(_Table):
 
 
 @dataclass(frozen=True)
+class OsRuntime(_Table):
+    """Calls of the operating system's libraries that took long enough to be recorded."""
+
+    pid: Integers
+    tid: Integers
+    start: Integers
+    stop: Integers
+    name: Names
+
+
+@dataclass(frozen=True)
 class Gpus(_Table):
     """The node's GPUs; `memory_bytes` and `multiprocessors` are -1 where not told."""
 
@@ -232,6 +268,9 @@ class CudaDevices(_Table):
 class Report:
     """What an exported report holds of use here.
 
+    What ran on the GPUs and what called it may be tens of millions of rows: those tables are read
+    when they are asked for and not kept.
+
     Attributes
     ----------
     hostname
@@ -242,6 +281,8 @@ class Report:
         CLOCK_MONOTONIC of session time 0, ns; only newer nsys say.
     nsys_version
         Of the nsys that exported, ``None`` where not told.
+    processes
+        Those that NVTX, the operating system's calls or nsys's own overhead tell of.
     """
 
     hostname: str | None
@@ -251,13 +292,69 @@ class Report:
     processes: Processes
     clock_marks: ClockMarks
     ranges: Ranges
-    kernels: Kernels
-    memcpys: Memcpys
-    memsets: Memsets
-    synchronizations: Synchronizations
-    cuda_api: CudaApi
     gpus: Gpus
     cuda_devices: CudaDevices
+    sqlite: Path = field(repr=False)
+
+    @property
+    def kernels(self) -> Kernels:
+        """Kernels, and CUDA graphs that were launched as a whole."""
+        with _opened(self.sqlite) as export:
+            return export.kernels()
+
+    @property
+    def memcpys(self) -> Memcpys:
+        """Copies."""
+        more = {"bytes": ("bytes", NONE), "kind": ("copyKind", NONE)}
+        with _opened(self.sqlite) as export:
+            return Memcpys(**export.numbers("CUPTI_ACTIVITY_KIND_MEMCPY", _ON_DEVICE | more))
+
+    @property
+    def memsets(self) -> Memsets:
+        """Fills."""
+        more = {"bytes": ("bytes", NONE)}
+        with _opened(self.sqlite) as export:
+            return Memsets(**export.numbers("CUPTI_ACTIVITY_KIND_MEMSET", _ON_DEVICE | more))
+
+    @property
+    def synchronizations(self) -> Synchronizations:
+        """Waits for the GPUs."""
+        table, more = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", {"kind": ("syncType", NONE)}
+        with _opened(self.sqlite) as export:
+            return Synchronizations(**export.numbers(table, _ON_DEVICE | more))
+
+    @property
+    def cuda_api(self) -> CudaApi:
+        """Calls of CUDA."""
+        more = {"correlation": ("correlationId", NONE)}
+        with _opened(self.sqlite) as export:
+            call = export.numbers("CUPTI_ACTIVITY_KIND_RUNTIME", _CALL | more)
+            return CudaApi(name=export.strings(call.pop("name")), **call)
+
+    @property
+    def os_runtime(self) -> OsRuntime:
+        """Calls of the operating system's libraries."""
+        with _opened(self.sqlite) as export:
+            call = export.numbers("OSRT_API", _CALL)
+            return OsRuntime(name=export.strings(call.pop("name")), **call)
+
+
+_ON_DEVICE: dict[str, tuple[str, int]] = {
+    "pid": ("globalPid", NONE),
+    "device": ("deviceId", NONE),
+    "context": ("contextId", NONE),
+    "stream": ("streamId", NONE),
+    "correlation": ("correlationId", NONE),
+    "start": ("start", NONE),
+    "stop": ("end", NONE),
+}
+_CALL: dict[str, tuple[str, int]] = {
+    "pid": ("globalTid", NONE),
+    "tid": ("globalTid", NONE),
+    "start": ("start", NONE),
+    "stop": ("end", NONE),
+    "name": ("nameId", NONE),
+}
 
 
 def read_report(sqlite: Path) -> Report:
@@ -272,86 +369,57 @@ def read_report(sqlite: Path) -> Report:
     Raises
     ------
     NsightError
-        If the file is missing, no export, or damaged; nothing else is raised for a bad file.
+        If the file is missing, no export, or damaged; nothing else is raised for a bad file, also
+        when its tables are read later.
     """
+    with _opened(sqlite) as export:
+        return export.report()
+
+
+@contextlib.contextmanager
+def _opened(sqlite: Path) -> Iterator[_Export]:
+    """Open an export; whatever is wrong with it becomes one error."""
     try:
         with sqlite.open("rb"):
             pass
     except OSError as error:
         raise ReportMissing(f"{sqlite} cannot be read ({error.strerror or error})") from error
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)
-        ) as connection:
-            return _Export(connection).report()
-    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+        with contextlib.closing(_connect(sqlite)) as connection:
+            yield _Export(connection, sqlite)
+    except (sqlite3.Error, ValueError, TypeError, OverflowError, IndexError) as error:
         raise ReportDamaged(
             f"{sqlite} is no whole Nsight Systems export ({error}); export the report again"
         ) from error
 
 
+def _connect(sqlite: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)
+    # one name that is no UTF-8 must not cost the report
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    return connection
+
+
 class _Export:
     """An open export: which tables and columns it has, and how to read them."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        # one name that is no UTF-8 must not cost the report
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        self.connection = connection
+    def __init__(self, connection: sqlite3.Connection, sqlite: Path) -> None:
+        self.connection, self.sqlite = connection, sqlite
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
-        self.columns = {
-            table: {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(table)})")}
+        #: by table, its columns and whether each may be NULL
+        self.columns: dict[str, dict[str, bool]] = {
+            table: {
+                row[1]: not row[3]
+                for row in connection.execute(f"PRAGMA table_info({_quoted(table)})")
+            }
             for table in tables
         }
         if "StringIds" not in self.columns:
             raise ValueError("it has no table StringIds")
 
     def report(self) -> Report:
-        """Read everything."""
+        """Read everything but what ran on GPUs and what called it."""
         marks, ranges = self.nvtx()
-        common = {
-            "pid": ("globalPid", NONE),
-            "device": ("deviceId", NONE),
-            "context": ("contextId", NONE),
-            "stream": ("streamId", NONE),
-            "correlation": ("correlationId", NONE),
-            "start": ("start", NONE),
-            "stop": ("end", NONE),
-        }
-        kernel = self.numbers(
-            "CUPTI_ACTIVITY_KIND_KERNEL",
-            common | {"name": ("demangledName", NONE), "short_name": ("shortName", NONE)},
-        )
-        kernels = Kernels(
-            name=self.strings(kernel.pop("name")),
-            short_name=self.strings(kernel.pop("short_name")),
-            **kernel,
-        )
-        memcpys = Memcpys(
-            **self.numbers(
-                "CUPTI_ACTIVITY_KIND_MEMCPY",
-                common | {"bytes": ("bytes", NONE), "kind": ("copyKind", NONE)},
-            )
-        )
-        memsets = Memsets(
-            **self.numbers("CUPTI_ACTIVITY_KIND_MEMSET", common | {"bytes": ("bytes", NONE)})
-        )
-        synchronizations = Synchronizations(
-            **self.numbers(
-                "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", common | {"kind": ("syncType", NONE)}
-            )
-        )
-        call = self.numbers(
-            "CUPTI_ACTIVITY_KIND_RUNTIME",
-            {
-                "pid": ("globalTid", NONE),
-                "tid": ("globalTid", NONE),
-                "correlation": ("correlationId", NONE),
-                "start": ("start", NONE),
-                "stop": ("end", NONE),
-                "name": ("nameId", NONE),
-            },
-        )
-        cuda_api = CudaApi(name=self.strings(call.pop("name")), **call)
         start_time = "TARGET_INFO_SESSION_START_TIME"
         return Report(
             hostname=self.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname"),
@@ -361,14 +429,9 @@ class _Export:
                 self.named_value("META_DATA_EXPORT", "EXPORT_PRODUCT_VERSION")
                 or self.named_value("EXPORT_META_DATA", "EXPORT_PRODUCT_VERSION")
             ),
-            processes=self.processes(marks.pid, ranges.pid, kernels.pid, memcpys.pid, cuda_api.pid),
+            processes=self.processes(marks.pid, ranges.pid),
             clock_marks=marks,
             ranges=ranges,
-            kernels=kernels,
-            memcpys=memcpys,
-            memsets=memsets,
-            synchronizations=synchronizations,
-            cuda_api=cuda_api,
             gpus=self.gpus(),
             cuda_devices=CudaDevices(
                 **self.numbers(
@@ -377,7 +440,30 @@ class _Export:
                     global_ids=False,
                 )
             ),
+            sqlite=self.sqlite,
         )
+
+    def kernels(self) -> Kernels:
+        """Read kernels, then graphs that were launched as a whole."""
+        names = {"name": ("demangledName", NONE), "short_name": ("shortName", NONE)}
+        kernel = self.numbers(
+            "CUPTI_ACTIVITY_KIND_KERNEL",
+            {**_ON_DEVICE, **names, "graph_node": ("graphNodeId", NONE)},
+        )
+        name = self.strings(kernel.pop("name"))
+        short_name = self.strings(kernel.pop("short_name"))
+        kernel["graph_node"][kernel["graph_node"] == 0] = NONE
+        graphs = self.numbers(
+            "CUPTI_ACTIVITY_KIND_GRAPH_TRACE", {**_ON_DEVICE, "graph": ("graphId", NONE)}
+        )
+        graph = graphs.pop("graph")
+        if len(graph):
+            ids, index = np.unique(graph, return_inverse=True)
+            named = _encode([f"CUDA graph {i}" if i >= 0 else "CUDA graph" for i in ids], index)
+            name, short_name = _joined(name, named), _joined(short_name, named)
+            graphs["graph_node"] = np.full(len(graph), NONE, np.int32)
+            kernel = {n: np.concatenate([kernel[n], graphs[n]]) for n in kernel}
+        return Kernels(name=name, short_name=short_name, **kernel)
 
     def nvtx(self) -> tuple[ClockMarks, Ranges]:
         """Read NVTX's marks and ranges."""
@@ -402,7 +488,9 @@ class _Export:
         domain = self.domains(event["pid"], event["domain"])
         order = np.argsort(event["start"], kind="stable")
         is_range = event["type"][order] != _MARK
-        is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & (event["payload"][order] != NONE)
+        payload = event["payload"][order]
+        is_time = (payload >= 0) & (payload <= _FAR) & (event["start"][order] != NONE)
+        is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & is_time
         marks, ranges = order[is_clock], order[is_range]
         return (
             ClockMarks(
@@ -463,7 +551,7 @@ class _Export:
                 found = self.connection.execute(f"{query} WHERE globalTid IS NOT NULL")
                 recorded.update(int(pid) for (pid,) in found)
         names: dict[int, str] = {}
-        if {"pid", "name"} <= self.columns.get("PROCESSES", set()):
+        if {"pid", "name"} <= self.columns.get("PROCESSES", {}).keys():
             for pid, name in self.connection.execute("SELECT pid, name FROM PROCESSES"):
                 if pid in recorded and name:
                     names[pid] = name
@@ -473,7 +561,7 @@ class _Export:
     def gpus(self) -> Gpus:
         """List the GPUs; 2020 calls the id ``deviceId`` and tells less."""
         table = "TARGET_INFO_GPU"
-        columns = self.columns.get(table, set())
+        columns = self.columns.get(table, {})
         identifier = "id" if "id" in columns else "deviceId"
         wanted = [identifier, "name", "uuid", "busLocation", "totalMemory", "smCount"]
         rows: list[tuple[Any, ...]] = []
@@ -501,6 +589,7 @@ class _Export:
 
         SQLite itself joins a column's digits into one text, which NumPy parses: measured at 0.7 s
         for 6 columns of 1 million rows, against 1.6 s for the quickest way over rows as tuples.
+        Each core reads a stretch of a large table, since SQLite works without Python's lock.
 
         Parameters
         ----------
@@ -515,37 +604,69 @@ class _Export:
         global_ids
             Whether ``pid`` and ``tid`` are to be unpacked from nsys's global ids.
         """
-        present = self.columns.get(table, set())
+        present = self.columns.get(table, {})
         expressions = {
-            name: f"coalesce({_quoted(column)}, {default})" if column in present else str(default)
+            name: _never_null(column, present.get(column), default)
             for name, (column, default) in columns.items()
         } | dict(extra or {})
         if not present:
             return {name: np.empty(0, np.int64) for name in expressions}
-        # the inner rows are numbered c0, c1, …; keyset pages stay right whatever the rowids are
-        inner = ", ".join(f"{sql} AS c{place}" for place, sql in enumerate(expressions.values()))
-        joined = ", ".join(f"group_concat(c{place})" for place in range(len(expressions)))
+        # what two columns are made of is read once
+        place = {sql: number for number, sql in enumerate(dict.fromkeys(expressions.values()))}
+        inner = ", ".join(f"{sql} AS c{number}" for sql, number in place.items())
+        joined = ", ".join(f"group_concat(c{number})" for number in range(len(place)))
+        # keyset pages stay right whatever the rowids are
         query = (
-            f"SELECT count(*), max(r), {joined} FROM (SELECT rowid AS r, {inner} "
-            f"FROM {_quoted(table)} WHERE rowid > ? AND ({where}) ORDER BY rowid LIMIT ?)"
+            f"SELECT count(*), max(r), {joined} FROM (SELECT rowid AS r, {inner} FROM "
+            f"{_quoted(table)} WHERE rowid > ? AND rowid <= ? AND ({where}) ORDER BY rowid LIMIT ?)"
         )
-        parts: dict[str, list[Integers]] = {name: [] for name in expressions}
-        last, count = -(2**63), _ROWS_AT_ONCE
-        while count == _ROWS_AT_ONCE:
-            page = self.connection.execute(query, (last, _ROWS_AT_ONCE)).fetchone()
-            count, last, texts = page[0], page[1], page[2:]
-            for name, text in zip(expressions, texts, strict=True):
-                parts[name].append(_parse(text, count, f"{table}, {name}"))
-        result: dict[str, Integers] = {}
-        for name, arrays in parts.items():
-            values = np.concatenate(arrays)
-            arrays.clear()
-            if global_ids and name in ("pid", "tid"):
-                # pid in bits 24 to 47, tid in bits 0 to 23; what is above names the machine
-                shift = 24 if name == "pid" else 0
-                values = np.where(values == NONE, NONE, (values >> shift) & 0xFFFFFF)
-            result[name] = values
-        return result
+
+        bounds = self.stretches(table)
+        # no row takes fewer than 4 bytes of the file
+        most = self.sqlite.stat().st_size // 4 + 1
+        rooms = [min(end - last, most) for last, end in bounds]
+        filled = _Filled(expressions, sum(rooms))
+
+        def stretch(number: int) -> int:
+            last, end = bounds[number]
+            begin = row = sum(rooms[:number])
+            count = _ROWS_AT_ONCE
+            with contextlib.closing(_connect(self.sqlite)) as connection:
+                while count == _ROWS_AT_ONCE:
+                    page = connection.execute(query, (last, end, _ROWS_AT_ONCE)).fetchone()
+                    count, last, texts = page[0], page[1], page[2:]
+                    values = [_parse(text, count, table) for text in texts]
+                    for name, sql in expressions.items():
+                        own = values[place[sql]]
+                        if global_ids and name in ("pid", "tid"):
+                            # pid in bits 24 to 47, tid in bits 0 to 23; above is the machine
+                            shift = 24 if name == "pid" else 0
+                            own = np.where(own == NONE, NONE, (own >> shift) & 0xFFFFFF)
+                        if name in ("start", "stop"):
+                            own[(own > _FAR) | (own < -_FAR)] = NONE
+                        filled.put(name, row, own)
+                    row += count
+            return row - begin
+
+        if len(bounds) == 1:
+            counts = [stretch(0)]
+        else:
+            with ThreadPoolExecutor(len(bounds)) as pool:
+                counts = list(pool.map(stretch, range(len(bounds))))
+        return filled.columns(rooms, counts)
+
+    def stretches(self, table: str) -> list[tuple[int, int]]:
+        """Divide a table's rowids among the cores: after which and up to which each reads."""
+        name = _quoted(table)
+        first, last = self.connection.execute(
+            f"SELECT (SELECT min(rowid) FROM {name}), (SELECT max(rowid) FROM {name})"
+        ).fetchone()
+        if first is None:
+            return [(0, 0)]
+        cores = len(os.sched_getaffinity(0)) if last - first >= _ROWS_AT_ONCE else 1
+        cuts = [first - 1 + (last - first + 1) * n // cores for n in range(cores + 1)]
+        cuts[0] = max(cuts[0], -(2**63))
+        return list(itertools.pairwise(cuts))
 
     def first_of(self, table: str, columns: list[str]) -> str:
         """Give the SQL of the first of these columns that holds something, -1 for none."""
@@ -564,7 +685,7 @@ class _Export:
 
     def strings(self, ids: Integers, inline: Mapping[int, str] | None = None) -> Names:
         """Look up the strings of these ids; only strings that an event names are kept."""
-        distinct, index = np.unique(ids, return_inverse=True)
+        distinct, index = distinct_values(ids)
         wanted = set(distinct.tolist()) - {NONE}
         found: dict[int, str] = {}
         if wanted:
@@ -583,7 +704,7 @@ class _Export:
 
     def named_value(self, table: str, name: str) -> str | None:
         """Read the one row of this name: the others may hold the user's environment."""
-        if not {"name", "value"} <= self.columns.get(table, set()):
+        if not {"name", "value"} <= self.columns.get(table, {}).keys():
             return None
         query = f"SELECT value FROM {table} WHERE name = ? LIMIT 1"
         row = self.connection.execute(query, (name,)).fetchone()
@@ -595,6 +716,71 @@ class _Export:
             return None
         row = self.connection.execute(f"SELECT {column} FROM {table} LIMIT 1").fetchone()
         return int(row[0]) if row is not None and row[0] is not None else None
+
+
+class _Filled:
+    """Columns that several threads fill, each its stretch; room that is never used costs nothing.
+
+    Parameters
+    ----------
+    names
+        Of the columns. All but times take 32 bits a row where these hold the numbers: ten million
+        rows are held by the column.
+    room
+        How many rows there may be.
+    """
+
+    def __init__(self, names: Iterable[str], room: int) -> None:
+        self._columns = {n: np.empty(room, np.int64 if n in _TIMES else np.int32) for n in names}
+        self._lock = threading.Lock()
+
+    def put(self, name: str, first: int, values: Integers) -> None:
+        """Fill rows from `first` on."""
+        limits = np.iinfo(np.int32)
+        with self._lock:
+            column = self._columns[name]
+            narrow = column.dtype != np.int64 and len(values) > 0
+            if narrow and (values.min() < limits.min or values.max() > limits.max):
+                column = self._columns[name] = column.astype(np.int64)
+            column[first : first + len(values)] = values
+
+    def columns(self, rooms: Sequence[int], counts: Sequence[int]) -> dict[str, Integers]:
+        """Give the columns, stretches of `counts` rows that lie `rooms` apart put together."""
+        starts = [sum(rooms[:number]) for number in range(len(rooms))]
+        for column in self._columns.values():
+            row = 0
+            for start, count in zip(starts, counts, strict=True):
+                if start != row:
+                    column[row : row + count] = column[start : start + count]
+                row += count
+        return {name: column[: sum(counts)] for name, column in self._columns.items()}
+
+
+def _never_null(column: str, nullable: bool | None, default: int) -> str:
+    """Give the SQL of a column that has the default for NULL, or where there is none (None)."""
+    if nullable is None:
+        return str(default)
+    return f"coalesce({_quoted(column)}, {default})" if nullable else _quoted(column)
+
+
+def distinct_values(ids: Integers) -> tuple[Integers, npt.NDArray[np.intp]]:
+    """Give the distinct ids, sorted, and the position of each row's among them."""
+    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
+    if high - low > 4 * len(ids):
+        return np.unique(ids, return_inverse=True)
+    # ids of strings and processes are small: 8 times as fast as sorting them
+    seen = np.zeros(high - low + 1, bool)
+    seen[ids - low] = True
+    return np.flatnonzero(seen) + low, (np.cumsum(seen, dtype=np.int32) - 1)[ids - low]
+
+
+def _joined(one: Names, other: Names) -> Names:
+    """Give the rows of two columns of strings, which share none, one after the other."""
+    shifted = np.where(other.codes >= 0, other.codes + len(one.categories), NONE)
+    return Names(
+        np.concatenate([one.codes, shifted.astype(np.int32)]),
+        np.concatenate([one.categories, other.categories]),
+    )
 
 
 def _parse(text: str | None, count: int, what: str) -> Integers:

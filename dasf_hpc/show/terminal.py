@@ -20,9 +20,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.run import Step, Told
 from dasf_hpc.runs import ListedRun
-from dasf_hpc.trace.summary import Summary
+from dasf_hpc.trace.summary import GpuTimes, Summary
 
 
 @contextmanager
@@ -94,6 +95,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
+    if summary.gpu is not None:
+        _add_gpu_facts(facts, summary.gpu)
     if summary.bound is None:
         bound = "no clock recorded"
     elif summary.bound < 0:
@@ -114,19 +117,47 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         facts.add_row("Note", note)
     console.print(facts)
     if summary.functions:
-        table = Table(title="Longest functions", title_justify="left", box=SIMPLE_HEAD)
-        for name in ("Function", "Tasks", "Total", "Mean", "Max"):
-            table.add_column(name, justify="left" if name == "Function" else "right")
-        for function in summary.functions:
-            table.add_row(
-                function.prefix,
-                f"{function.count}",
-                duration_text(function.total),
-                duration_text(function.mean),
-                duration_text(function.max),
-            )
-        console.print(table)
+        rows = [(f.prefix, f.count, f.total, f.mean, f.max) for f in summary.functions]
+        console.print(_longest("Longest functions", ("Function", "Tasks"), rows))
+    if summary.gpu is not None and summary.gpu.longest:
+        rows = [(k.name, k.count, k.total, k.mean, k.max) for k in summary.gpu.longest]
+        console.print(_longest("Longest kernels", ("Kernel", "Times"), rows))
     console.print(f"Trace: {trace}", soft_wrap=True, highlight=False)
+
+
+def _add_gpu_facts(facts: Table, gpu: GpuTimes) -> None:
+    share = f" ({gpu.attributed / gpu.busy:.1%})" if gpu.busy else ""
+    facts.add_row(
+        "GPU time",
+        f"{duration_text(gpu.busy)} busy on {gpu.gpus} GPU(s), {gpu.kernels} kernels; "
+        f"{duration_text(gpu.attributed)}{share} of tasks",
+    )
+    for reason, time in list(gpu.unattributed.items())[:3]:
+        facts.add_row("", f"{duration_text(time)} of no task: {reason}")
+
+
+def _longest(
+    title: str, names: tuple[str, str], rows: Sequence[tuple[str, int, int, int, int]]
+) -> Table:
+    """Make a table of names, counts, and total, mean and longest times in ns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    # a kernel's name may have thousands of characters
+    table.add_column(names[0], no_wrap=True, overflow="ellipsis", max_width=64)
+    for name in (names[1], "Total", "Mean", "Max"):
+        table.add_column(name, justify="right")
+    for name, count, *times in rows:
+        table.add_row(escape(name), f"{count}", *(duration_text(time) for time in times))
+    return table
+
+
+def show_reports(console: Console, reports: Sequence[ReportEntry]) -> None:
+    """Print what became of each report, a line each."""
+    for report in reports:
+        where = f" of {report.node}" if report.node else ""
+        told = f": {report.sentence}" if report.sentence else ""
+        console.print(
+            f"{report.file}{where} {report.status}{told}", soft_wrap=True, highlight=False
+        )
 
 
 def show_runs(console: Console, runs: Sequence[ListedRun]) -> None:

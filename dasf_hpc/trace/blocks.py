@@ -117,3 +117,22 @@ def task_places(layout: Layout) -> dict[str, Array]:
             for name, values in places.items():
                 values[shift + np.arange(len(shift))] = columns.read(f"tasks.{name}")
     return places
+
+
+def no_tasks() -> dict[str, Array]:
+    """Give the columns of `tasks_of` without a row."""
+    return {name: np.empty(0, np.int64) for name in ("id", "row", "thread", "start", "stop")}
+
+
+def tasks_of(layout: Layout, process: int) -> dict[str, Array]:
+    """Give what is known of when the tasks of one process ran, in trace time (stop -1: never)."""
+    number = next((n for n, source in enumerate(layout.sources) if source.row == process), None)
+    if number is None:
+        return no_tasks()
+    source = layout.sources[number]
+    with source.part.opened() as own:
+        found = {n: own.read(f"tasks.{n}") for n in ("id", "thread")}
+        found |= {n: source.time(own.read(f"tasks.{n}")) for n in ("start", "stop")}
+        found["stop"][own.read("tasks.ended") == 0] = -1
+    found["row"] = layout.rows("tasks", number, np.arange(len(found["id"])))
+    return found

@@ -33,7 +33,9 @@ from dasf_hpc.trace.align import Correction, fit_probes, fit_utc
 from dasf_hpc.trace.blocks import (
     build_block,
     dependency_pieces,
+    no_tasks,
     task_places,
+    tasks_of,
     unexecuted_keys,
 )
 from dasf_hpc.trace.causality import check_causality
@@ -180,6 +182,9 @@ class MergedTables:
         File name and reason of every journal that was not.
     events
         Number of records merged.
+    streams
+        Tables that are too large for memory, in parts whose rows are in the tables' order; they are
+        taken when the trace is written.
     """
 
     tables: dict[str, Columns] = field(default_factory=dict)
@@ -188,6 +193,7 @@ class MergedTables:
     journals: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     events: int = 0
+    streams: dict[str, Iterable[Columns]] = field(default_factory=dict)
     _size: int = 0
     _client: Client | None = None
     _hands: _Hands | None = None
@@ -199,6 +205,26 @@ class MergedTables:
         if self._layout is None:
             return {"id": np.empty(0, np.int64), "process": np.empty(0, np.int32)}
         return task_places(self._layout)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that are needed until the trace is written."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="merge-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
+
+    def stored_rows(self, table: str) -> None:
+        """Say that a trace which is being made holds no rows of a stream yet."""
+
+    def tasks_of(self, process: int) -> Columns:
+        """Give ``id``, ``row``, ``thread``, ``start`` and ``stop`` of a process's tasks."""
+        return tasks_of(self._layout, process) if self._layout else no_tasks()
+
+    def anchors_of(self, process: int) -> Array:
+        """Give a process's readings of UTC between two of its own clock, (n, 3), ns."""
+        sources = self._layout.sources if self._layout else []
+        own = [source.part.anchors for source in sources if source.row == process]
+        return np.concatenate(own) if own else np.empty((0, 3), np.int64)
 
     def write(self, path: Path, progress: Progress | None = None) -> None:
         """Write the trace.
@@ -270,6 +296,8 @@ class MergedTables:
             for name in ROW_COUNTS:
                 firsts = [layout.block_offset(name, block) for block in range(layout.blocks)]
                 blocks[name] = np.array(firsts, np.int64)
+            for name, parts in self.streams.items():
+                trace.stream(name, parts)
             small: dict[str, TableData] = {**self.tables, "blocks": blocks, "causality": causality}
             trace.whole(small, strings, {"keys": count})
 

@@ -167,7 +167,46 @@ DICTIONARIES: dict[str, str] = {
     "report_states": "what became of a report",
     "nvtx_domains": "NVTX domains",
     "nvtx_messages": "NVTX messages",
+    "kernel_names": "names of kernels, demangled, with and without arguments",
+    "cuda_calls": "functions of CUDA's runtime and driver",
+    "copy_kinds": "from where to where data was copied",
+    "synchronization_kinds": "what was waited for",
+    "os_calls": "functions of the operating system's libraries",
+    "buses": "PCI addresses",
 }
+
+_REPORT = _row("report", "reports", "the report it stands in")
+_REPORTED = (_REPORT, _row("process", "processes", "the process; -1: the report does not say"))
+_START = _time("start", "it began", differences=True)
+_STOP = _time("stop", "it ended; -1: never", after="start")
+_TASK = (
+    _row("task", "tasks", "the task that called or launched it"),
+    _text("reason", "why it belongs to no task, or how it was found", "reasons"),
+)
+
+
+def _on_gpu(*more: Column) -> tuple[Column, ...]:
+    """Give the columns of what ran on a GPU."""
+    return (
+        *_REPORTED,
+        Column("thread", "int32", "", "native id of the thread that launched it; -1: not known"),
+        _row("gpu", "gpus", "the GPU"),
+        Column("context", "int32", "", "CUDA context in its process"),
+        Column("stream", "int64", "", "CUDA stream in its context"),
+        _START,
+        _STOP,
+        _time("launched", "the call that launched it began; -1: not known", after="start"),
+        Column(
+            "correlation",
+            "int64",
+            "",
+            "the same in the row of `cuda_api` that launched it, of the same report and process",
+            differences=True,
+        ),
+        *more,
+        *_TASK,
+    )
+
 
 _TABLES = (
     Table(
@@ -236,11 +275,12 @@ _TABLES = (
     ),
     Table(
         "processes",
-        "A process that kept a journal: the scheduler, a worker or a node's sampler.",
+        "A process that kept a journal (the scheduler, a worker, a node's sampler), or of which "
+        "only an Nsight report knows.",
         (
             _row("node", "nodes", "the host it ran on"),
             _row("clock", "clocks", "the clock it read"),
-            _text("role", "scheduler, worker or sampler", "roles"),
+            _text("role", "scheduler, worker, sampler, or profiled: without journal", "roles"),
             Column("pid", "int64", "", "process id; -1: not known"),
             _text("name", "the worker's name", "names"),
             _text("address", "the worker's Dask address", "addresses"),
@@ -276,6 +316,15 @@ _TABLES = (
             _text("uuid", "the GPU's UUID", "uuids"),
             _text("name", "product name", "gpu_names"),
             Column("memory", "int64", "bytes", "memory of the GPU; -1: not known"),
+            Column("multiprocessors", "int32", "", "streaming multiprocessors; -1: not known"),
+            _text("bus", "PCI address", "buses"),
+            Column(
+                "busy",
+                "int64",
+                "ns",
+                "time in which at least one kernel, copy or fill ran on it, over all streams and "
+                "reports; -1: no report tells",
+            ),
         ),
     ),
     Table(
@@ -530,14 +579,34 @@ _TABLES = (
         ),
     ),
     Table(
+        "report_clocks",
+        "A process of a report and its correction: "
+        "trace time = session time + offset + drift * (session time - origin).",
+        (
+            _REPORT,
+            _row("process", "processes", "the process"),
+            _text(
+                "source",
+                "marks (NVTX marks carry the process's own clock), same-host (another process's "
+                "marks), system-clock or utc (as the report states them), then, after a plus, "
+                "that of the process's clock (see `clocks`)",
+                "sources",
+            ),
+            Column("origin", "int64", "ns", "session time at which the offset holds"),
+            Column("offset", "int64", "ns", "trace time minus session time at the origin"),
+            Column("drift", "float64", "ns/ns", "change of the offset per session time"),
+            Column("bound", "int64", "ns", "largest error; -1: unknown"),
+            Column("points", "int64", "", "number of points the correction rests on"),
+        ),
+    ),
+    Table(
         "nvtx_ranges",
         "An NVTX range of a report.",
         (
-            _row("report", "reports", "the report it stands in"),
-            _row("process", "processes", "the process, where its journal is known"),
+            *_REPORTED,
             Column("thread", "int64", "", "native id of the thread"),
-            _time("start", "the range was pushed or started"),
-            _time("stop", "the range was popped or ended; -1: never"),
+            _time("start", "the range was pushed or started", differences=True),
+            _time("stop", "the range was popped or ended; -1: never", after="start"),
             _text("domain", "NVTX domain", "nvtx_domains"),
             _text("message", "NVTX message", "nvtx_messages"),
             Column("payload", "int64", "", "NVTX payload; -1: none"),
@@ -546,10 +615,124 @@ _TABLES = (
         ),
         order="start",
     ),
+    Table(
+        "kernels",
+        "A kernel that ran on a GPU, or a CUDA graph whose launch was recorded as a whole.",
+        _on_gpu(
+            _text("name", "demangled name", "kernel_names"),
+            _text("short_name", "name without arguments", "kernel_names"),
+            Column("graph_node", "int64", "", "the node of a CUDA graph that ran it; -1: none"),
+        ),
+        order="start",
+    ),
+    Table(
+        "memcpys",
+        "A copy to, from or on a GPU.",
+        _on_gpu(
+            Column("bytes", "int64", "bytes", "size"),
+            _text("kind", "from where to where", "copy_kinds", "int8"),
+        ),
+        order="start",
+    ),
+    Table(
+        "memsets",
+        "A fill of GPU memory.",
+        _on_gpu(Column("bytes", "int64", "bytes", "size")),
+        order="start",
+    ),
+    Table(
+        "synchronizations",
+        "A wait for a GPU.",
+        _on_gpu(_text("kind", "what was waited for", "synchronization_kinds", "int8")),
+        order="start",
+    ),
+    Table(
+        "cuda_api",
+        "A call of CUDA's runtime or driver.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _START,
+            _STOP,
+            Column(
+                "correlation", "int64", "", "the same in what the call launched", differences=True
+            ),
+            _text("name", "the function", "cuda_calls"),
+            *_TASK,
+        ),
+        order="start",
+    ),
+    Table(
+        "os_runtime",
+        "A call of the operating system's libraries; stored only where that was asked for.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _START,
+            _STOP,
+            _text("name", "the function", "os_calls"),
+        ),
+        order="start",
+    ),
+    Table(
+        "task_gpu",
+        "What a task did on a GPU; rows without a task are what was launched by no known task, by "
+        "process and reason. Of each GPU the column `share` adds up to its time `busy` in `gpus`.",
+        (
+            _row("task", "tasks", "the task; -1: none"),
+            _text("reason", "why there is no task", "reasons"),
+            _row("process", "processes", "the process that launched it"),
+            _row("gpu", "gpus", "the GPU; -1: not known"),
+            Column("kernels", "int64", "", "number of kernels"),
+            Column("kernel_time", "int64", "ns", "times of all kernels added up"),
+            _time("first", "its first kernel began; -1: it had none"),
+            _time("last", "its last kernel ended; -1: it had none"),
+            Column(
+                "latency_mean",
+                "int64",
+                "ns",
+                "from the begin of the launching call to the begin of the kernel, mean of those "
+                "whose call is known, rounded down; -1: none",
+            ),
+            Column("latency_max", "int64", "ns", "the longest of those; -1: none"),
+            *(
+                column
+                for name, meaning in (
+                    ("to_device", "copies from host to device"),
+                    ("to_host", "copies from device to host"),
+                    ("on_device", "copies within a device"),
+                    ("other_copies", "other copies (between devices, on the host)"),
+                    ("fills", "fills"),
+                )
+                for column in (
+                    Column(f"{name}_time", "int64", "ns", f"times of all {meaning} added up"),
+                    Column(f"{name}_bytes", "int64", "bytes", f"size of all {meaning}"),
+                )
+            ),
+            Column("busy", "int64", "ns", "time in which one of its kernels, copies or fills ran"),
+            Column(
+                "share",
+                "int64",
+                "ns",
+                "its part of the GPU's busy time: each instant belongs to what, of all that ran "
+                "then on the GPU, began first (of equal begins: kernels before copies before "
+                "fills, then in the order of rows)",
+            ),
+            Column(
+                "idle",
+                "int64",
+                "ns",
+                "time in which nothing at all ran on the GPU while the task ran; -1: not known",
+            ),
+            Column("synchronization", "int64", "ns", "times of all its waits for the GPU added up"),
+        ),
+    ),
 )
 
 #: Every table by name.
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+_IN_BLOCKS = {column.refers for column in TABLES["blocks"].columns}
 
 #: Root attributes: name, type and meaning.
 ATTRIBUTES: tuple[tuple[str, str, str], ...] = (
@@ -618,7 +801,8 @@ def format_page() -> str:
     for table in TABLES.values():
         lines += ["", f"### `{table.name}`", "", table.meaning]
         if table.order:
-            lines[-1] += f" In blocks of time, by `{table.order}`."
+            how = "In blocks of time, by" if table.name in _IN_BLOCKS else "Sorted by"
+            lines[-1] += f" {how} `{table.order}`."
         if table.derived:
             names = ", ".join(f"`{column.name}`" for column in table.derived)
             lines[-1] += f" What follows from the columns, and dasf-hpc gives, too: {names}."

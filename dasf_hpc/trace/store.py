@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +524,39 @@ class TraceWriter:
         """Begin a table that is given by pieces."""
         return TableWriter(self._file, name, self._submit, in_blocks)
 
+    def copy(self, old: h5py.File, without: Container[str]) -> None:
+        """Take over a trace's other tables, and the strings of its keys."""
+        with _reading(old, "a table"):
+            for name in old:
+                if name not in without and name != _GROUP:
+                    old.copy(name, self._file)
+                    self.check()
+            if _GROUP in old and "keys" in old[_GROUP]:
+                old.copy(f"{_GROUP}/keys", self._file.require_group(_GROUP))
+                self.check()
+
+    def stream(self, name: str, parts: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+        """Write a table that comes in parts, in the order of its rows; gives their number.
+
+        Strings come as codes. Columns that no part has are stored as "not available".
+        """
+        columns, table = TABLES[name].columns, self.table(name, in_blocks=False)
+        for part in parts:
+            length = len(next(iter(part.values())))
+            plain = {
+                c.name: part.get(c.name, np.full(length, _missing(c), c.dtype)) for c in columns
+            }
+            table.put(
+                {
+                    c.name: chunks.Piece(
+                        chunks.encode(plain[c.name], c, plain[c.after] if c.after else None)
+                    )
+                    for c in columns
+                }
+            )
+            self.check()
+        return table.finish()
+
     def strings(self, name: str, longest: int) -> ColumnWriter | LongStringsWriter:
         """Begin a dictionary that is given by pieces; its longest string has so many bytes."""
         group = self._file.require_group(_GROUP)
@@ -814,6 +847,12 @@ def dictionary_of(file: h5py.File, table: str, column: str) -> str | None:
         return None if name is None else str(name)
 
 
+def dictionary_names(file: h5py.File) -> list[str]:
+    """Give the names of a trace's dictionaries."""
+    with _reading(file, "the list of dictionaries"):
+        return list(file[_GROUP]) if _GROUP in file else []
+
+
 def dictionary_size(file: h5py.File, name: str) -> int:
     """Give the number of strings in a dictionary."""
     with _reading(file, f"dictionary {name}"):
@@ -912,11 +951,20 @@ def time_window(file: h5py.File, table: str, start: int | None, stop: int | None
 
 
 def _position(times: h5py.Dataset, time: int, low: int, high: int) -> int:
-    """Give the first row in [low, high] whose time is not below `time`, by halving."""
-    while high - low > CHUNK:
-        middle = (low + high) // 2
-        if times[middle] < time:
-            low = middle + 1
+    """Give the first row in [low, high] whose time is not below `time`, by halving.
+
+    Where the times are stored as differences only the first of each chunk is one: those are halved.
+    """
+    step = _whole(times.attrs.get("differences", 0)) or 1
+    first, last = low // step, -(-high // step)
+    while (last - first) * step > CHUNK:
+        middle = (first + last) // 2
+        if times[middle * step] < time:
+            first = middle + (step == 1)
         else:
-            high = middle
-    return low + int(np.searchsorted(times[low:high], time))
+            last = middle
+    start = first * step
+    values = times[start : min(high, last * step)]
+    if step > 1:
+        values = chunks.decode(values, start, step, None)
+    return max(low, start + int(np.searchsorted(values, time)))

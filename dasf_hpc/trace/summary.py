@@ -38,6 +38,45 @@ class ReportLinks:
 
 
 @dataclass(frozen=True)
+class KernelTime:
+    """Time of one kernel over the whole run, times in ns."""
+
+    name: str
+    count: int
+    total: int
+    mean: int
+    max: int
+
+
+@dataclass(frozen=True)
+class GpuTimes:
+    """How long the run's GPUs were busy, and for what; times in ns.
+
+    Attributes
+    ----------
+    gpus
+        Number of GPUs on which anything ran.
+    kernels
+        Number of kernels.
+    busy
+        Time in which anything ran on a GPU, over all GPUs.
+    attributed
+        What of it is a task's.
+    unattributed
+        What of it is no task's, by reason, longest first; with `attributed` it adds up to `busy`.
+    longest
+        The kernels with the longest time in total, longest first.
+    """
+
+    gpus: int
+    kernels: int
+    busy: int
+    attributed: int
+    unattributed: dict[str, int]
+    longest: list[KernelTime]
+
+
+@dataclass(frozen=True)
 class Gap:
     """Things of one kind that are missing; ``count`` is what is known of their number."""
 
@@ -87,6 +126,8 @@ class Summary:
         What is missing, by kind.
     functions
         The functions with the longest compute time in total, longest first.
+    gpu
+        What ran on GPUs; None where no report tells of it.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -100,6 +141,7 @@ class Summary:
     causality: list[Order] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     functions: list[FunctionTime] = field(default_factory=list)
+    gpu: GpuTimes | None = None
 
 
 def summarise(trace: Trace) -> Summary:
@@ -127,6 +169,7 @@ def summarise(trace: Trace) -> Summary:
         causality=_orders(trace.causality),
         gaps=_gap_kinds(trace.gaps),
         functions=tasks.functions(),
+        gpu=_gpu_times(trace),
     )
 
 
@@ -215,6 +258,45 @@ def _orders(causality: pd.DataFrame) -> list[Order]:
     return [
         Order(str(row["order"]), **{name: int(row[name]) for name in names})
         for row in causality.to_dict("records")
+    ]
+
+
+def _gpu_times(trace: Trace) -> GpuTimes | None:
+    table = trace.task_gpu
+    table = table[table["gpu"] >= 0]
+    if not len(table):
+        return None
+    known = table["task"] >= 0
+    reasons = table[~known].groupby("reason", observed=True)["share"].sum()
+    reasons = reasons[reasons > 0].sort_values(ascending=False, kind="stable")
+    return GpuTimes(
+        gpus=int(table["gpu"][table["share"] > 0].nunique()),
+        kernels=trace.rows("kernels"),
+        busy=int(table["share"].sum()),
+        attributed=int(table["share"][known].sum()),
+        unattributed={str(reason): int(share) for reason, share in reasons.items()},
+        longest=_longest_kernels(trace),
+    )
+
+
+def _longest_kernels(trace: Trace) -> list[KernelTime]:
+    pieces = []
+    for kernels in trace.pieces("kernels", ["name", "start", "stop"]):
+        times = (kernels["stop"] - kernels["start"]).groupby(kernels["name"], observed=True)
+        figures = times.agg(["count", "sum", "max"])
+        pieces.append(figures.set_axis(figures.index.astype(str)))
+    every = pd.concat(pieces).groupby(level=0, sort=False)
+    figures = every.agg({"count": "sum", "sum": "sum", "max": "max"})
+    figures = figures.sort_values("sum", ascending=False, kind="stable").head(LONGEST)
+    return [
+        KernelTime(
+            name=str(name),
+            count=int(row["count"]),
+            total=int(row["sum"]),
+            mean=int(row["sum"] // row["count"]),
+            max=int(row["max"]),
+        )
+        for name, row in figures.iterrows()
     ]
 
 

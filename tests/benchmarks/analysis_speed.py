@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synthetic import synthesise
+from synthetic_large import synthesise
 
 from dasf_hpc.analysis import ANALYSES
 from dasf_hpc.trace.merge import merge_journals
