@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-#: Told, in the task's own thread, of a start: its number in the process and the task's key. The
-#: task id is `Executions.base` + the number.
-Started = Callable[[int, Any], None]
+#: Told, in the task's own thread, of a start: its number in the process, the task's key, and when
+#: it was, CLOCK_MONOTONIC in ns, 0 where no observer has read the clock yet. Gives that time, or 0:
+#: one observer's reading serves all. The task id is `Executions.base` + the number.
+Started = Callable[[int, Any, int], int]
 #: Told of its stop: the number and Dask's result message, None after an exit.
 Stopped = Callable[[int, dict[str, Any] | None], None]
 
@@ -60,7 +61,7 @@ class Executions:
         Counts the executions.
     threads
         For each thread, as ``nested`` and ``loose``, what tells its observers: their functions for
-        starts, and those for stops in reverse order.
+        starts, and those for stops.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,10 @@ class Executions:
         self.threads = threading.local()
         self._observers: tuple[Observer, ...] = ()
 
-    def add(self, observer: Observer) -> None:
-        """Tell an observer from now on."""
-        self._observers = (*self._observers, observer)
+    def add(self, observer: Observer, first: bool = False) -> None:
+        """Tell an observer from now on, before or after those that are told already."""
+        known = self._observers
+        self._observers = (observer, *known) if first else (*known, observer)
         self.threads = threading.local()
 
     def remove(self, observer: Observer) -> None:
@@ -89,7 +91,7 @@ class Executions:
                 pairs.append(observer.in_thread(nested))
             except Exception:
                 self.failed()
-        told = [p[0] for p in pairs], [p[1] for p in reversed(pairs)]
+        told = [p[0] for p in pairs], [p[1] for p in pairs]
         setattr(threads, "nested" if nested else "loose", told)
         return told
 
@@ -181,9 +183,10 @@ def _wrap_thread(
         except AttributeError:
             starts, stops = executions.enter(nested=True)
         sequence = next(executions.sequence)
+        at = 0
         for started in starts:
             try:
-                started(sequence, args[key_at])
+                at = started(sequence, args[key_at], at)
             except Exception:
                 executions.failed()
         message: dict[str, Any] | None = None
@@ -214,9 +217,10 @@ def _wrap_coroutine(original: Callable[..., Any]) -> Callable[..., Any]:
         except AttributeError:
             starts, stops = executions.enter(nested=False)
         sequence = next(executions.sequence)
+        at = 0
         for started in starts:
             try:
-                started(sequence, task.key)
+                at = started(sequence, task.key, at)
             except Exception:
                 executions.failed()
         message: dict[str, Any] | None = None
