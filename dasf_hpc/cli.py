@@ -23,6 +23,7 @@ from dasf_hpc.errors import (
     exit_code_table,
 )
 from dasf_hpc.settings import Settings, load_settings
+from dasf_hpc.show.formats import Format
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -404,6 +405,27 @@ def _write_text(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def export(
+    run_path: Annotated[
+        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ],
+    to: Annotated[Format, typer.Option(help="The format.")] = Format.PERFETTO,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="What to write; default: beside the trace."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trace in another program's format: Perfetto's, Chrome's, Parquet, …"""
+    from dasf_hpc.show.export import export as write
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        target = write(run_path, to, output, told)
+    print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 
 def _print_summary(
