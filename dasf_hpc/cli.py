@@ -428,6 +428,26 @@ def export(
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 
+@app.command()
+def report(
+    run_path: Annotated[
+        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; default: report.html beside the trace."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report: one page that opens offline."""
+    from dasf_hpc.show.report import write_report
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        target = write_report(run_path, output, told)
+    print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
+
+
 def _print_summary(
     path: Path,
     as_json: bool,

@@ -246,6 +246,8 @@ def submit(
             raise InterruptedRun(
                 f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
             ) from None
+        if settings.report:
+            _write_report(directory, told)
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
@@ -519,6 +521,22 @@ def merge_run(run: Path, nsys_path: str | None = None, told: Told = lambda step:
         for sentence in record["notes"]:
             manifest.note(f"{record['hostname']}: {sentence}")
     return summary
+
+
+def _write_report(directory: Path, told: Told) -> None:
+    """Write the run's page; a run is no worse for not having one."""
+    # What a run shows is made of what this module gives, so that it cannot be imported above.
+    from dasf_hpc.show.report import write_report
+
+    again = f"to write it again: dasf-hpc report {directory}"
+    try:
+        write_report(directory, told=told)
+    except KeyboardInterrupt:
+        Manifest(directory).note(f"The report was interrupted; {again}")
+    except DasfHpcError as error:
+        Manifest(directory).note(f"{error} {again}")
+    except Exception as bug:
+        Manifest(directory).note(f"The report was not written, which is a bug: {bug!r}; {again}")
 
 
 def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
