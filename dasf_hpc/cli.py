@@ -429,6 +429,22 @@ def export(
 
 
 @app.command()
+def watch(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """Watch a run until it is over, from what it records; the run does not notice."""
+    from dasf_hpc.show import watch as show
+
+    if as_json:
+        for snapshot in show.watch(run_path, interval):
+            print(json.dumps(show.snapshot_document(snapshot)), flush=True)
+    else:
+        show.show_watch(Console(), run_path, interval)
+
+
+@app.command()
 def report(
     run_path: Annotated[
         Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")

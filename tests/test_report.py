@@ -15,6 +15,7 @@ import pytest
 from synthetic import write_run
 
 from dasf_hpc import run as run_module
+from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.executions import Span, read_executions
 from dasf_hpc.errors import TraceFileError
 from dasf_hpc.manifest import Manifest
@@ -196,12 +197,10 @@ def test_where_there_is_no_trace_there_is_no_page(tmp_path: Path) -> None:
 def test_an_analysis_that_fails_costs_its_section_only(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = report.analyse
-
     def failing(name: str, trace: Any) -> Any:
         if name == "communication":
             raise ZeroDivisionError("just so")
-        return real(name, trace)
+        return analyse(name, trace)
 
     monkeypatch.setattr(report, "analyse", failing)
     text = write_report(run_folder, tmp_path / "page.html").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -36,6 +37,10 @@ REPORT_NAME = "report.html"
 
 #: Rows of a table in the page, and those that are seen before one asks for the rest.
 ROWS, SEEN = 300, 15
+
+#: Questions that a page of more executions than this does not ask: they play the run again, task
+#: by task (measured: 20 s for each million and function asked about).
+PATIENCE = {"what_if": 200_000}
 
 #: Columns of times, not of durations: they are shown as exact as they are.
 MOMENTS = frozenset({"start", "stop", "first_start", "last_stop"})
@@ -175,10 +180,13 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
 
 
 def _answers(trace: Trace, told: Told) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Ask every question; one that fails costs its own section and no other."""
+    """Ask the questions; one that fails costs its own section and no other."""
     answers, failures = {}, {}
     for number, name in enumerate(ANALYSES):
         told(Step(f"Writing the report: {name}", number, len(ANALYSES)))
+        if trace.rows("tasks") > PATIENCE.get(name, math.inf):
+            failures[name] = f"It takes long for so many tasks: `dasf-hpc analyze {name} RUN`."
+            continue
         try:
             answers[name] = analyse(name, trace)
         except TraceError:
