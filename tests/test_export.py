@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgpack
+import numpy as np
 import pandas as pd
 import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace as PerfettoTrace
@@ -30,7 +32,8 @@ from dasf_hpc.show.formats import Format
 from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
-from dasf_hpc.trace.store import TraceError
+from dasf_hpc.trace.schema import TABLES
+from dasf_hpc.trace.store import TraceError, replace_tables
 from dasf_hpc.trace.summary import summarise
 
 
@@ -265,6 +268,35 @@ def test_perfettos_own_user_interface_opens_it(
         assert _query(browser, errors) == []
     finally:
         server.close()
+
+
+@pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
+def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(run_folder / "trace.h5", tmp_path)
+    work = {
+        "process": np.array([0, 0, 0], np.int32),
+        "gpu": np.array([0, 0, 1], np.int32),
+        "context": np.array([1, 1, 1], np.int32),
+        "stream": np.array([7, 7, 13]),
+        "start": np.array([10**9, 10**9 + 600, 10**9 + 100]),
+        "stop": np.array([10**9 + 500, 10**9 + 900, 10**9 + 200]),
+    }
+    names = ["void fft<float>(int)", "void add(int)", "void add(int)"]
+    kernels: dict[str, Any] = {**work, "name": names, "short_name": ["fft", "add", "add"]}
+    replace_tables(tmp_path / "trace.h5", {"kernels": kernels})
+    events = json.loads(export(tmp_path, Format.CHROME).read_bytes())["traceEvents"]
+    threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    groups = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    found = {
+        (groups[e["pid"]], threads[e["tid"]], e["name"], round(e["dur"] * 1000))
+        for e in events
+        if e["ph"] == "X" and "stream" in threads[e["tid"]]
+    }
+    assert found == {
+        ("node node1", "GPU 0 stream 7", "fft", 500),
+        ("node node1", "GPU 0 stream 7", "add", 300),
+        ("node node2", "GPU 0 stream 13", "add", 100),
+    }
 
 
 # ------------------------------------------------------------------------------ Chrome

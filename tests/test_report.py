@@ -16,7 +16,7 @@ from synthetic import write_run
 
 from dasf_hpc import run as run_module
 from dasf_hpc.analysis import analyse
-from dasf_hpc.analysis.executions import Span, read_executions
+from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.errors import TraceFileError
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show import picture, report
@@ -106,16 +106,12 @@ def test_a_long_run_is_drawn_by_its_longest_executions(binned_page: Path, run_fo
 def test_bins_say_how_busy_a_worker_was_and_with_what() -> None:
     """Against the same, moment by moment."""
     random = np.random.default_rng(3)
-    with pytest.MonkeyPatch.context():
-        start = np.sort(random.integers(0, 9_000, 200))
-        stop = np.minimum(start + random.integers(1, 2_000, 200), 10_000)
-        executions: Any = type(
-            "Some", (), {"start": start, "stop": stop, "__len__": lambda s: 200}
-        )()
-        row, colour = random.integers(0, 3, 200), random.integers(0, COLOURED + 1, 200)
-        threads = np.array([40, 40, 80])
-        bins = 25
-        texts = _binned(executions, row, colour, threads, Span(0, 10_000), bins)
+    start = np.sort(random.integers(0, 9_000, 200))
+    stop = np.minimum(start + random.integers(1, 2_000, 200), 10_000)
+    row, colour = random.integers(0, 3, 200), random.integers(0, COLOURED + 1, 200)
+    threads = np.array([40, 40, 80])
+    bins = 25
+    texts = _binned(start / 400, stop / 400, row, colour, threads, bins)
     truth = np.zeros((3, COLOURED + 1, 10_000))
     for i in range(200):
         truth[row[i], colour[i], start[i] : stop[i]] += 1
@@ -126,6 +122,13 @@ def test_bins_say_how_busy_a_worker_was_and_with_what() -> None:
         assert told == pytest.approx(busy.tolist(), abs=1 / 63 + 1e-9)
         for place, most in enumerate(text["most"]):
             assert truth[number, int(most), place] == pytest.approx(truth[number, :, place].max())
+
+
+def test_rows_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write_run(tmp_path / "journals", nodes=1, workers=11, tasks=3, answers=False)
+    merge_journals(tmp_path / "journals").write(tmp_path / "trace.h5")
+    drawn, _ = _data(write_report(tmp_path))
+    assert [row["name"] for row in drawn["rows"]] == [f"node1 worker-{i}" for i in range(11)]
 
 
 def test_curves_hold_what_was_sampled(run_folder: Path) -> None:

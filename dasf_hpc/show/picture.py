@@ -7,6 +7,7 @@ of bins: a zoom shows more of it, down to a bin's width.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from dasf_hpc.analysis.executions import (
     workers,
 )
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.schema import TABLES
 
 #: Executions drawn one by one.
 EXACT = 20_000
@@ -35,6 +37,9 @@ COLOURED = 7
 
 #: Points of a curve over time, and curves drawn singly; of more the mean and the extremes are.
 POINTS, CURVES = 600, 6
+
+#: Bins of a GPU's row.
+GPU_BINS = 4096
 
 #: Segments of the critical path that are drawn, the longest ones.
 SEGMENTS = 2000
@@ -65,7 +70,7 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
         columns of single executions; ``whole``: whether these are all; ``path``: segments.
     """
     span = run_span(trace, executions)
-    table = workers(trace, executions)
+    table = in_order(workers(trace, executions))
     row_of = np.full(max(table.index.max() + 1, 1) if len(table) else 1, -1, np.int64)
     row_of[table.index.to_numpy()] = np.arange(len(table))
     order = by_time_spent(executions)
@@ -84,9 +89,11 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
     if bins:
         colour = np.minimum(rank, COLOURED)[executions.function]
         threads = np.array([row["lanes"] for row in rows])
-        texts = _binned(executions, row_of[executions.process], colour, threads, span, bins)
-        for row, text in zip(rows, texts, strict=True):
-            row |= text
+        width = max(1.0, span.duration / bins)
+        begin, end = ((t - span.start) / width for t in (executions.start, executions.stop))
+        texts = _binned(begin, end, row_of[executions.process], colour, threads, bins)
+        for drawn, text in zip(rows, texts, strict=True):
+            drawn |= text
     rows += _gpu_rows(trace, span)
     return {
         "length": _us(span.duration),
@@ -122,19 +129,43 @@ def lanes(executions: Executions) -> NDArray[np.int64]:
     return found
 
 
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort workers by node and name, numbers in names by their value."""
+
+    def natural(name: Any) -> list[tuple[int, str]]:
+        parts = re.split(r"([0-9]+)", str(name))
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    names = [
+        (natural(node), natural(worker), row)
+        for node, worker, row in zip(table["node"], table["worker"], table.index, strict=True)
+    ]
+    return table.loc[[row for _, _, row in sorted(names)]]
+
+
 def _binned(
-    executions: Executions,
-    row: NDArray[np.int64],
-    colour: NDArray[np.int64],
-    threads: NDArray[np.int64],
-    span: Span,
+    begin: Floats,
+    end: Floats,
+    row: NDArray[np.integer[Any]],
+    colour: NDArray[np.integer[Any]],
+    threads: NDArray[np.integer[Any]],
     bins: int,
 ) -> list[dict[str, str]]:
-    """Give for each worker its bins: the share of busy threads, and what most of them were at."""
+    """Give for each row its bins: the share of busy threads, and what most of them were at.
+
+    Parameters
+    ----------
+    begin, end
+        When each execution began and ended, in widths of a bin.
+    row, colour
+        The row and the colour of each.
+    threads
+        How many threads each row has.
+    bins
+        Their number.
+    """
     colours = COLOURED + 1
-    width = max(1.0, span.duration / bins)
-    begin = (executions.start - span.start) / width
-    end = np.minimum((executions.stop - span.start) / width, bins)
+    end = np.minimum(end, bins)
     first = np.clip(begin.astype(np.int64), 0, bins - 1)
     last = np.clip(end.astype(np.int64), 0, bins - 1)
     cell = (row * colours + colour) * (bins + 1)
@@ -200,14 +231,37 @@ def _exact(
 
 
 def _gpu_rows(trace: Trace, span: Span) -> list[dict[str, Any]]:
+    """Give each GPU's share of time with a kernel: from the kernels, where there are any."""
     samples = trace.gpu_samples
     rows = []
+    kernels = _kernels(trace, span)
     for number, name in enumerate(gpu_names(trace)):
+        if number in kernels:
+            rows.append({"name": name, "kind": "gpu", "lanes": 1, "busy": kernels[number]})
+            continue
         own = samples[samples["gpu"] == number]
         bins = int(np.clip(len(own), 1, 4 * POINTS))
         mean = _means(own["time"].to_numpy(), own["utilization"].to_numpy(), span, bins)
         rows.append({"name": name, "kind": "gpu", "lanes": 1, "busy": _digits(mean / 100)})
     return rows
+
+
+def _kernels(trace: Trace, span: Span) -> dict[int, str]:
+    """Give, for each GPU of which kernels were recorded, the share of each bin that they fill."""
+    if "kernels" not in TABLES or not trace.rows("kernels"):
+        return {}
+    pieces = list(trace.pieces("kernels", ["gpu", "start", "stop"]))
+    gpu, start, stop = (
+        np.concatenate([piece[column].to_numpy() for piece in pieces]).astype(np.int64)
+        for column in ("gpu", "start", "stop")
+    )
+    known = (gpu >= 0) & (gpu < trace.rows("gpus")) & (stop >= start)
+    gpu, start, stop = gpu[known], start[known], stop[known]
+    width = max(1.0, span.duration / GPU_BINS)
+    begin, end = (np.clip((t - span.start) / width, 0, GPU_BINS) for t in (start, stop))
+    one = np.ones(trace.rows("gpus"), np.int64)
+    texts = _binned(begin, end, gpu, np.zeros_like(gpu), one, GPU_BINS)
+    return {int(number): texts[number]["busy"] for number in np.unique(gpu)}
 
 
 def _means(times: NDArray[Any], values: NDArray[Any], span: Span, bins: int) -> Floats:

@@ -395,13 +395,13 @@ def _draw_ranges(
             identity: tuple[Any, ...] = (table, row["process"], row["thread"])
             name = _text(row["message"]) or "range"
         else:
-            gpu = row.get("gpu", -1)
+            gpu = row["gpu"]
             known = 0 <= gpu < len(tracks.gpus)
             group = tracks.node(tracks.gpus[gpu]["node"] if known else -1)
             index = tracks.gpus[gpu]["index"] if known else "?"
-            identity = ("stream", gpu, row.get("process", -1), row.get("stream", -1))
-            where = f"GPU {index} stream {row.get('stream', '?')}"
-            name = _text(row.get("name")) or _text(row.get("kind")) or table.rstrip("s")
+            identity = ("stream", gpu, *(row[c] for c in ("process", "context", "stream")))
+            where = f"GPU {index} stream {row['stream']}"
+            name = _text(row.get("short_name")) or _text(row.get("kind")) or table.rstrip("s")
         details = {
             str(column): _plain(value)
             for column, value in row.items()
