@@ -33,7 +33,7 @@ from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.schema import TABLES
-from dasf_hpc.trace.store import TraceError, replace_tables
+from dasf_hpc.trace.store import TraceError, replace_tables, write_trace
 from dasf_hpc.trace.summary import summarise
 
 
@@ -321,6 +321,12 @@ def test_chrome_has_every_execution_arrow_and_bound(run_folder: Path, trace: Tra
 
 
 # ------------------------------------------------------------------------------ any format
+
+
+@pytest.mark.parametrize("to", list(Format))
+def test_a_trace_of_nothing_is_exported(tmp_path: Path, to: Format) -> None:
+    write_trace(tmp_path / "trace.h5", {})
+    assert export(tmp_path, to).exists()
 
 
 def test_an_export_that_fails_leaves_nothing(run_folder: Path, tmp_path: Path) -> None:

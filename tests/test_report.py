@@ -184,8 +184,9 @@ def test_the_page_refers_to_nothing_outside_of_it(page: Path) -> None:
     assert "default-src 'none'" in text
 
 
-def test_a_trace_of_nothing_gets_a_page(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.h5", {"nodes": {}, "tasks": {}})
+@pytest.mark.parametrize("tables", [("nodes", "tasks"), ("nodes",), ()])
+def test_a_trace_of_nothing_gets_a_page(tmp_path: Path, tables: tuple[str, ...]) -> None:
+    write_trace(tmp_path / "trace.h5", {name: {} for name in tables})
     drawn, charts = _data(write_report(tmp_path))
     assert drawn["exact"]["start"] == []
     assert charts == []

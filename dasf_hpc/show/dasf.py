@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import msgpack
-import numpy as np
 
 from dasf_hpc.run import Step, Told
-from dasf_hpc.show.timeline import grouped_codes, plain_rows, time_windows
+from dasf_hpc.show.timeline import grouped_codes, plain_rows, time_windows, whole_column
 from dasf_hpc.trace.foreign import LENGTH_BYTES, STARTS
 from dasf_hpc.trace.open import Trace
 
@@ -60,8 +59,7 @@ class _Writer:
         self._keys = pairs["key"].cat.categories
         self._needs, self._needed_by = grouped_codes(trace)
         #: Which row of the dictionary a row of ``tasks`` has.
-        codes = [piece["key"].to_numpy() for piece in trace.pieces("tasks", ["key"])]
-        self._key_of_row = np.concatenate(codes)
+        self._key_of_row = whole_column(trace, "tasks", "key")
 
     def _place(self, node: int, worker: Any) -> tuple[str, str]:
         host = self._hosts[node] if 0 <= node < len(self._hosts) else "?"

@@ -15,7 +15,14 @@ from typing import IO, Any
 import numpy as np
 
 from dasf_hpc.run import Step, Told
-from dasf_hpc.show.timeline import bound_text, facts, grouped_codes, plain_rows, time_windows
+from dasf_hpc.show.timeline import (
+    bound_text,
+    facts,
+    grouped_codes,
+    plain_rows,
+    time_windows,
+    whole_column,
+)
 from dasf_hpc.trace.open import Trace
 
 #: ``SPAN_KIND_INTERNAL``, ``STATUS_CODE_OK`` and ``STATUS_CODE_ERROR`` of OTLP's protobuf.
@@ -104,9 +111,8 @@ def _span_id(task: int) -> str:
 def _span_ids(trace: Trace) -> tuple[Any, Any, Any]:
     """Give the task's id by key (0: none), the keys that each key needs, and each row's key."""
     needs, _ = grouped_codes(trace)
-    pieces = list(trace.pieces("tasks", ["key", "id", "state"]))
-    codes = np.concatenate([piece["key"].to_numpy() for piece in pieces])
-    numbers = np.concatenate([piece["id"].to_numpy() for piece in pieces])
+    codes, numbers = (whole_column(trace, "tasks", name) for name in ("key", "id"))
+    pieces = trace.pieces("tasks", ["state"])
     done = np.concatenate([(piece["state"] == "memory").to_numpy() for piece in pieces])
     done &= codes >= 0
     span_ids = np.zeros(1 + max(codes.max(initial=-1), needs.largest), np.int64)

@@ -43,6 +43,7 @@ class PerfettoDrawing:
         self._builder = StreamingTraceProtoBuilder(file)
         self._names: dict[str, int] = {}
         self._detail_names: dict[str, int] = {}
+        self._texts: dict[str, int] = {}
         self._fresh = True
 
     def about(self, facts: dict[str, str]) -> None:
@@ -112,8 +113,10 @@ class PerfettoDrawing:
                 detail.name_iid = self._intern_detail(packet, name)
                 if isinstance(value, int):
                     detail.int_value = value
-                else:
+                elif name == "key":  # each is another one
                     detail.string_value = value
+                else:
+                    detail.string_value_iid = self._intern_text(packet, value)
             if one.arrows_out:
                 event.flow_ids.extend(one.arrows_out)
             if one.arrows_in:
@@ -159,4 +162,11 @@ class PerfettoDrawing:
         if number is None:
             number = self._detail_names[name] = len(self._detail_names) + 1
             packet.interned_data.debug_annotation_names.add(iid=number, name=name)
+        return number
+
+    def _intern_text(self, packet: TracePacket, text: str) -> int:
+        number = self._texts.get(text)
+        if number is None:
+            number = self._texts[text] = len(self._texts) + 1
+            packet.interned_data.debug_annotation_string_values.add(iid=number, str=text.encode())
         return number

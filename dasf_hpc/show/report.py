@@ -309,7 +309,7 @@ def _view(trace: Trace, answer: Answer, name: str, rows: list[int] | None = None
     count = len(table)
     described = answer.columns[name]
     shown = table.head(ROWS) if rows is None else table.loc[table.index.intersection(rows)]
-    if "key" in shown and pd.api.types.is_numeric_dtype(shown["key"]):
+    if "key" in shown and pd.api.types.is_integer_dtype(shown["key"]) and (shown["key"] >= 0).any():
         keys = trace.texts("keys", shown["key"].to_numpy())
         shown = shown.assign(key=pd.Series(keys, shown.index, dtype=object))
     names = [c for c in described if c in shown and not _says_nothing(shown[c])]

@@ -170,8 +170,10 @@ class Arrows:
     """
 
     def __init__(self, trace: Trace) -> None:
-        self.key_of_row = _column(trace, "tasks", "key")
-        key, dependency = (_column(trace, "dependencies", name) for name in ("key", "dependency"))
+        self.key_of_row = whole_column(trace, "tasks", "key")
+        key, dependency = (
+            whole_column(trace, "dependencies", name) for name in ("key", "dependency")
+        )
         keys = 1 + max(
             (int(codes.max()) for codes in (self.key_of_row, key, dependency) if len(codes)),
             default=0,
@@ -198,7 +200,7 @@ class Arrows:
 
 def grouped_codes(trace: Trace) -> tuple[Grouped, Grouped]:
     """Give the codes of keys that each key needs, and of those that need it."""
-    key, dependency = (_column(trace, "dependencies", name) for name in ("key", "dependency"))
+    key, dependency = (whole_column(trace, "dependencies", name) for name in ("key", "dependency"))
     return Grouped(key, dependency), Grouped(dependency, key)
 
 
@@ -219,7 +221,8 @@ class Grouped:
         ]
 
 
-def _column(trace: Trace, table: str, column: str) -> NDArray[Any]:
+def whole_column(trace: Trace, table: str, column: str) -> NDArray[Any]:
+    """Give a column of numbers or codes, of a table that may be empty, too."""
     return np.concatenate([p[column].to_numpy() for p in trace.pieces(table, [column])]).astype(
         np.int64 if table == "tasks" and column != "key" else np.int32
     )
@@ -261,6 +264,12 @@ class _Tracks:
             bounds = [clock for clock in self.bounds if clock["node"] == node]
             self.drawing.group(group, f"node {self.host(node)}", self._label(bounds))
         return group
+
+    def gpu(self, row: int) -> tuple[int, str]:
+        """Give the group of a GPU's node, and the GPU's name there."""
+        if not 0 <= row < len(self.gpus):
+            return self.node(-1), "GPU ?"
+        return self.node(self.gpus[row]["node"]), f"GPU {self.gpus[row]['index']}"
 
     def process(self, row: int) -> int:
         group = row + 1
@@ -370,6 +379,14 @@ def plain_rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     return zip(*columns, strict=True)
 
 
+#: What says of a range where it stands, and what more is told of it.
+_PLACE: dict[str, tuple[str, ...]] = {
+    "nvtx_ranges": ("process", "thread"),
+    **dict.fromkeys(GPU_TABLES, ("gpu", "process", "context", "stream")),
+}
+_DETAILS = ("name", "task", "bytes", "payload", "correlation")
+
+
 def _draw_ranges(
     trace: Trace,
     drawing: Drawing,
@@ -382,40 +399,32 @@ def _draw_ranges(
     if not trace.rows(table):
         return
     ranges = trace.table(table, None, start, stop)
+    ranges = ranges[ranges["stop"] >= ranges["start"]]  # those that ended
     if table == "nvtx_ranges":
         ranges = ranges[ranges["domain"] != TASK_DOMAIN]
+    named = next((c for c in ("short_name", "kind", "message") if c in ranges), None)
+    details = [name for name in _DETAILS if name in ranges]
     slices = []
-    for row in ranges.to_dict("records"):
-        begun, ended = row["start"], row["stop"]
-        if ended < begun:
-            continue  # never ended
+    for place, (begun, ended), names, more in zip(
+        plain_rows(ranges[list(_PLACE[table])]),
+        plain_rows(ranges[["start", "stop"]]),
+        plain_rows(ranges[[named]]) if named else itertools.repeat((None,)),
+        plain_rows(ranges[details]),
+        strict=False,
+    ):
         if table == "nvtx_ranges":
-            group = tracks.process(row["process"])
-            where = f"NVTX of thread {row['thread']}"
-            identity: tuple[Any, ...] = (table, row["process"], row["thread"])
-            name = _text(row["message"]) or "range"
+            group, where = tracks.process(place[0]), f"NVTX of thread {place[1]}"
         else:
-            gpu = row["gpu"]
-            known = 0 <= gpu < len(tracks.gpus)
-            group = tracks.node(tracks.gpus[gpu]["node"] if known else -1)
-            index = tracks.gpus[gpu]["index"] if known else "?"
-            identity = ("stream", gpu, *(row[c] for c in ("process", "context", "stream")))
-            where = f"GPU {index} stream {row['stream']}"
-            name = _text(row.get("short_name")) or _text(row.get("kind")) or table.rstrip("s")
-        details = {
-            str(column): _plain(value)
-            for column, value in row.items()
-            if column not in ("start", "stop", "name", "message", "reason")
-            and isinstance(value, str | int)
-            and value != -1
+            group, where = tracks.gpu(place[0])
+            where += f" stream {place[3]}"
+        track = tracks.lane((table == "nvtx_ranges", *place), group, where, begun, ended)
+        told = {
+            name: value
+            for name, value in zip(details, more, strict=True)
+            if value is not None and value != -1
         }
-        track = tracks.lane(identity, group, where, begun, ended)
-        slices.append(Slice(track, begun, ended, name, details))
+        slices.append(Slice(track, begun, ended, names[0] or table.rstrip("s"), told))
     drawing.slices(slices)
-
-
-def _plain(value: Any) -> str | int:
-    return value if isinstance(value, str) else int(value)
 
 
 def _draw_samples(
@@ -456,10 +465,8 @@ def _owner(tracks: _Tracks, owner: str, row: int) -> tuple[int | None, str]:
         return tracks.node(row), ""
     if owner == "process":
         return (tracks.process(row), "") if row >= 0 else (None, "")
-    if not 0 <= row < len(tracks.gpus):
-        return None, ""
-    gpu = tracks.gpus[row]
-    return tracks.node(gpu["node"]), f"GPU {gpu['index']} "
+    group, name = tracks.gpu(row)
+    return group, f"{name} "
 
 
 def _rates(

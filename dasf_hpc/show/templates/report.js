@@ -494,7 +494,7 @@ function start([line, curves]) {
         pen.strokeStyle = c.line;
         pen.fillStyle = c.faint;
         pen.lineWidth = 1;
-        const step = niceStep(top, 3);
+        const step = niceStep(top, 4);
         pen.textAlign = 'right';
         for (let v = 0; v <= top * 1.001; v += step) {
           pen.beginPath();
@@ -504,7 +504,7 @@ function start([line, curves]) {
           pen.fillText(amount(v, chart.unit), left - 6, y(v));
         }
         pen.textAlign = 'center';
-        const ticks = niceStep(view.to - view.from, Math.max(2, (width - left) / 100));
+        const ticks = niceStep(view.to - view.from, Math.max(2, (width - left) / 70));
         for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks)
           pen.fillText(moment(t, ticks), Math.min(Math.max(x(t), left + 16), width - 26), height - 8);
         pen.save();
