@@ -24,6 +24,7 @@ from dasf_hpc.show.picture import COLOURED, DIGITS, _binned, curves
 from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import write_trace
 
 #: What the synthetic runs' workers use, to four digits.
@@ -190,6 +191,28 @@ def test_a_trace_of_nothing_gets_a_page(tmp_path: Path, tables: tuple[str, ...])
     drawn, charts = _data(write_report(tmp_path))
     assert drawn["exact"]["start"] == []
     assert charts == []
+
+
+@pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
+def test_kernels_without_a_run_are_drawn(tmp_path: Path) -> None:
+    half = 50_000_000
+    kernels: dict[str, Any] = {
+        "gpu": np.zeros(2, np.int32),
+        "start": np.array([10**9, 10**9 + half]),
+        "stop": np.array([10**9 + half // 2, 10**9 + 2 * half]),
+        "name": ["a", "b"],
+    }
+    gpus = {"node": np.zeros(1, np.int32), "index": np.zeros(1, np.int32)}
+    write_trace(
+        tmp_path / "trace.h5", {"nodes": {"hostname": ["n"]}, "gpus": gpus, "kernels": kernels}
+    )
+    drawn, _ = _data(write_report(tmp_path))
+    assert drawn["length"] == 2 * half // 1000
+    (row,) = drawn["rows"]
+    busy = [DIGITS.index(letter) / 63 for letter in row["busy"]]
+    quarter = len(busy) // 4
+    shares = [np.mean(busy[i * quarter : (i + 1) * quarter]) for i in range(4)]
+    assert shares == pytest.approx([1, 0, 1, 1], abs=0.01)
 
 
 def test_where_there_is_no_trace_there_is_no_page(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.run import NOT_AVAILABLE, Step, Told
 from dasf_hpc.show.export import written
-from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
+from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, drawn_span, timeline
 from dasf_hpc.show.timeline import bound_text
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.store import TraceError
@@ -235,8 +235,9 @@ def _figures(
     states = {state: count for state, count in summary.tasks.items() if state != "memory" and count}
     bad = ", ".join(f"{count:,} {state}" for state, count in states.items())
     gpus = trace.rows("gpus")
+    length = drawn_span(trace, executions).duration
     found = [
-        ("Duration", duration_text(summary.duration), "first to last record"),
+        ("Duration", duration_text(length), "first to last record"),
         ("Tasks", f"{len(executions):,}", bad or "none failed"),
         (
             "Workers",
@@ -369,7 +370,7 @@ def _cell(value: Any, unit: str) -> Cell:
 
 def _split(answer: Answer | None) -> dict[str, Any]:
     """Give, for each worker and for all, the parts of its time as shares of the whole."""
-    if answer is None or "workers" not in answer.tables:
+    if answer is None or not len(answer.tables.get("workers", ())):
         return {"rows": [], "left_out": 0}
     table = answer.tables["workers"]
     parts = [part for part in PARTS if part in table]
