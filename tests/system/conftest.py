@@ -84,7 +84,8 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "dasf_hpc.cli", *words]
 
 
-#: These tests are about runs; a report takes a second or two of each (`tests/test_watch.py` has one).
+#: These tests are about runs, and a report takes a second or two of each: `tests/test_watch.py`
+#: looks at one.
 NO_REPORT = {"DASF_HPC_REPORT": "false"}
 
 
