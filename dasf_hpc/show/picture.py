@@ -142,16 +142,17 @@ def lanes(executions: Executions) -> NDArray[np.int64]:
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Sort workers by node and name, numbers in names by their value."""
-
-    def natural(name: Any) -> list[tuple[int, str]]:
-        parts = re.split(r"([0-9]+)", str(name))
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
-
     names = [
-        (natural(node), natural(worker), row)
+        (_natural(node), _natural(worker), row)
         for node, worker, row in zip(table["node"], table["worker"], table.index, strict=True)
     ]
     return table.loc[[row for _, _, row in sorted(names)]]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Give what sorts names with the numbers in them by value."""
+    parts = re.split(r"([0-9]+)", str(name))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _binned(
@@ -378,7 +379,7 @@ def _chart(
         means = _means(times, values, span, bins)
         if name is not None and np.isfinite(means).any():
             own[name] = means
-    return _drawn(title, unit, own)
+    return _drawn(title, unit, {name: own[name] for name in sorted(own, key=_natural)})
 
 
 def _drawn(title: str, unit: str, own: dict[str, Floats]) -> dict[str, Any]:

@@ -42,8 +42,11 @@ ROWS, SEEN = 300, 15
 #: by task (measured: 20 s for each million and function asked about).
 PATIENCE = {"what_if": 200_000}
 
-#: Columns of times, not of durations: they are shown as exact as they are.
-MOMENTS = frozenset({"start", "stop", "first_start", "last_stop"})
+#: What says more of some columns than their unit: times that are no durations, and row numbers.
+UNITS = {
+    **dict.fromkeys(("start", "stop", "first_start", "last_stop"), "moment"),
+    "task": "row",
+}
 
 #: Nodes in the matrix of communication, and workers in the split: those with most of it.
 NODES, WORKERS = 24, 40
@@ -326,10 +329,7 @@ def _view(trace: Trace, answer: Answer, name: str, rows: list[int] | None = None
             for column in names
         ],
         "rows": [
-            [
-                _cell(row[column], "moment" if column in MOMENTS else described[column][0])
-                for column in names
-            ]
+            [_cell(row[column], UNITS.get(column, described[column][0])) for column in names]
             for row in shown.to_dict("records")
         ],
         "count": count,
@@ -354,6 +354,8 @@ def _cell(value: Any, unit: str) -> Cell:
     number = float(value)
     if number == -1 and unit in ("ns", "moment", "bytes", "%"):
         return Cell("–", -1.0)
+    if unit == "row":
+        return Cell(f"{number:.0f}", number)
     if unit == "moment":
         return Cell(f"{number / 1e9:,.6f} s", number)
     if unit == "ns":
