@@ -247,7 +247,8 @@ def _gpu_rows(trace: Trace, span: Span) -> list[dict[str, Any]]:
     samples = trace.gpu_samples
     rows = []
     kernels = _kernels(trace, span)
-    for number, name in enumerate(gpu_names(trace)):
+    numbered = sorted(enumerate(gpu_names(trace)), key=lambda gpu: _natural(gpu[1]))
+    for number, name in numbered:
         if number in kernels:
             rows.append({"name": name, "kind": "gpu", "lanes": 1, "busy": kernels[number]})
             continue

@@ -323,7 +323,7 @@ function start([line, curves]) {
 
     function drawGpu(pen, c, row) {
       const bins = row.busy.length, per = length / bins;
-      pen.fillStyle = c.of[2];
+      pen.fillStyle = c.faint; // no function's colour
       for (let i = Math.max(0, Math.floor(view.from / per)); i < bins && i * per < view.to; i++) {
         const share = SHARE[row.busy[i]];
         if (!share) continue;
