@@ -69,7 +69,7 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
         first `COLOURED` of which have a colour; ``rows``; ``bins``: their number; ``exact``:
         columns of single executions; ``whole``: whether these are all; ``path``: segments.
     """
-    span = drawn_span(trace, executions)
+    span = run_span(trace, executions)
     table = in_order(workers(trace, executions))
     row_of = np.full(max(table.index.max() + 1, 1) if len(table) else 1, -1, np.int64)
     row_of[table.index.to_numpy()] = np.arange(len(table))
@@ -104,17 +104,6 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
         "exact": _exact(trace, executions, row_of, rank, lane, span, whole),
         "path": _path(path, span),
     }
-
-
-def drawn_span(trace: Trace, executions: Executions) -> Span:
-    """Give the stretch of time that is drawn: the run's, or that of kernels without any run."""
-    span = run_span(trace, executions)
-    if span.duration or "kernels" not in TABLES or not trace.rows("kernels"):
-        return span
-    pieces = [piece for piece in trace.pieces("kernels", ["start", "stop"]) if len(piece)]
-    start = min(int(piece["start"].min()) for piece in pieces)
-    stop = max(int(piece["stop"].max()) for piece in pieces)
-    return Span(start, max(start, stop))
 
 
 def by_time_spent(executions: Executions) -> NDArray[np.intp]:
@@ -310,7 +299,7 @@ def curves(trace: Trace, executions: Executions) -> list[dict[str, Any]]:
 
     Curves of which the run has no sample are left out.
     """
-    span = drawn_span(trace, executions)
+    span = run_span(trace, executions)
     hosts = [str(h) if isinstance(h, str) else "?" for h in trace.nodes["hostname"]]
     table = workers(trace, executions)
     names = [f"{w['node']} {w['worker']}" for w in table.to_dict("records")]

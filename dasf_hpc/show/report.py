@@ -20,13 +20,19 @@ from markupsafe import Markup, escape
 
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, most_severe_first
-from dasf_hpc.analysis.executions import Executions, bytes_text, duration_text, read_executions
+from dasf_hpc.analysis.executions import (
+    Executions,
+    bytes_text,
+    duration_text,
+    read_executions,
+    run_span,
+)
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.run import NOT_AVAILABLE, Step, Told
 from dasf_hpc.show.export import written
-from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, drawn_span, timeline
+from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
 from dasf_hpc.show.timeline import bound_text
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.store import TraceError
@@ -238,7 +244,7 @@ def _figures(
     states = {state: count for state, count in summary.tasks.items() if state != "memory" and count}
     bad = ", ".join(f"{count:,} {state}" for state, count in states.items())
     gpus = trace.rows("gpus")
-    length = drawn_span(trace, executions).duration
+    length = run_span(trace, executions).duration
     found = [
         ("Duration", duration_text(length), "first to last record"),
         ("Tasks", f"{len(executions):,}", bad or "none failed"),
