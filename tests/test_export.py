@@ -270,6 +270,32 @@ def test_perfettos_own_user_interface_opens_it(
         server.close()
 
 
+def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(run_folder / "trace.h5", tmp_path)
+    ranges: dict[str, Any] = {
+        "process": np.array([-1, -1], np.int32),
+        "thread": np.array([5, 5]),
+        "start": np.array([10**9, 10**9 + 100]),
+        "stop": np.array([10**9 + 500, 10**9 + 900]),  # they overlap
+        "domain": ["mine", "mine"],
+        "message": ["one", "two"],
+    }
+    replace_tables(tmp_path / "trace.h5", {"nvtx_ranges": ranges})
+    parsed = PerfettoTrace()
+    parsed.ParseFromString(export(tmp_path, Format.PERFETTO).read_bytes())
+    tracks = {
+        p.track_descriptor.uuid: (p.track_descriptor.parent_uuid, p.track_descriptor)
+        for p in parsed.packet
+        if p.HasField("track_descriptor")
+    }
+    lanes = {
+        t.thread.thread_name: up for up, t in tracks.values() if "NVTX" in t.thread.thread_name
+    }
+    assert set(lanes) == {"NVTX of thread 5", "NVTX of thread 5 (2)"}
+    (group,) = set(lanes.values())
+    assert tracks[group][1].process.process_name == "unknown process"
+
+
 @pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
 def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "trace.h5", tmp_path)

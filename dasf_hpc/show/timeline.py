@@ -22,6 +22,9 @@ from dasf_hpc.trace.schema import TABLES
 #: Numbers of groups for nodes begin here; below it are processes.
 FIRST_NODE = 1_000_000
 
+#: Number of the group of processes that the trace does not know.
+UNKNOWN_PROCESS = FIRST_NODE - 2
+
 #: NVTX domain of the ranges around tasks, which the tasks' own slices show already.
 TASK_DOMAIN = "compute"
 
@@ -272,7 +275,7 @@ class _Tracks:
         return self.node(self.gpus[row]["node"]), f"GPU {self.gpus[row]['index']}"
 
     def process(self, row: int) -> int:
-        group = row + 1
+        group = row + 1 if row >= 0 else UNKNOWN_PROCESS
         if group not in self._groups:
             self._groups.add(group)
             name, bounds = "unknown process", []
