@@ -26,6 +26,7 @@ from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 
 if TYPE_CHECKING:
     from dasf_hpc.imports import Imported
+from dasf_hpc.show.formats import Format
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -225,7 +226,7 @@ def import_(
     os_runtime: OsRuntime = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a trace of Nsight reports alone, without Dask."""
+    """Make a trace of Nsight reports alone, without Dask, or of dasf-core's own traces."""
     from dasf_hpc.imports import Wishes, import_files
     from dasf_hpc.show.terminal import progress
 
@@ -481,6 +482,63 @@ def _write_text(path: Path, text: str) -> None:
         raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from None
 
 
+@app.command()
+def export(
+    run_path: Annotated[
+        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ],
+    to: Annotated[Format, typer.Option(help="The format.")] = Format.PERFETTO,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="What to write; default: beside the trace."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trace in another program's format: Perfetto's, Chrome's, Parquet, …"""
+    from dasf_hpc.show.export import export as write
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        target = write(run_path, to, output, told)
+    print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
+
+
+@app.command()
+def watch(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """Watch a run until it is over, from what it records; the run does not notice."""
+    from dasf_hpc.show import watch as show
+
+    if as_json:
+        for snapshot in show.watch(run_path, interval):
+            print(json.dumps(show.snapshot_document(snapshot)), flush=True)
+    else:
+        show.show_watch(Console(), run_path, interval)
+
+
+@app.command()
+def report(
+    run_path: Annotated[
+        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; default: report.html beside the trace."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report: one page that opens offline."""
+    from dasf_hpc.show.report import write_report
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        target = write_report(run_path, output, told)
+    print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
+
+
 def _print_summary(
     path: Path,
     as_json: bool,
@@ -514,11 +572,19 @@ def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
         reports = [asdict(report) for report in done.reports]
         print(
             json.dumps(
-                {"trace": str(trace), "reports": reports, "summary": asdict(summary)}, indent=1
+                {
+                    "trace": str(trace),
+                    "reports": reports,
+                    "skipped": done.skipped,
+                    "summary": asdict(summary),
+                },
+                indent=1,
             )
         )
     else:
         show_reports(console, done.reports)
+        for sentence in done.skipped:
+            console.print(sentence, markup=False)
         show_summary(console, summary, {}, trace)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dasf_hpc.errors import TraceFileError
@@ -13,8 +13,9 @@ from dasf_hpc.nsight.collect import ReportEntry, first_report, join_reports
 from dasf_hpc.nsight.export import EXPORTED_SUFFIX, REPORT_SUFFIXES, STREAM_SUFFIX
 from dasf_hpc.nsight.rows import NOT_TIED
 from dasf_hpc.profile.identity import installed_version
-from dasf_hpc.run import Step, Told
+from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.extend import ExtendedTrace
+from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.store import TraceError
 
 
@@ -28,10 +29,13 @@ class Imported:
         The trace that was written.
     reports
         Each Nsight report and what became of it.
+    skipped
+        What of other files a trace has no place for, a sentence each.
     """
 
     trace: Path
     reports: list[ReportEntry]
+    skipped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,18 @@ def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Tol
     return Imported(into, entries)
 
 
+def _import_dasf(paths: Sequence[Path], into: Path, wishes: Wishes, told: Told) -> Imported:
+    """Make a trace of the traces that dasf-core's profiling wrote of one run."""
+    told(Step("Reading traces of dasf-core"))
+    try:
+        found = import_dasf(paths, into)
+    except TraceError as error:
+        raise TraceFileError(str(error)) from None
+    except OSError as error:
+        raise TraceFileError(_cannot_write(into, error)) from None
+    return Imported(into, [], found.skipped)
+
+
 def _join(
     trace: ExtendedTrace,
     paths: Sequence[Path],
@@ -182,8 +198,10 @@ REPORTS = FileKind(
     "Nsight reports", (*REPORT_SUFFIXES, STREAM_SUFFIX, EXPORTED_SUFFIX), _import_reports
 )
 
+DASF = FileKind("traces of dasf-core", (".msgpack",), _import_dasf)
+
 #: Every kind of file that can be imported.
-KINDS = (REPORTS,)
+KINDS = (REPORTS, DASF)
 
 
 def _kind(path: Path) -> FileKind:

@@ -69,35 +69,21 @@ from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
 from dasf_hpc.settings import Settings
+from dasf_hpc.show.report import write_report
+from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import TraceError
-from dasf_hpc.trace.summary import Summary, summarise
+from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
 
 #: In the order in which ``--on auto`` looks for them; the last one is always there.
 LAUNCHERS: dict[str, type[Launcher]] = {
     launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
 }
 
-#: Kind of gap for what a node does not have, such as the package nvtx.
-NOT_AVAILABLE = "not available"
-
 #: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
 #: up to a minute (nfs(5), acdirmax), for a few seconds where it changes.
 REPORT_WAIT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something of a run to show: what is being done, how far it is, and of how much."""
-
-    label: str
-    done: int | None = None
-    total: int | None = None
-
-
-#: Told of every step; see `dasf_hpc.show.terminal` for the one that draws.
-Told = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -253,6 +239,8 @@ def submit(
             raise InterruptedRun(
                 f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
             ) from None
+        if settings.report:
+            _write_report(directory, told)
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
@@ -676,6 +664,19 @@ def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[
     finally:
         over.set()
         watcher.join()
+
+
+def _write_report(directory: Path, told: Told) -> None:
+    """Write the run's page; a run is no worse for not having one."""
+    again = f"to write it again: dasf-hpc report {directory}"
+    try:
+        write_report(directory, told=told)
+    except KeyboardInterrupt:
+        Manifest(directory).note(f"The report was interrupted; {again}")
+    except DasfHpcError as error:
+        Manifest(directory).note(f"{error} {again}")
+    except Exception as bug:
+        Manifest(directory).note(f"The report was not written, which is a bug: {bug!r}; {again}")
 
 
 def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:

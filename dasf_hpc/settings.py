@@ -142,6 +142,9 @@ class Settings(BaseSettings):
     sample_interval: float = Field(
         100.0, gt=0, description="Milliseconds between samples of the nodes' resources."
     )
+    report: bool = Field(
+        True, description="Write report.html, a page that shows the run, at its end."
+    )
 
     @field_validator("walltime")
     @classmethod

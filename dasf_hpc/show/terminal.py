@@ -21,8 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from dasf_hpc.nsight.collect import ReportEntry
-from dasf_hpc.run import Step, Told
 from dasf_hpc.runs import ListedRun
+from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.summary import GpuTimes, Summary
 
 

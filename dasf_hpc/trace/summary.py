@@ -14,6 +14,10 @@ from dasf_hpc.trace.open import Trace
 LONGEST = 10
 
 
+#: Kind of gap for what a node does not have, such as the package nvtx: told, but no loss.
+NOT_AVAILABLE = "not available"
+
+
 @dataclass(frozen=True)
 class FunctionTime:
     """Compute time of one function (prefix of keys) over the whole run; times in ns."""

