@@ -14,7 +14,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dasf_hpc.errors import DasfHpcError, InterruptedRun, PartialRecording, exit_code_table
+from dasf_hpc.errors import (
+    DasfHpcError,
+    DoctorError,
+    InterruptedRun,
+    PartialRecording,
+    exit_code_table,
+)
 from dasf_hpc.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -132,6 +138,31 @@ def submit(
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
     settings_options(submit)
 )
+
+
+def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None:
+    """Look at login node, compute node and image: what would keep a run from working?
+
+    A trial job is submitted with the options of a run. Exits with 78 if a check failed.
+    """
+    settings = load_settings(given or {})
+    from dasf_hpc import run
+    from dasf_hpc.doctor.examine import as_json as checks_json
+    from dasf_hpc.show.checks import show_checks
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        checks = run.examine(settings, told)
+    if as_json:
+        print(checks_json(checks))
+    else:
+        show_checks(Console(), checks)
+    failed = [f"{check.name} ({check.where})" for check in checks if check.status == "fail"]
+    if failed:
+        raise DoctorError(f"{len(failed)} check(s) failed: {', '.join(failed)}.")
+
+
+app.command()(settings_options(doctor))
 
 
 @app.command()

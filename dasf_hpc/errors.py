@@ -79,6 +79,12 @@ class TraceFileError(DasfHpcError):
     exit_code = 76
 
 
+class DoctorError(DasfHpcError):
+    """A check of the doctor failed."""
+
+    exit_code = 78
+
+
 class PartialRecording(DasfHpcError):
     """The job ended with 0, but what was recorded of it is not complete (run.json says why)."""
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from distributed import Client
 
+from dasf_hpc.doctor.check import Check
+from dasf_hpc.doctor.examine import examine as doctor
 from dasf_hpc.errors import (
     DasfHpcError,
     InterruptedRun,
@@ -251,6 +253,17 @@ def submit(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+def examine(settings: Settings, told: Told = lambda step: None) -> list[Check]:
+    """Look at everything a run with these settings needs; see `dasf_hpc.doctor`."""
+    launcher_class, why = None, ""
+    try:
+        launcher_class = choose_launcher(settings)
+    except ProgramMissingError as error:
+        why = str(error)
+    with _logging_to(Path(os.devnull)):
+        return doctor(launcher_class, why, settings, lambda what: told(Step("Looking at " + what)))
 
 
 def require_nsys(settings: Settings) -> None:
