@@ -245,6 +245,55 @@ def logs(
         sys.stdout.flush()
 
 
+image = typer.Typer(help="Make Apptainer or Docker images.", no_args_is_help=True)
+app.add_typer(image, name="image")
+
+#: Which of the images.
+Variant = Annotated[str, typer.Option(help="One of: cpu, cuda12, cuda13.")]
+
+
+@image.command()
+def recipe(
+    variant: Variant,
+    container_format: Annotated[
+        str, typer.Option("--format", help="One of: apptainer, docker.")
+    ] = "apptainer",
+) -> None:
+    """Print the definition of an image."""
+    from dasf_hpc.image import image_recipe
+
+    print(image_recipe(container_format, variant), end="")
+
+
+@image.command()
+def build(
+    target: Annotated[Path, typer.Argument(help="The image to make, such as dasf-hpc.sif.")],
+    variant: Variant,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Make a folder.")] = False,
+    fakeroot: Annotated[bool, typer.Option("--fakeroot", help="Build without root.")] = False,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Argument of the definition: constraints (a file of versions), environment "
+            "(variables for apt and pip, such as 'https_proxy=… PIP_INDEX_URL=…'), mirror "
+            "(Debian's, for cpu); repeatable.",
+        ),
+    ] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE:DESTINATION",
+            help="Have the build see a folder, such as certificates for pip; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Build an image with Apptainer from this checkout."""
+    from dasf_hpc.image import build_image
+
+    print(build_image(variant, target, sandbox, fakeroot, build_arg or [], bind or []))
+
+
 def _print_summary(
     path: Path,
     as_json: bool,

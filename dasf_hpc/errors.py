@@ -85,6 +85,12 @@ class DoctorError(DasfHpcError):
     exit_code = 78
 
 
+class ImageError(DasfHpcError):
+    """An image could not be built."""
+
+    exit_code = 79
+
+
 class PartialRecording(DasfHpcError):
     """The job ended with 0, but what was recorded of it is not complete (run.json says why)."""
 

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ from dasf_hpc.launch.credentials import (
     delete_credentials,
     make_credentials,
 )
+from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.local import LocalLauncher
@@ -145,8 +147,9 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:
     What is not known before a run stands in capitals: RUN, its name, and the scheduler's address.
     """
     launcher_class = choose_launcher(settings)
-    find_job(job)
-    place = RunPlace(settings.runs_dir.absolute() / "RUN", "RUN", Path.cwd())
+    script_path = find_job(job)
+    container, settings = open_image(settings, script_path.parent)
+    place = run_place(settings.runs_dir.absolute() / "RUN", container)
     security = credentials_in(place.directory / "tls") if settings.tls else None
     script = launcher_class(settings, place, security).job_script().rstrip()
     if settings.nsys is False:
@@ -195,10 +198,12 @@ def submit(
     run_shape(settings, launcher_class.local)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
-    if settings.gpus_per_node and not settings.worker_python and not find_spec("dask_cuda"):
+    here = settings.worker_python is None and settings.image is None
+    if settings.gpus_per_node and here and not find_spec("dask_cuda"):
         raise ProgramMissingError(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
         )
+    container, settings = open_image(settings, script.parent)
     directory = make_run_directory(settings, job)
     manifest = Manifest(directory)
     manifest.update(
@@ -218,7 +223,7 @@ def submit(
         manifest.note(
             "--no-tls: whoever reaches the scheduler's port while the job runs can run code as you"
         )
-    place = RunPlace(directory, directory.name, Path.cwd())
+    place = run_place(directory, container)
     error: DasfHpcError | None = None
     exit_code = 0
     with Interrupts() as interrupts, Heartbeat(directory):
@@ -253,6 +258,13 @@ def submit(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+def run_place(directory: Path, container: Container | None) -> RunPlace:
+    """Give the place of a run, its directory bound into the image."""
+    if container is not None:
+        container = container.with_binds([directory])
+    return RunPlace(directory, directory.name, Path.cwd(), container)
 
 
 def examine(settings: Settings, told: Told = lambda step: None) -> list[Check]:
@@ -304,9 +316,11 @@ def _run_job(
         _check_versions(launcher)
         manifest.update(state="running", job_started=time.time(), waiting_for="")
         told(Step("Running the job"))
-        process = JobProcess(
-            script, arguments, _job_environment(launcher, directory), directory / "logs"
-        )
+        place, environment = launcher.place, _job_environment(launcher, directory)
+        python = [sys.executable]
+        if place.container is not None:
+            python = [*place.container.words(), place.python(launcher.settings)]
+        process = JobProcess(script, arguments, environment, directory / "logs", python)
         return _wait_for_job(process, launcher, manifest)
     except KeyboardInterrupt:
         raise InterruptedRun(

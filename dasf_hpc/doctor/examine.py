@@ -6,13 +6,27 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-from dasf_hpc.doctor.check import COMPUTE, LOGIN, Check, could_not_look, fail, ok
-from dasf_hpc.doctor.host import HostRequest, host_checks
+from dasf_hpc.doctor.check import COMPUTE, IMAGE, LOGIN, Check, could_not_look, fail, ok, warn
+from dasf_hpc.doctor.host import (
+    HostRequest,
+    ask_host,
+    checks_of,
+    host_checks,
+    read_answers,
+)
 from dasf_hpc.doctor.trial import NAMES as TRIAL_NAMES
-from dasf_hpc.doctor.trial import trial
-from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.doctor.trial import compare_versions, trial
+from dasf_hpc.errors import (
+    ProgramMissingError,
+    RunDirectoryError,
+    SettingsError,
+    VersionsError,
+)
+from dasf_hpc.launch.image import PYTHON, START_TIMEOUT_S, Container, find_apptainer, open_image
 from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.settings import Settings
 
@@ -59,11 +73,21 @@ def examine(
             nsys_path=settings.nsys_path,
         ),
     )
+    container: Container | None = None
+    if settings.image is None:
+        checks.append(apptainer())
+    else:
+        looking("the image")
+        in_image, container, settings = look_into_image(settings)
+        checks += in_image
+        if container is None:
+            why = "the image cannot be used"
+            return checks + [could_not_look(n, COMPUTE, why) for n in TRIAL_NAMES]
     looking("a compute node")
     if launcher_class is None or scheduler.status == "fail":
         return checks + [could_not_look(n, COMPUTE, scheduler.detail) for n in TRIAL_NAMES]
     try:
-        checks += trial(launcher_class, settings)
+        checks += trial(launcher_class, settings, container)
     except RunDirectoryError as error:
         checks.append(fail("runs directory", LOGIN, str(error), "name another with --runs-dir"))
         return checks + [could_not_look(n, COMPUTE, str(error)) for n in TRIAL_NAMES]
@@ -104,6 +128,60 @@ def batch_scheduler(launcher_class: type[Launcher] | None, no_launcher: str) -> 
         detail = f"{words} ended with {done.returncode}: {said[0]}"
         return fail(name, LOGIN, detail, "is this a login node, and is its configuration there?")
     return ok(name, LOGIN, f"{launcher_class.submit_program} is there and the server answers")
+
+
+def apptainer() -> Check:
+    """Look for Apptainer, which only --image needs."""
+    name = "apptainer"
+    try:
+        return ok(name, LOGIN, find_apptainer())
+    except ProgramMissingError as error:
+        return warn(name, LOGIN, str(error), "nothing, unless you want to use --image")
+
+
+def look_into_image(settings: Settings) -> tuple[list[Check], Container | None, Settings]:
+    """Open the image as a run does, and look around inside.
+
+    Returns
+    -------
+    checks : list of Check
+    container : Container or None
+        None where the image cannot be used.
+    settings : Settings
+        With the nsys that is there inside.
+    """
+    try:
+        checks = [ok("apptainer", LOGIN, find_apptainer())]
+    except ProgramMissingError as error:
+        return [fail("apptainer", LOGIN, str(error), "load its module")], None, settings
+    try:
+        container, settings = open_image(settings, Path.cwd())
+    except VersionsError as error:
+        remedy = "build the image from this environment: dasf-hpc image build"
+        return [*checks, fail("versions", IMAGE, str(error), remedy)], None, settings
+    except (SettingsError, ProgramMissingError) as error:
+        remedy = "make one with dasf-hpc image build"
+        return [*checks, fail("image", IMAGE, str(error), remedy)], None, settings
+    assert container is not None
+    checks.append(ok("image", IMAGE, f"{container.image} starts and has dasf-hpc"))
+    with tempfile.TemporaryDirectory(prefix="dasf-hpc-doctor-") as folder:
+        request = HostRequest(nsys=settings.nsys, nsys_path=settings.nsys_path)
+        look = ask_host(Path(folder) / "doctor.json", IMAGE, request)
+        python = settings.worker_python or PYTHON
+        subprocess.run(
+            [*container.with_binds([Path(folder)]).words(), python, *look],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        answers = read_answers(Path(folder))
+    checks.append(compare_versions(IMAGE, [("it", answer["versions"]) for answer in answers]))
+    for answer in answers:
+        # What the kernel says is the same inside and outside.
+        inside = ("scratch folder", "nsys", "nsys report", "nvtx range")
+        checks += [check for check in checks_of(answer) if check.name in inside]
+    return checks, container, settings
 
 
 def as_json(checks: list[Check]) -> str:

@@ -21,8 +21,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from dasf_hpc.doctor.check import Check, could_not_look, fail, ok, warn
+from dasf_hpc.doctor.check import Check, Status, could_not_look, fail, ok, warn
 from dasf_hpc.launch.environment import versions_here
 from dasf_hpc.launch.node import NSYS_STARTS, has_nvidia_driver
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
@@ -382,6 +383,31 @@ def port(where: str, host: str, number: int) -> Check:
 
 
 # ------------------------------------------------------------------------------------ as a program
+
+
+def ask_host(path: Path, where: str, request: HostRequest, token: str = "") -> list[str]:
+    """Write the request and give the words after a Python that answer it on another host."""
+    path.write_text(json.dumps({"token": token, "request": asdict(request)}))
+    return ["-m", "dasf_hpc.doctor.host", "--request", str(path), "--where", where]
+
+
+def read_answers(directory: Path) -> list[dict[str, Any]]:
+    """Read what hosts answered to a request in this folder."""
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("answer-*.json"))]
+
+
+def checks_of(answer: dict[str, Any], prefix: str = "") -> list[Check]:
+    """Give the checks of an answer, each detail with a prefix."""
+    return [
+        Check(
+            **{
+                **entry,
+                "detail": prefix + entry["detail"],
+                "status": Status(entry["status"]),
+            }
+        )
+        for entry in answer["checks"]
+    ]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -6,24 +6,22 @@ the node finds comes back through the folder that head and nodes should share.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shlex
 import shutil
 import socket
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distributed.utils import get_ip, get_ip_interface
 
 from dasf_hpc.doctor.check import COMPUTE, LOGIN, Check, Status, could_not_look, fail, ok, warn
-from dasf_hpc.doctor.host import HostRequest
+from dasf_hpc.doctor.host import HostRequest, ask_host, checks_of, read_answers
 from dasf_hpc.errors import BatchError, DasfHpcError, WorkersError
 from dasf_hpc.launch.credentials import make_credentials
 from dasf_hpc.launch.environment import Versions, clash, versions_here
+from dasf_hpc.launch.image import Container
 from dasf_hpc.launch.launcher import Launcher, RunPlace
 from dasf_hpc.manifest import make_run_directory
 from dasf_hpc.settings import Settings
@@ -38,8 +36,10 @@ SHARED_WAIT_S = 5.0
 NAMES = ("trial job", "shared file system", "port", "tls", "versions")
 
 
-def trial(launcher_class: type[Launcher], settings: Settings) -> list[Check]:
-    """Run the trial job and give what it showed.
+def trial(
+    launcher_class: type[Launcher], settings: Settings, container: Container | None
+) -> list[Check]:
+    """Run the trial job and give what it showed; with a container, all of it inside.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def trial(launcher_class: type[Launcher], settings: Settings) -> list[Check]:
     directory = make_run_directory(settings, "doctor")
     checks: list[Check] = []
     try:
-        checks = _trial(launcher_class, settings, directory)
+        checks = _trial(launcher_class, settings, directory, container)
     except DasfHpcError as error:
         checks = [fail(NAMES[0], COMPUTE, str(error), "see the batch scheduler's own words")]
         checks += [could_not_look(n, COMPUTE, "the trial job did not run") for n in NAMES[1:]]
@@ -65,7 +65,12 @@ def trial(launcher_class: type[Launcher], settings: Settings) -> list[Check]:
     return checks
 
 
-def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) -> list[Check]:
+def _trial(
+    launcher_class: type[Launcher],
+    settings: Settings,
+    directory: Path,
+    container: Container | None,
+) -> list[Check]:
     token, number = secrets.token_hex(8), settings.scheduler_port or _free_port()
     head = get_ip_interface(settings.interface) if settings.interface else get_ip()
     request = HostRequest(
@@ -75,10 +80,11 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
         nsys_path=settings.nsys_path,
         head=("127.0.0.1" if launcher_class.local else head, number),
     )
-    asked = directory / "doctor.json"
-    asked.write_text(json.dumps({"token": token, "request": asdict(request)}))
-    python = settings.worker_python or sys.executable
-    look = [python, "-m", "dasf_hpc.doctor.host", "--request", str(asked), "--where", COMPUTE]
+    if container is not None:
+        container = container.with_binds([directory])
+    place = RunPlace(directory, directory.name, Path.cwd(), container)
+    look = ask_host(directory / "doctor.json", COMPUTE, request, token)
+    look = [*(container.words() if container else []), place.python(settings), *look]
     changed = settings.model_copy(
         update={
             "scheduler_port": number,
@@ -88,7 +94,6 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
         }
     )
     security = make_credentials(directory / "tls") if settings.tls else None
-    place = RunPlace(directory, directory.name, Path.cwd())
     launcher = launcher_class(changed, place, security)
     checks, arrived, refused = [], False, ""
     begun = time.monotonic()
@@ -96,7 +101,7 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
         launcher.start()
 
         def waiting(there: int, why: str) -> None:
-            if any(_unreachable(answer) for answer in _answers(directory)):
+            if any(_unreachable(answer) for answer in read_answers(directory)):
                 launcher.cancel_on_stop()
                 raise WorkersError("the node does not reach the head")
 
@@ -105,13 +110,13 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
         seconds = time.monotonic() - begun
         checks.append(ok(NAMES[0], COMPUTE, f"its workers were there after {seconds:.0f} s"))
         deadline = time.monotonic() + SHARED_WAIT_S
-        while len(_answers(directory)) < launcher.shape.nodes and time.monotonic() < deadline:
+        while len(read_answers(directory)) < launcher.shape.nodes and time.monotonic() < deadline:
             time.sleep(0.1)
     except BatchError as error:
         refused = str(error)
         checks.append(fail(NAMES[0], COMPUTE, refused, "change what is asked for, or the site"))
     except WorkersError as error:
-        if any(_unreachable(answer) for answer in _answers(directory)):
+        if any(_unreachable(answer) for answer in read_answers(directory)):
             checks.append(ok(NAMES[0], COMPUTE, "it started"))
         elif " 0 of " in str(error) and "workers are there:" in str(error):
             remedy = "give it more time with --start-timeout, or another --partition"
@@ -120,7 +125,7 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
             checks.append(fail(NAMES[0], COMPUTE, str(error), "read its log"))
     finally:
         launcher.stop()
-    answers = _answers(directory)
+    answers = read_answers(directory)
     if not refused:
         checks.append(_shared(answers, token, arrived, directory))
     checks += _connection(arrived, security is not None, refused)
@@ -128,9 +133,7 @@ def _trial(launcher_class: type[Launcher], settings: Settings, directory: Path) 
         checks.append(could_not_look(NAMES[2], COMPUTE, "no node answered"))
     checks.append(compare_versions(COMPUTE, [(a["hostname"], a["versions"]) for a in answers]))
     for answer in answers:
-        for entry in answer["checks"]:
-            entry["detail"] = f"{answer['hostname']}: {entry['detail']}"
-            checks.append(Check(**{**entry, "status": Status(entry["status"])}))
+        checks += checks_of(answer, f"{answer['hostname']}: ")
     return checks
 
 
@@ -182,13 +185,6 @@ def compare_versions(where: str, others: list[tuple[str, Versions]]) -> Check:
     remedy = "use one environment for both, or --worker-python"
     breaking = any(clash(here, theirs) for _, theirs in others)
     return (fail if breaking else warn)(name, where, "; ".join(different), remedy)
-
-
-def _answers(directory: Path) -> list[dict[str, Any]]:
-    answers = []
-    for path in sorted(directory.glob("answer-*.json")):
-        answers.append(json.loads(path.read_text()))
-    return answers
 
 
 def _unreachable(answer: dict[str, Any]) -> bool:
