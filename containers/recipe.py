@@ -19,7 +19,7 @@ ENVIRONMENT = "/opt/dasf-hpc"
 #: Where the sources are while the image is made.
 SOURCE = "/opt/dasf-hpc-source"
 #: What of a checkout is installed.
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "containers", "dasf_hpc")
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "containers", "dasf_hpc", "pbs", "slurm")
 
 
 @dataclass(frozen=True)

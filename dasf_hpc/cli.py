@@ -111,6 +111,11 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch script and start nothing.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Have a batch job be the head, and return at once."),
+    ] = False,
+    run_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
     given: dict[str, Any] | None = None,
 ) -> None:
@@ -126,9 +131,14 @@ def submit(
     if dry_run:
         print(run.dry_run(settings, job, arguments or []))
         return
+    if detach:
+        directory = run.detach(settings, job, arguments or [])
+        name = {"run": directory.name, "directory": str(directory)}
+        print(json.dumps(name, indent=1) if as_json else directory)
+        return
     console = _console()
     with progress(console) as told:
-        result = run.submit(settings, job, arguments or [], told)
+        result = run.submit(settings, job, arguments or [], told, run_directory)
     _print_summary(result.directory, as_json, console, show_summary)
     if result.error is not None:
         raise result.error
@@ -163,6 +173,21 @@ def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None
 
 
 app.command()(settings_options(doctor))
+
+
+def template(
+    system: Annotated[str, typer.Argument(help="slurm or pbs.")],
+    kind: Annotated[str, typer.Argument(help="head, allocation (slurm) or array.")] = "head",
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Print a batch script to submit runs with, filled in for the site."""
+    settings = load_settings(given or {})
+    from dasf_hpc.launch.head import filled_template
+
+    print(filled_template(system, kind, settings), end="")
+
+
+app.command()(settings_options(template))
 
 
 @app.command()

@@ -14,18 +14,10 @@ from pathlib import Path
 from dasf_hpc.errors import ImageError, ProgramMissingError, SettingsError
 from dasf_hpc.launch.image import find_apptainer, last_line
 from dasf_hpc.manifest import git_revision
+from dasf_hpc.shipped import checkout, shipped
 
 VARIANTS = ("cpu", "cuda12", "cuda13")
 FORMATS = ("apptainer", "docker")
-
-#: Beside the package in a checkout, within it where it was installed (pyproject.toml).
-_PACKAGE = Path(__file__).parent
-
-
-def shipped(folder: str) -> Path:
-    """Give a folder that is shipped with the package: containers, slurm, pbs."""
-    beside = _PACKAGE.parent / folder
-    return beside if (_PACKAGE.parent / "pyproject.toml").is_file() else _PACKAGE / folder
 
 
 def image_recipe(container_format: str, variant: str) -> str:
@@ -89,21 +81,21 @@ def build_image(
     if variant not in VARIANTS:
         known = ", ".join(VARIANTS)
         raise SettingsError(f"Option --variant is {variant!r}: it is one of {known}.")
-    checkout = _PACKAGE.parent
-    if not (checkout / "pyproject.toml").is_file():
+    source = checkout()
+    if source is None:
         raise SettingsError(
             "An image is built from a checkout: clone the repository and pip install -e '.' it."
         )
     command = [find_apptainer(), "build"]
     command += ["--sandbox"] * sandbox + ["--fakeroot"] * fakeroot
-    given = [f"revision={git_revision(checkout) or 'unknown'}", *build_args]
+    given = [f"revision={git_revision(source) or 'unknown'}", *build_args]
     command += [word for value in given for word in ("--build-arg", value)]
     command += [word for bind in binds for word in ("--bind", bind)]
-    command += [str(target.absolute()), str(checkout / "containers" / f"{variant}.def")]
+    command += [str(target.absolute()), str(source / "containers" / f"{variant}.def")]
     said: list[str] = []
     with subprocess.Popen(
         command,
-        cwd=checkout,  # the definitions name what they copy from there
+        cwd=source,  # the definitions name what they copy from there
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -25,22 +25,26 @@ from distributed import Client
 from dasf_hpc.doctor.check import Check
 from dasf_hpc.doctor.examine import examine as doctor
 from dasf_hpc.errors import (
+    BatchError,
     DasfHpcError,
     InterruptedRun,
     PartialRecording,
     ProgramMissingError,
+    SettingsError,
     TraceFileError,
     VersionsError,
     WalltimeError,
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
+from dasf_hpc.launch.allocation import AllocationLauncher
 from dasf_hpc.launch.credentials import (
     client_environment,
     credentials_in,
     delete_credentials,
     make_credentials,
 )
+from dasf_hpc.launch.head import submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
@@ -65,15 +69,16 @@ from dasf_hpc.nsight.collect import add_reports
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings
+from dasf_hpc.settings import Settings, settings_words
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import Summary, summarise
 
-#: In the order in which ``--on auto`` looks for them; the last one is always there.
+#: In the order in which ``--on auto`` looks for them; the local one is always there.
 LAUNCHERS: dict[str, type[Launcher]] = {
-    launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
+    launcher.name: launcher
+    for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher, AllocationLauncher)
 }
 
 #: Kind of gap for what a node does not have, such as the package nvtx.
@@ -171,6 +176,7 @@ def submit(
     job: str,
     arguments: Sequence[str] = (),
     told: Told = lambda step: None,
+    directory: Path | None = None,
 ) -> RunResult:
     """Run a script on a cluster and merge what was recorded.
 
@@ -182,6 +188,8 @@ def submit(
         The script, or ``example:NAME``, and its arguments.
     told
         Called with every step.
+    directory
+        The run's directory where `detach` made it; None for a new one.
 
     Returns
     -------
@@ -204,7 +212,7 @@ def submit(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
         )
     container, settings = open_image(settings, script.parent)
-    directory = make_run_directory(settings, job)
+    directory = directory or make_run_directory(settings, job)
     manifest = Manifest(directory)
     manifest.update(
         name=directory.name,
@@ -276,6 +284,42 @@ def examine(settings: Settings, told: Told = lambda step: None) -> list[Check]:
         why = str(error)
     with _logging_to(Path(os.devnull)):
         return doctor(launcher_class, why, settings, lambda what: told(Step("Looking at " + what)))
+
+
+def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
+    """Have a batch job be the head of a run, and give the run's directory at once.
+
+    Raises
+    ------
+    DasfHpcError
+        What kept the run from being made; nothing is queued then.
+    """
+    launcher_class = choose_launcher(settings)
+    if launcher_class.name not in ("slurm", "pbs"):
+        raise SettingsError(
+            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
+        )
+    find_job(job)
+    run_shape(settings, launcher_class.local)
+    directory = make_run_directory(settings, job)
+    manifest = Manifest(directory)
+    manifest.update(
+        name=directory.name,
+        state="queued",
+        job=job,
+        arguments=list(arguments),
+        started=time.time(),
+        on=launcher_class.name,
+    )
+    settings = settings.model_copy(update={"on": launcher_class.name})
+    words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
+    try:
+        head = submit_head(launcher_class.name, settings, words, directory)
+    except BatchError as error:
+        manifest.update(state="failed", ended=time.time(), error=str(error))
+        raise
+    manifest.update(head_job=head)
+    return directory
 
 
 def require_nsys(settings: Settings) -> None:

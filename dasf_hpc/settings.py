@@ -275,9 +275,10 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
 def settings_words(settings: Settings) -> list[str]:
     """Give the options that set these settings on a command line, wherever it is called."""
     words = []
-    for name, field in Settings.model_fields.items():
+    for name in Settings.model_fields:
         value, flag = getattr(settings, name), name.replace("_", "-")
-        if value == field.default or name in ("detach", "profile"):
+        # A profile's settings are among the others.
+        if name not in settings.model_fields_set or value is None or name == "profile":
             continue
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag}")

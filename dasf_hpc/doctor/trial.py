@@ -178,7 +178,7 @@ def compare_versions(where: str, others: list[tuple[str, Versions]]) -> Check:
         f"{who} has {package} {theirs.get(package)}, the head {version}"
         for who, theirs in others
         for package, version in here.items()
-        if theirs.get(package) != version
+        if theirs.get(package) != version and (package != "python" or clash(here, theirs))
     ]
     if not different:
         return ok(name, where, f"Python, dask and {len(here) - 2} more packages are the same")
