@@ -557,6 +557,7 @@ class Launcher(ABC):
                 continue
             fresh.append(LostJob(job.job_id, str(job.name), walltime, job.replaced, time.time()))
             self._lost.append(job.job_id)
+            job.status = Status.closed  # SpecCluster looks at what it made when it closes
             self.cluster.worker_spec.pop(job.name, None)
             del self.cluster.workers[job.name]
         return fresh
