@@ -50,7 +50,8 @@ class Settings(BaseSettings):
         "qsub, else this machine; allocation: on the nodes of the SLURM job that this runs in.",
     )
     profile: str | None = Field(
-        None, description="Section [profile.NAME] of the settings files to use, such as a site's."
+        None,
+        description="Which section profile.NAME of the settings files to use, such as a site's.",
     )
     nodes: int = Field(1, ge=1, description="Number of node jobs, one batch job each.")
     workers_per_node: int | None = Field(

@@ -297,6 +297,7 @@ def test_the_doctor_looks_into_the_image(slurm: SlurmTestbed, image: Path, tmp_p
     assert found["compute node", "trial job"] == "could not look"
 
 
+@pytest.mark.xdist_group("cluster")  # with those that use the image too: it is built once
 @pytest.mark.needs("apptainer")
 def test_other_versions_inside_are_told_before_anything_is_queued(
     image: Path, tmp_path: Path
@@ -319,6 +320,7 @@ def test_other_versions_inside_are_told_before_anything_is_queued(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.xdist_group("cluster")
 @pytest.mark.needs("apptainer")
 def test_the_image_runs_the_program_and_tells_its_versions(image: Path, tmp_path: Path) -> None:
     done = subprocess.run(
