@@ -55,6 +55,7 @@ from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
+    HEARTBEAT,
     STOP_REQUEST,
     TRACE,
     Heartbeat,
@@ -213,6 +214,7 @@ def submit(
         )
     container, settings = open_image(settings, script.parent)
     directory = directory or make_run_directory(settings, job)
+    (directory / HEARTBEAT).touch(mode=0o600)  # before the state says that it has begun
     manifest = Manifest(directory)
     manifest.update(
         name=directory.name,

@@ -187,7 +187,7 @@ def read_logs(run: Path, who: str, follow: bool) -> Iterator[str]:
     files = log_files(directory, who)
     positions = dict.fromkeys(files, 0)
     while True:
-        over = run_state(directory) != "running"
+        over = state_now(directory) not in ("queued", "running")
         for path in files:
             if not path.exists():
                 continue

@@ -22,6 +22,8 @@ from dasf_hpc.launch.image import Container, host_nsys
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.timeout(1200)  # building an image takes minutes on a busy machine
+
 Done = subprocess.CompletedProcess[str]
 
 
@@ -228,7 +230,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = folder / "cpu.sif"
     done = cli(
         "image", "build", str(target), "--variant", "cpu", "--fakeroot", *words,
-        folder=folder, timeout=590,
+        folder=folder, timeout=1100,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
     return target

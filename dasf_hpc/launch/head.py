@@ -57,6 +57,7 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
     directives += [f"{account}{settings.account}"] if settings.account else []
     lines = time + "".join(f"{mark}{line}\n" for line in (*directives, *settings.directive))
     text = re.sub(r"^#\w+ (--time|-l walltime)=.*\n", lambda _: lines, text, flags=re.MULTILINE)
+    text = text.replace("B:INT@120", f"B:INT@{min(120, seconds // 4)}")
     text = text.replace(_SITE, _SITE + "".join(f"{line}\n" for line in settings.prologue))
     program = Path(sys.executable).with_name("dasf-hpc")
     if program.is_file():
