@@ -192,7 +192,7 @@ def host_nsys(nsys_path: str | None) -> tuple[Path, tuple[Path, ...]] | None:
 
 
 def open_image(settings: Settings, script_folder: Path) -> tuple[Container | None, Settings]:
-    """Look into the image, and choose its nsys or this host's.
+    """Look into the image, and choose its nsys, or this host's where --nsys-path says so.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def open_image(settings: Settings, script_folder: Path) -> tuple[Container | Non
     )
     inside = look_inside(container, settings.worker_python or PYTHON)
     check_versions(container, inside)
-    if settings.nsys is False or inside.nsys:
+    if settings.nsys is False or (inside.nsys and settings.nsys_path is None):
         return container, settings
     found = host_nsys(settings.nsys_path)
     if found is None:
