@@ -21,11 +21,12 @@ import pytest
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc.doctor.check import Status
-from dasf_hpc.doctor.examine import as_json, batch_scheduler
+from dasf_hpc.doctor.examine import apptainer, as_json, batch_scheduler, look_into_image
 from dasf_hpc.doctor.host import HostRequest, clock_synchronisation, host_checks, port
 from dasf_hpc.doctor.trial import compare_versions
 from dasf_hpc.launch.environment import clash, versions_here
 from dasf_hpc.launch.slurm import SlurmLauncher
+from dasf_hpc.settings import load_settings
 
 FAILED = 78
 """Exit code for a check that failed, as the README documents it."""
@@ -230,6 +231,23 @@ def test_programs_of_the_batch_scheduler_that_are_missing_or_broken_are_told(
     check = batch_scheduler(SlurmLauncher, "")
     assert check.status is Status.FAIL
     assert "ended with 1" in check.detail
+
+
+def test_an_apptainer_that_does_not_work_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "some.sif"
+    image.write_bytes(b"")
+    asked = load_settings({"image": image})
+    broken(tmp_path / "bin", "apptainer")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert apptainer().status is Status.WARN  # nobody asked for an image
+    (check,), container, _ = look_into_image(asked)
+    assert (check.name, check.status, container) == ("apptainer", Status.FAIL, None)
+    assert "does not work" in check.detail
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (check,), _, _ = look_into_image(asked)
+    assert "not on PATH" in check.detail
 
 
 Doctor = Callable[..., tuple[int, Found]]
