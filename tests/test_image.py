@@ -231,6 +231,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cli(
         "image", "build", str(target), "--variant", "cpu", "--fakeroot", *words,
         folder=folder, timeout=1100,
+        # Six seconds instead of forty, and a little larger.
+        environment={"APPTAINER_MKSQUASHFS_ARGS": "-Xcompression-level 1"},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
     return target
