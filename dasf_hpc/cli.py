@@ -17,16 +17,17 @@ from rich.console import Console
 from dasf_hpc.errors import (
     CannotTell,
     DasfHpcError,
+    DoctorError,
     InterruptedRun,
     PartialRecording,
     Regression,
     exit_code_table,
 )
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
+from dasf_hpc.show.formats import Format
 
 if TYPE_CHECKING:
     from dasf_hpc.imports import Imported
-from dasf_hpc.show.formats import Format
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -142,6 +143,11 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch script and start nothing.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Have a batch job be the head, and return at once."),
+    ] = False,
+    run_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
     as_json: AsJson = False,
     given: dict[str, Any] | None = None,
 ) -> None:
@@ -157,9 +163,14 @@ def submit(
     if dry_run:
         print(run.dry_run(settings, job, arguments or []))
         return
+    if detach:
+        directory = run.detach(settings, job, arguments or [])
+        name = {"run": directory.name, "directory": str(directory)}
+        print(json.dumps(name, indent=1) if as_json else directory)
+        return
     console = _console()
     with progress(console) as told:
-        result = run.submit(settings, job, arguments or [], told)
+        result = run.submit(settings, job, arguments or [], told, run_directory)
     _print_summary(result.directory, as_json, console, show_summary)
     if result.error is not None:
         raise result.error
@@ -169,6 +180,46 @@ def submit(
 app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
     settings_options(submit)
 )
+
+
+def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None:
+    """Look at login node, compute node and image: what would keep a run from working?
+
+    A trial job is submitted with the options of a run. Exits with 78 if a check failed.
+    """
+    settings = load_settings(given or {})
+    from dasf_hpc import run
+    from dasf_hpc.doctor.examine import as_json as checks_json
+    from dasf_hpc.show.checks import show_checks
+    from dasf_hpc.show.terminal import progress
+
+    with progress(_console()) as told:
+        checks = run.examine(settings, told)
+    if as_json:
+        print(checks_json(checks))
+    else:
+        show_checks(Console(), checks)
+    failed = [f"{check.name} ({check.where})" for check in checks if check.status == "fail"]
+    if failed:
+        raise DoctorError(f"{len(failed)} check(s) failed: {', '.join(failed)}.")
+
+
+app.command()(settings_options(doctor))
+
+
+def template(
+    system: Annotated[str, typer.Argument(help="slurm or pbs.")],
+    kind: Annotated[str, typer.Argument(help="head, allocation (slurm) or array.")] = "head",
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Print a batch script to submit runs with, filled in for the site."""
+    settings = load_settings(given or {})
+    from dasf_hpc.launch.head import filled_template
+
+    print(filled_template(system, kind, settings), end="")
+
+
+app.command()(settings_options(template))
 
 
 def merge(
@@ -537,6 +588,55 @@ def report(
     with progress(_console()) as told:
         target = write_report(run_path, output, told)
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
+
+
+image = typer.Typer(help="Make Apptainer or Docker images.", no_args_is_help=True)
+app.add_typer(image, name="image")
+
+#: Which of the images.
+Variant = Annotated[str, typer.Option(help="One of: cpu, cuda12, cuda13.")]
+
+
+@image.command()
+def recipe(
+    variant: Variant,
+    container_format: Annotated[
+        str, typer.Option("--format", help="One of: apptainer, docker.")
+    ] = "apptainer",
+) -> None:
+    """Print the definition of an image."""
+    from dasf_hpc.image import image_recipe
+
+    print(image_recipe(container_format, variant), end="")
+
+
+@image.command()
+def build(
+    target: Annotated[Path, typer.Argument(help="The image to make, such as dasf-hpc.sif.")],
+    variant: Variant,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Make a folder.")] = False,
+    fakeroot: Annotated[bool, typer.Option("--fakeroot", help="Build without root.")] = False,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Argument of the definition: constraints (a file of versions), environment "
+            "(variables for apt and pip, such as 'https_proxy=… PIP_INDEX_URL=…'), mirror "
+            "(Debian's, for cpu); repeatable.",
+        ),
+    ] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE:DESTINATION",
+            help="Have the build see a folder, such as certificates for pip; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Build an image with Apptainer from this checkout."""
+    from dasf_hpc.image import build_image
+
+    print(build_image(variant, target, sandbox, fakeroot, build_arg or [], bind or []))
 
 
 def _print_summary(

@@ -79,6 +79,18 @@ class TraceFileError(DasfHpcError):
     exit_code = 76
 
 
+class DoctorError(DasfHpcError):
+    """A check of the doctor failed."""
+
+    exit_code = 78
+
+
+class ImageError(DasfHpcError):
+    """An image could not be built."""
+
+    exit_code = 79
+
+
 class PartialRecording(DasfHpcError):
     """The job ended with 0, but what was recorded of it is not complete (run.json says why)."""
 

@@ -195,12 +195,14 @@ FINAL = ("complete", "partial", "failed")
 
 
 def run_state(directory: Path) -> str:
-    """Give the state of a run: running, complete, partial, failed, or abandoned.
+    """Give the state of a run: queued, running, complete, partial, failed, or abandoned.
+
+    A run is queued while its head waits to start as a batch job.
 
     A run is abandoned when its `submit` died without a word; ``dasf-hpc merge`` completes it.
     """
     state = str(Manifest(directory).content.get("state", "abandoned"))
-    if state in FINAL:
+    if state in FINAL or state == "queued":
         return state
     try:
         age = time.time() - (directory / HEARTBEAT).stat().st_mtime

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,8 @@ from typing import Any
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
+from dasf_hpc.doctor.check import Check
+from dasf_hpc.doctor.examine import examine as doctor
 from dasf_hpc.errors import (
     BatchError,
     DasfHpcError,
@@ -32,18 +35,22 @@ from dasf_hpc.errors import (
     PartialRecording,
     ProgramMissingError,
     RunDirectoryError,
+    SettingsError,
     TraceFileError,
     VersionsError,
     WalltimeError,
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
+from dasf_hpc.launch.allocation import AllocationLauncher
 from dasf_hpc.launch.credentials import (
     client_environment,
     credentials_in,
     delete_credentials,
     make_credentials,
 )
+from dasf_hpc.launch.head import submit_head
+from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.local import LocalLauncher
@@ -54,6 +61,7 @@ from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
     FOLDERS,
+    HEARTBEAT,
     STOP_REQUEST,
     TRACE,
     Heartbeat,
@@ -68,7 +76,7 @@ from dasf_hpc.nsight.collect import add_reports
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings
+from dasf_hpc.settings import Settings, settings_words
 from dasf_hpc.show.report import write_report
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.merge import merge_journals
@@ -76,9 +84,10 @@ from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
 
-#: In the order in which ``--on auto`` looks for them; the last one is always there.
+#: In the order in which ``--on auto`` looks for them; the local one is always there.
 LAUNCHERS: dict[str, type[Launcher]] = {
-    launcher.name: launcher for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher)
+    launcher.name: launcher
+    for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher, AllocationLauncher)
 }
 
 #: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
@@ -136,8 +145,9 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:
     What is not known before a run stands in capitals: RUN, its name, and the scheduler's address.
     """
     launcher_class = choose_launcher(settings)
-    find_job(job)
-    place = RunPlace(settings.runs_dir.absolute() / "RUN", "RUN", Path.cwd())
+    script_path = find_job(job)
+    container, settings = open_image(settings, script_path.parent)
+    place = run_place(settings.runs_dir.absolute() / "RUN", container)
     security = credentials_in(place.directory / "tls") if settings.tls else None
     script = launcher_class(settings, place, security).job_script().rstrip()
     if settings.nsys is False:
@@ -159,6 +169,7 @@ def submit(
     job: str,
     arguments: Sequence[str] = (),
     told: Told = lambda step: None,
+    directory: Path | None = None,
 ) -> RunResult:
     """Run a script on a cluster and merge what was recorded.
 
@@ -170,6 +181,8 @@ def submit(
         The script, or ``example:NAME``, and its arguments.
     told
         Called with every step.
+    directory
+        The run's directory where `detach` made it; None for a new one.
 
     Returns
     -------
@@ -186,11 +199,14 @@ def submit(
     run_shape(settings, launcher_class.local)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
-    if settings.gpus_per_node and not settings.worker_python and not find_spec("dask_cuda"):
+    here = settings.worker_python is None and settings.image is None
+    if settings.gpus_per_node and here and not find_spec("dask_cuda"):
         raise ProgramMissingError(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
         )
-    directory = make_run_directory(settings, job)
+    container, settings = open_image(settings, script.parent)
+    directory = directory or make_run_directory(settings, job)
+    (directory / HEARTBEAT).touch(mode=0o600)  # before the state says that it has begun
     manifest = Manifest(directory)
     manifest.update(
         name=directory.name,
@@ -209,7 +225,7 @@ def submit(
         manifest.note(
             "--no-tls: whoever reaches the scheduler's port while the job runs can run code as you"
         )
-    place = RunPlace(directory, directory.name, Path.cwd())
+    place = run_place(directory, container)
     error: DasfHpcError | None = None
     exit_code = 0
     with Interrupts() as interrupts, Heartbeat(directory):
@@ -246,6 +262,60 @@ def submit(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+def run_place(directory: Path, container: Container | None) -> RunPlace:
+    """Give the place of a run, its directory bound into the image."""
+    if container is not None:
+        container = container.with_binds([directory])
+    return RunPlace(directory, directory.name, Path.cwd(), container)
+
+
+def examine(settings: Settings, told: Told = lambda step: None) -> list[Check]:
+    """Look at everything a run with these settings needs; see `dasf_hpc.doctor`."""
+    launcher_class, why = None, ""
+    try:
+        launcher_class = choose_launcher(settings)
+    except ProgramMissingError as error:
+        why = str(error)
+    with _logging_to(Path(os.devnull)):
+        return doctor(launcher_class, why, settings, lambda what: told(Step("Looking at " + what)))
+
+
+def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
+    """Have a batch job be the head of a run, and give the run's directory at once.
+
+    Raises
+    ------
+    DasfHpcError
+        What kept the run from being made; nothing is queued then.
+    """
+    launcher_class = choose_launcher(settings)
+    if launcher_class.name not in ("slurm", "pbs"):
+        raise SettingsError(
+            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
+        )
+    find_job(job)
+    run_shape(settings, launcher_class.local)
+    directory = make_run_directory(settings, job)
+    manifest = Manifest(directory)
+    manifest.update(
+        name=directory.name,
+        state="queued",
+        job=job,
+        arguments=list(arguments),
+        started=time.time(),
+        on=launcher_class.name,
+    )
+    settings = settings.model_copy(update={"on": launcher_class.name})
+    words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
+    try:
+        head = submit_head(launcher_class.name, settings, words, directory)
+    except BatchError as error:
+        manifest.update(state="failed", ended=time.time(), error=str(error))
+        raise
+    manifest.update(head_job=head)
+    return directory
 
 
 def require_nsys(settings: Settings) -> None:
@@ -286,9 +356,11 @@ def _run_job(
         _check_versions(launcher)
         manifest.update(state="running", job_started=time.time(), waiting_for="")
         told(Step("Running the job"))
-        process = JobProcess(
-            script, arguments, _job_environment(launcher, directory), directory / "logs"
-        )
+        place, environment = launcher.place, _job_environment(launcher, directory)
+        python = [sys.executable]
+        if place.container is not None:
+            python = [*place.container.words(), place.python(launcher.settings)]
+        process = JobProcess(script, arguments, environment, directory / "logs", python)
         return _wait_for_job(process, launcher, manifest)
     except KeyboardInterrupt:
         raise InterruptedRun(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
+from dasf_hpc.launch.head import in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
 from dasf_hpc.run import LAUNCHERS
@@ -24,7 +25,7 @@ class ListedRun:
     name, directory, job, on
         What it is.
     state
-        running, complete, partial, failed or abandoned (its submit died).
+        queued, running, complete, partial, failed or abandoned (its submit died).
     doing
         The step it is at while it runs, or why it failed.
     started, ended
@@ -57,7 +58,7 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     found = []
     for path in sorted(runs_dir.glob(f"*/{MANIFEST}")):
         content = Manifest(path.parent).content
-        state = run_state(path.parent)
+        state = state_now(path.parent)
         doing = str(content.get("error") or content.get("waiting_for") or "")
         if state == "running" and not doing:
             doing = str(content.get("state", ""))
@@ -75,6 +76,17 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
             )
         )
     return found
+
+
+def state_now(directory: Path) -> str:
+    """Give the state of a run; one whose head left the queue without having begun is abandoned."""
+    state = run_state(directory)
+    if state == "queued":
+        content = Manifest(directory).content
+        if in_queue(str(content.get("on")), str(content.get("head_job"))) is False:
+            state = run_state(directory)  # it may have begun meanwhile
+            return "abandoned" if state == "queued" else state
+    return state
 
 
 def cancel_run(run: Path, wait_s: float) -> str:
@@ -106,7 +118,8 @@ def cancel_run(run: Path, wait_s: float) -> str:
             time.sleep(0.5)
         return f"{directory.name} was asked to end and has not yet, after {wait_s:g} s."
     content = Manifest(directory).content
-    jobs = [str(job) for job in content.get("batch_jobs", [])]
+    head = content.get("head_job")
+    jobs = [str(job) for job in (*([head] if head else []), *content.get("batch_jobs", []))]
     command = LAUNCHERS.get(str(content.get("on")), LAUNCHERS["local"]).job_class.cancel_command
     if command is None:
         return (
@@ -124,6 +137,11 @@ def cancel_run(run: Path, wait_s: float) -> str:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BatchError(f"{command} {job} could not be run: {error}.") from None
+    if run_state(directory) == "queued":
+        Manifest(directory).update(
+            state="failed", ended=time.time(), error="cancelled in the queue"
+        )
+        return f"{directory.name} was taken out of the queue."
     return (
         f"The submit of {directory.name} is gone; {len(jobs)} batch job(s) were cancelled: "
         f"dasf-hpc merge {directory}"
@@ -143,6 +161,9 @@ def log_files(directory: Path, who: str) -> list[Path]:
         return [logs / "job.out", logs / "job.err"]
     if who == "scheduler":
         return [logs / "scheduler.log"]
+    head = Manifest(directory).content.get("head_job")
+    if who == "head" and head:
+        return sorted(logs.glob(f"*{head}*"))
     records = read_node_records(directory)
     names = [
         name
@@ -166,7 +187,7 @@ def read_logs(run: Path, who: str, follow: bool) -> Iterator[str]:
     files = log_files(directory, who)
     positions = dict.fromkeys(files, 0)
     while True:
-        over = run_state(directory) != "running"
+        over = state_now(directory) not in ("queued", "running")
         for path in files:
             if not path.exists():
                 continue

@@ -13,13 +13,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
+import dask
 from dask.utils import parse_bytes
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from dasf_hpc.errors import SettingsError
@@ -43,10 +44,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DASF_HPC_", extra="forbid")
 
-    on: Literal["auto", "slurm", "pbs", "local"] = Field(
+    on: Literal["auto", "slurm", "pbs", "local", "allocation"] = Field(
         "auto",
         description="Where the workers run; auto: SLURM where there is sbatch, PBS where there is "
-        "qsub, else this machine.",
+        "qsub, else this machine; allocation: on the nodes of the SLURM job that this runs in.",
+    )
+    profile: str | None = Field(
+        None,
+        description="Which section profile.NAME of the settings files to use, such as a site's.",
     )
     nodes: int = Field(1, ge=1, description="Number of node jobs, one batch job each.")
     workers_per_node: int | None = Field(
@@ -111,6 +116,10 @@ class Settings(BaseSettings):
     )
     worker_python: str | None = Field(
         None, description="Python of the workers; default: the one that runs dasf-hpc."
+    )
+    image: Path | None = Field(
+        None,
+        description="Apptainer image, a file or a sandbox folder, in which workers and script run.",
     )
     local_directory: str | None = Field(
         None, description="Folder on the nodes for what workers spill, such as /scratch."
@@ -198,12 +207,89 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the command line, then the environment, then the TOML files."""
-        files = [path.expanduser() for path in TOML_FILES]
-        return (
-            init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, [path for path in files if path.is_file()]),
-        )
+        return (init_settings, env_settings, _Files(settings_cls, init_settings, env_settings))
+
+
+class _Files(InitSettingsSource):
+    """The TOML files, and over them the section of the profile that was chosen."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], *stronger: PydanticBaseSettingsSource
+    ) -> None:
+        plain: dict[str, Any] = {}
+        profiles: dict[str, dict[str, Any]] = {}
+        for path in (path.expanduser() for path in TOML_FILES):
+            if not path.is_file():
+                continue
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            sections = content.pop("profile", {})
+            if isinstance(sections, str):  # the profile to use where nothing else says so
+                content["profile"], sections = sections, {}
+            for name, section in sections.items():
+                profiles.setdefault(name, {}).update(section)
+            plain.update(content)
+        sources = [*(source() for source in stronger), plain]
+        chosen = next((found["profile"] for found in sources if found.get("profile")), None)
+        if chosen is not None:
+            if chosen not in profiles:
+                known = ", ".join(sorted(profiles)) or "none"
+                raise SettingsError(
+                    f"There is no profile {chosen!r} in the settings files; there are: {known}."
+                )
+            plain.update(profiles[chosen])
+        super().__init__(settings_cls, plain)
+
+
+#: Settings by the names that dask-jobqueue gives them in its ``jobqueue.yaml``.
+_JOBQUEUE = {
+    "queue": "partition",
+    "project": "account",
+    "account": "account",
+    "walltime": "walltime",
+    "interface": "interface",
+    "local-directory": "local_directory",
+    "job-extra-directives": "directive",
+    "job-script-prologue": "prologue",
+}
+
+
+def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
+    """Take what is not set from dask-jobqueue's own configuration of a batch scheduler.
+
+    Raises
+    ------
+    SettingsError
+        If a value there cannot be used.
+    """
+    found = dask.config.get(f"jobqueue.{system}", {}) or {}
+    more = {
+        ours: found[theirs]
+        for theirs, ours in _JOBQUEUE.items()
+        if found.get(theirs) and ours not in settings.model_fields_set
+    }
+    try:
+        Settings.model_validate(more)
+    except ValidationError as error:
+        raise SettingsError(
+            f"In dask-jobqueue's configuration: {_sentence(error.errors()[0])}"
+        ) from None
+    return settings.model_copy(update=more)
+
+
+def settings_words(settings: Settings) -> list[str]:
+    """Give the options that set these settings on a command line, wherever it is called."""
+    words = []
+    for name in Settings.model_fields:
+        value, flag = getattr(settings, name), name.replace("_", "-")
+        # A profile's settings are among the others.
+        if name not in settings.model_fields_set or value is None or name == "profile":
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{flag}={one}" for one in values]
+    return words
 
 
 #: Settings of a run that say nothing of how its nodes are got.

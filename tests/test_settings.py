@@ -11,10 +11,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import pytest
 
 from dasf_hpc.errors import SettingsError
-from dasf_hpc.settings import Settings, load_settings, walltime_seconds
+from dasf_hpc.settings import (
+    Settings,
+    load_settings,
+    settings_words,
+    walltime_seconds,
+    with_jobqueue_yaml,
+)
 
 BAD_SETTING = 64
 """Exit code for a setting that cannot be used, as the README documents it."""
@@ -158,6 +165,47 @@ def test_places_are_put_together_setting_by_setting(monkeypatch: pytest.MonkeyPa
     assert settings.memory == "4GB"
 
 
+def test_a_profile_is_laid_over_the_files_it_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_home('partition = "cpu"\n[profile.big]\nnodes = 8\n[profile.gpu]\npartition = "gpu"\n')
+    in_folder('account = "abc"\n[profile.big]\nmemory = "8GB"\n')
+    assert load_settings({}).nodes == 1
+    big = load_settings({"profile": "big"})
+    assert (big.nodes, big.memory, big.partition, big.account) == (8, "8GB", "cpu", "abc")
+    assert load_settings({"profile": "big", "nodes": 2}).nodes == 2
+    monkeypatch.setenv("DASF_HPC_PROFILE", "gpu")
+    assert load_settings({}).partition == "gpu"
+    monkeypatch.setenv("DASF_HPC_PARTITION", "debug")
+    assert load_settings({}).partition == "debug"
+
+
+def test_an_unknown_profile_or_a_wrong_key_in_one_is_told(refused: Refused) -> None:
+    in_folder("[profile.big]\nnodes = 8\n[profile.odd]\nnods = 8\n")
+    assert "there are: big, odd" in refused("--profile", "small")
+    assert "did you mean nodes?" in refused("--profile", "odd")
+
+
+def test_dask_jobqueues_own_configuration_fills_what_is_not_set(tmp_path: Path) -> None:
+    site = {"queue": "long", "project": "abc", "job-extra-directives": ["--qos=x"],
+            "job-script-prologue": ["module load a"], "walltime": "02:00:00"}  # fmt: skip
+    with dask.config.set({"jobqueue.slurm": site}):
+        found = with_jobqueue_yaml(load_settings({"account": "mine"}), "slurm")
+        assert (found.partition, found.account, found.walltime) == ("long", "mine", "02:00:00")
+        assert (found.directive, found.prologue) == (["--qos=x"], ["module load a"])
+        assert with_jobqueue_yaml(load_settings({}), "pbs").partition is None
+    with (
+        dask.config.set({"jobqueue.slurm": {"walltime": "soon"}}),
+        pytest.raises(SettingsError, match="dask-jobqueue's configuration"),
+    ):
+        with_jobqueue_yaml(load_settings({}), "slurm")
+
+
+def test_the_words_of_settings_give_the_same_settings_again() -> None:
+    given = {"nodes": 3, "tls": False, "directive": ["--a=1", "--b"], "image": Path("x y.sif")}
+    assert sorted(settings_words(load_settings(given))) == [
+        "--directive=--a=1", "--directive=--b", "--image=x y.sif", "--no-tls", "--nodes=3",
+    ]  # fmt: skip
+
+
 def test_the_command_line_wins_in_the_program_itself(
     monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
@@ -231,7 +279,7 @@ def test_an_unknown_key_that_resembles_nothing_lists_what_there_is(refused: Refu
         (["--start-timeout", "0"], "--start-timeout is 0.0"),
         (["--stop-timeout", "-5"], "--stop-timeout is -5.0"),
         (["--sample-interval", "nan"], "--sample-interval is nan"),
-        (["--on", "moon"], "'auto', 'slurm', 'pbs' or 'local'"),
+        (["--on", "moon"], "'auto', 'slurm', 'pbs', 'local' or 'allocation'"),
         (["--nvtx-message", "all"], "'prefix' or 'key'"),
         (["--memory", "lots"], "such as 4GB"),
         (["--memory", "4"], "write a unit"),

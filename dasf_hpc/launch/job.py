@@ -64,7 +64,9 @@ class JobProcess:
     Parameters
     ----------
     script, arguments
-        What to run, with the Python that runs us.
+        What to run.
+    python
+        The words that run a script: a Python, perhaps inside an image.
     environment
         Variables added to ours.
     logs
@@ -72,12 +74,17 @@ class JobProcess:
     """
 
     def __init__(
-        self, script: Path, arguments: Sequence[str], environment: Mapping[str, str], logs: Path
+        self,
+        script: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        python: Sequence[str] = (sys.executable,),
     ) -> None:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "dasf_hpc.launch.leash", str(os.getpid())),
-                *(sys.executable, str(script), *arguments),
+                *(*python, str(script), *arguments),
             ],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,

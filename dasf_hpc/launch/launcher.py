@@ -24,10 +24,11 @@ from distributed.core import Status
 from distributed.security import Security
 
 from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
+from dasf_hpc.launch.image import PYTHON, Container
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
 from dasf_hpc.launch.walltime import STARTED_VARIABLE, TOPIC, margin_seconds
 from dasf_hpc.launch.worker_command import file_stem, node_command
-from dasf_hpc.settings import Settings, walltime_seconds
+from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,18 @@ class RunPlace:
         The run's name.
     working_directory
         Where the user called us; the workers start there.
+    container
+        The image in which workers and script run; None for none.
     """
 
     directory: Path
     name: str
     working_directory: Path
+    container: Container | None = None
+
+    def python(self, settings: Settings) -> str:
+        """Give the Python of workers and script."""
+        return settings.worker_python or (PYTHON if self.container else sys.executable)
 
 
 @dataclass(frozen=True)
@@ -267,7 +275,7 @@ class Launcher(ABC):
     local: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, place: RunPlace, security: Security | None) -> None:
-        self.settings = settings
+        self.settings = settings = with_jobqueue_yaml(settings, self.name)
         self.place = place
         self.security = security
         self.shape = run_shape(settings, self.local)
@@ -306,7 +314,7 @@ class Launcher(ABC):
     def common_options(self) -> dict[str, Any]:
         """Give the keywords for dask-jobqueue's job class that do not depend on the scheduler."""
         settings, shape, place = self.settings, self.shape, self.place
-        python = settings.worker_python or sys.executable
+        python = place.python(settings)
         # Without the address a worker's HTTP server would listen for everybody.
         extra: list[str] = ["--dashboard-address", "127.0.0.1:0"]
         options: dict[str, Any] = {
@@ -323,6 +331,7 @@ class Launcher(ABC):
                 None
                 if self.local
                 else (walltime_seconds(settings.walltime), margin_seconds(settings)),
+                place.container.words() if place.container else (),
             ),
             "job_name": "dasf-" + place.name,
             "job_script_prologue": [
@@ -548,6 +557,7 @@ class Launcher(ABC):
                 continue
             fresh.append(LostJob(job.job_id, str(job.name), walltime, job.replaced, time.time()))
             self._lost.append(job.job_id)
+            job.status = Status.closed  # SpecCluster looks at what it made when it closes
             self.cluster.worker_spec.pop(job.name, None)
             del self.cluster.workers[job.name]
         return fresh

@@ -1,7 +1,7 @@
 """Launch: the command line of a node's workers, put together from its parts.
 
-A node job runs ``node step → nsys profile → Dask worker``. This module only composes lists of
-words from plain values; `dasf_hpc.launch.node` runs on the node and calls it there.
+A node job runs ``(image →) node step → nsys profile → Dask worker``. This module only composes
+lists of words from plain values; `dasf_hpc.launch.node` runs on the node and calls it there.
 """
 
 from __future__ import annotations
@@ -88,14 +88,25 @@ def node_command(
     nsys_path: str | None,
     nsys_arg: Sequence[str],
     walltime: tuple[float, float] | None,
+    container: Sequence[str] = (),
 ) -> str:
     """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
 
     dask-jobqueue pastes it in front of ``-m distributed.cli.dask_worker …``, so every word is
     quoted for the shell here. ``walltime`` is the job's time limit and the margin before it, in
-    seconds; None where there is no limit.
+    seconds; None where there is no limit. ``container`` are the words that run a command inside an
+    image: then the node step, nsys and the workers are inside.
     """
-    words = [python, "-m", "dasf_hpc.launch.node", "--run", run_directory, "--name", name]
+    words = [
+        *container,
+        python,
+        "-m",
+        "dasf_hpc.launch.node",
+        "--run",
+        run_directory,
+        "--name",
+        name,
+    ]
     if nsys is not None:
         words.append("--nsys" if nsys else "--no-nsys")
     if nsys_path:

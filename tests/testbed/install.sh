@@ -262,11 +262,15 @@ install_apptainer() {
         else
             get_apptainer_of_sid
         fi
-        fit_apptainer_to_root
         apptainer --version >"$log" 2>&1 ||
             fail "apptainer is installed but does not run: $(tail -n 1 "$log")"
     fi
     say "apptainer is there: $(cat "$log")"
+    if ! have debootstrap; then # builds the image of a Debian
+        need_root_and_apt debootstrap
+        apt_install debootstrap
+    fi
+    [ "$(id -u)" != 0 ] || fit_apptainer_to_root
 }
 
 # Debian's releases have no Apptainer; sid has. Its binaries want sid's C library, which gets a
@@ -304,13 +308,18 @@ dpkg-architecture_multiarch() {
     basename "$(dirname "$(find /usr/lib/*-linux-gnu* -maxdepth 1 -name libc.so.6 | head -n 1)")"
 }
 
+# Building an image as such a root goes with --fakeroot, which takes its users from /etc/subuid.
 # Apptainer gives a container's root all capabilities, which fails where root lacks one itself.
 fit_apptainer_to_root() {
-    local conf=/etc/apptainer/apptainer.conf all have_now
+    local conf=/etc/apptainer/apptainer.conf all have_now ids
     all=$(((1 << ($(cat /proc/sys/kernel/cap_last_cap) + 1)) - 1))
     have_now=$((0x$(awk '$1 == "CapEff:" { print $2 }' /proc/self/status)))
     if [ "$have_now" != "$all" ] && [ -f "$conf" ]; then
+        ! grep -q '^root default capabilities *= *no' "$conf" || ! grep -q '^root:' /etc/subuid || return 0
         sed -i 's/^root default capabilities *=.*/root default capabilities = no/' "$conf"
+        for ids in /etc/subuid /etc/subgid; do
+            grep -qs '^root:' "$ids" || echo root:100000:65536 >>"$ids"
+        done
         say "root lacks a capability here: told apptainer not to pass on all of them"
     fi
 }

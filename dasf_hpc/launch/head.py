@@ -1,0 +1,134 @@
+"""Launch: the head of a run as a batch job, from the templates in ``slurm/`` and ``pbs/``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dasf_hpc.errors import BatchError, SettingsError
+from dasf_hpc.launch.pbs import parse_qstat
+from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
+from dasf_hpc.shipped import shipped
+
+TEMPLATES = {
+    "slurm": {
+        "head": "dasf-hpc.sbatch",
+        "allocation": "allocation.sbatch",
+        "array": "array.sbatch",
+    },
+    "pbs": {"head": "dasf-hpc.pbs", "array": "array.pbs"},
+}
+_SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
+#: The line of a template after which a site's own lines stand.
+_SITE = "# Site: lines such as 'module load cuda'.\n"
+
+
+def filled_template(system: str, kind: str, settings: Settings) -> str:
+    """Give a template with a site's directives, prologue and the path of this dasf-hpc.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such template.
+    """
+    known = TEMPLATES.get(system)
+    if known is None:
+        raise SettingsError(f"There are templates for slurm and pbs, not for {system!r}.")
+    if kind not in known:
+        raise SettingsError(
+            f"There is no template {kind!r} for {system}; there are: {', '.join(known)}."
+        )
+    settings = with_jobqueue_yaml(settings, system)
+    text = (shipped(system) / known[kind]).read_text(encoding="utf-8")
+    seconds = walltime_seconds(settings.walltime)
+    walltime = f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+    if system == "slurm":
+        mark, queue = "#SBATCH ", "--partition="
+        account, time = "--account=", f"#SBATCH --time={walltime}\n"
+    else:
+        mark, queue = "#PBS ", "-q "
+        account, time = "-A ", f"#PBS -l walltime={walltime}\n"
+    directives = [f"{queue}{settings.partition}"] if settings.partition else []
+    directives += [f"{account}{settings.account}"] if settings.account else []
+    lines = time + "".join(f"{mark}{line}\n" for line in (*directives, *settings.directive))
+    text = re.sub(r"^#\w+ (--time|-l walltime)=.*\n", lambda _: lines, text, flags=re.MULTILINE)
+    text = text.replace("B:INT@120", f"B:INT@{min(120, seconds // 4)}")
+    text = text.replace(_SITE, _SITE + "".join(f"{line}\n" for line in settings.prologue))
+    program = Path(sys.executable).with_name("dasf-hpc")
+    if program.is_file():
+        text = text.replace("${DASF_HPC:-dasf-hpc}", f"${{DASF_HPC:-{program}}}")
+    return text
+
+
+def submit_head(system: str, settings: Settings, words: Sequence[str], directory: Path) -> str:
+    """Submit the head of a run as a batch job; give its id.
+
+    Parameters
+    ----------
+    system
+        slurm or pbs.
+    settings
+        Those of the run.
+    words
+        Of ``dasf-hpc submit``.
+    directory
+        The run's directory.
+
+    Raises
+    ------
+    BatchError
+        If the job is refused.
+    """
+    text = filled_template(system, "head", settings)
+    begin = text.index(_SITE)
+    commands = [
+        f"cd -- {shlex.quote(str(Path.cwd()))} || exit 1",
+        "umask 077",
+        *settings.prologue,
+        f"exec {shlex.join([sys.executable, '-m', 'dasf_hpc.cli', 'submit', *words])}",
+    ]
+    path = directory / "scripts" / "head.sh"
+    path.write_text(text[:begin] + "\n".join(commands) + "\n", encoding="utf-8")
+    program = shutil.which(_SUBMIT[system]) or _SUBMIT[system]
+    try:
+        done = subprocess.run(
+            [program, str(path)],
+            cwd=directory / "logs",  # where the batch scheduler then puts what the head says
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BatchError(f"{program} could not be run: {error}.") from None
+    number = re.search(r"\d+", done.stdout)
+    if done.returncode != 0 or number is None:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
+        raise BatchError(f"The batch scheduler refused the head's job: {said[0]} (see {path}).")
+    return number[0]
+
+
+def in_queue(system: str, job: str) -> bool | None:
+    """Say whether the batch scheduler still holds a head's job; None where it does not answer."""
+    command = ["squeue", "-h", "-o", "%T", "-j", job] if system == "slurm" else ["qstat", "-f", job]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if system == "slurm":
+        return done.returncode == 0 and bool(done.stdout.strip())
+    return any(status.state.in_queue for status in parse_qstat(done.stdout).values())

@@ -1,0 +1,297 @@
+"""Batch templates: the head as a batch job, one allocation for all, a sweep, on a real SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from system.conftest import Submit, command
+from testbed.openpbs import OpenPbsTestbed
+from testbed.slurm import SlurmTestbed
+
+from dasf_hpc import open_trace
+from dasf_hpc.launch.head import TEMPLATES
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).with_name("dasf-hpc")
+
+JOB = """
+    import socket, sys, time
+    from distributed import Client
+
+    def where(number, seconds):
+        time.sleep(seconds)
+        return socket.gethostname()
+
+    seconds = float(sys.argv[1])
+    with Client() as client:
+        print("ran on", *sorted(set(client.gather(client.map(where, range(40), seconds=seconds)))))
+"""
+
+
+@pytest.fixture
+def cluster(slurm: SlurmTestbed) -> Iterator[SlurmTestbed]:
+    """Give the testbed with all hosts idle; nothing may be left in its queue."""
+    slurm.wait_until_idle()
+    yield slurm
+    wait_until(lambda: slurm.queue() == [], 60, "an empty queue")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {seconds:g} s"
+        time.sleep(0.2)
+
+
+def run(
+    cluster: SlurmTestbed,
+    folder: Path,
+    *words: str,
+    code: int = 0,
+    more: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program as a user of the cluster does, and give what it prints."""
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, **cluster.environment, **(more or {})},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"{words}: {done.stderr}\n{done.stdout}"
+    return done.stdout
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """Read run.json."""
+    content: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    return content
+
+
+def said(folder: Path) -> str:
+    """Give what batch jobs submitted from here said."""
+    return "\n".join(path.read_text(errors="replace") for path in folder.glob("slurm-*.out"))
+
+
+@pytest.mark.parametrize(
+    ("system", "kind"), [(system, kind) for system, kinds in TEMPLATES.items() for kind in kinds]
+)
+def test_templates_are_clean_as_they_are_and_filled_in(
+    system: str, kind: str, tmp_path: Path
+) -> None:
+    checker = Path(sys.executable).with_name("shellcheck")
+    if not checker.exists():
+        pytest.skip("shellcheck is not installed: pip install -e '.[dev]'")
+    filled = subprocess.run(
+        command(
+            "template", system, kind, "--partition", "gpu", "--account", "abc", "--walltime",
+            "1-02:00:00", "--prologue", "module load cuda", "--directive=--qos=debug",
+        ),
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    mark = {"slurm": "#SBATCH", "pbs": "#PBS"}[system]
+    assert f"{mark} --qos=debug\n" in filled
+    assert "\nmodule load cuda\n" in filled
+    assert "26:00:00" in filled
+    assert f"{PROGRAM}" in filled
+    for text in (filled, (ROOT / system / TEMPLATES[system][kind]).read_text()):
+        done = subprocess.run([checker, "-"], input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_an_unknown_template_is_told(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("template", "pbs", "allocation"), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 64
+    assert "there are: head, array" in done.stderr
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_a_detached_run_is_listed_logged_and_complete(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    begun = time.monotonic()
+    out = run(
+        cluster, tmp_path, *command("submit", "--detach", "--json"), "--on", "slurm", "--nodes",
+        "2", "--memory", "8GB", "--interface", "lo", "--nsys", "job.py", "0.02",
+    )  # fmt: skip
+    assert time.monotonic() - begun < 20
+    directory = Path(json.loads(out)["directory"])
+    assert manifest(directory)["head_job"]
+
+    def state() -> str:
+        (listed,) = json.loads(run(cluster, tmp_path, *command("runs", "--json")))
+        assert listed["name"] == directory.name
+        return str(listed["state"])
+
+    assert state() in ("queued", "running")
+    wait_until(lambda: state() not in ("queued", "running"), 120, "end of the run")
+    assert state() == "complete", run(cluster, tmp_path, *command("logs", str(directory), "head"))
+    assert "ran on node" in run(cluster, tmp_path, *command("logs", str(directory)))
+    assert "Tasks" in run(cluster, tmp_path, *command("logs", str(directory), "head"))
+    with open_trace(directory) as trace:
+        assert len(trace.tasks) == 40
+        assert list(trace.reports["status"]) == ["joined"] * 2
+
+
+@pytest.mark.needs("slurm")
+def test_a_detached_run_is_cancelled_while_it_waits_and_while_it_runs(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    words = ["--on", "slurm", "--interface", "lo", "--no-nsys"]
+    out = run(
+        cluster,
+        tmp_path,
+        *command("submit", "--detach", *words, "--directive=--hold"),
+        "job.py",
+        "0",
+    )
+    waiting = Path(out.strip())
+    assert "out of the queue" in run(cluster, tmp_path, *command("cancel", str(waiting)))
+    assert manifest(waiting)["state"] == "failed"
+    out = run(cluster, tmp_path, *command("submit", "--detach", *words), "job.py", "5")
+    running = Path(out.strip())
+    wait_until(lambda: manifest(running)["state"] == "running", 60, "running job")
+    assert "has ended" in run(cluster, tmp_path, *command("cancel", str(running)))
+    assert manifest(running)["exit_code"] == 130
+
+
+@pytest.mark.needs("slurm")
+def test_a_head_that_cannot_begin_is_told(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    words = command("submit", "--detach", "--on", "slurm", "--partition", "nosuch", "job.py", "0")
+    run(cluster, tmp_path, *words, code=70)
+    (refused,) = (tmp_path / "runs").iterdir()
+    assert manifest(refused)["state"] == "failed"
+    words = command("submit", "--detach", "--on", "slurm", "--prologue", "exit 3", "job.py", "0")
+    dead = Path(run(cluster, tmp_path, *words).strip())
+    wait_until(lambda: cluster.queue() == [], 60, "end of the head")
+
+    def states() -> dict[str, str]:
+        listed = json.loads(run(cluster, tmp_path, *command("runs", "--json")))
+        return {entry["name"]: entry["state"] for entry in listed}
+
+    wait_until(lambda: states()[dead.name] == "abandoned", 30, "word that the head is gone")
+
+
+def test_detach_needs_a_batch_scheduler(submit: Submit, script: Callable[[str], str]) -> None:
+    done = submit("--detach", "--on", "local", script("pass"))
+    assert done.code == 64
+    assert not done.runs.exists()
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_the_head_and_a_sweep_as_batch_jobs(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    environment = {"DASF_HPC": str(PROGRAM), "DASF_HPC_INTERFACE": "lo", "DASF_HPC_NSYS": "false"}
+    run(
+        cluster, tmp_path, "sbatch", "--wait", str(ROOT / "slurm" / "dasf-hpc.sbatch"),
+        "--nsys", "job.py", "0.01", more=environment,
+    )  # fmt: skip
+    (first,) = (tmp_path / "runs").iterdir()
+    assert manifest(first)["state"] == "complete", said(tmp_path)
+    (tmp_path / "sweep.txt").write_text("0.001\n'0.002'\n")
+    run(
+        cluster, tmp_path, "sbatch", "--wait", "--array=1-2",
+        str(ROOT / "slurm" / "array.sbatch"), "sweep.txt", "job.py", more=environment,
+    )  # fmt: skip
+    sweep = [manifest(path) for path in (tmp_path / "runs").iterdir() if path != first]
+    assert sorted(content["arguments"] for content in sweep) == [["0.001"], ["0.002"]]
+    assert {content["state"] for content in sweep} == {"complete"}, said(tmp_path)
+
+
+@pytest.mark.needs("slurm", "nsys")
+def test_one_allocation_has_workers_on_every_node(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    run(
+        cluster, tmp_path, "sbatch", "--wait", "--nodes=3", "--mem=9G", "--cpus-per-task=4",
+        str(ROOT / "slurm" / "allocation.sbatch"), "--interface", "lo", "--nsys", "job.py", "0.05",
+        more={"DASF_HPC": str(PROGRAM)},
+    )  # fmt: skip
+    (directory,) = (tmp_path / "runs").iterdir()
+    content = manifest(directory)
+    assert content["state"] == "complete", said(tmp_path)
+    assert len(content["stop"]["by_themselves"]) == 3
+    assert "ran on node1 node2 node3" in (directory / "logs" / "job.out").read_text()
+    with open_trace(directory) as trace:
+        assert len(trace.tasks) == 40
+        assert list(trace.reports["status"]) == ["joined"] * 3
+        assert trace.reports["linked"].sum() == 40
+
+
+@pytest.mark.needs("slurm", "nsys")
+@pytest.mark.parametrize("ending", ["walltime", "scancel"])
+def test_an_allocation_that_ends_early_keeps_what_was_recorded(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path, ending: str
+) -> None:
+    script(JOB)
+    out = run(
+        cluster, tmp_path, "sbatch", "--parsable", "--nodes=2", "--mem=9G", "--time=1",
+        str(ROOT / "slurm" / "allocation.sbatch"), "--interface", "lo", "--nsys",
+        "--walltime-margin", "30", "job.py", "0.5" if ending == "scancel" else "4",
+        more={"DASF_HPC": str(PROGRAM)},
+    )  # fmt: skip
+    runs = tmp_path / "runs"
+    wait_until(lambda: bool(list(runs.glob("*/logs/job.out"))), 60, "running job")
+    (directory,) = runs.iterdir()
+    if ending == "scancel":
+        time.sleep(3)
+        run(cluster, tmp_path, "scancel", out.strip())
+    wait_until(lambda: cluster.queue() == [], 120, "end of the allocation")
+    if ending == "scancel":
+        run(cluster, tmp_path, *command("merge", str(directory)))
+    else:
+        assert manifest(directory)["exit_code"] == 72, said(tmp_path)
+    with open_trace(directory) as trace:
+        assert (trace.tasks["state"] == "memory").sum() > 0
+        assert list(trace.reports["status"]) == ["joined"] * 2, trace.reports.to_string()
+
+
+def test_an_allocation_needs_a_job(submit: Submit, script: Callable[[str], str]) -> None:
+    done = submit("--on", "allocation", script("pass"), environment={"PATH": "/nonexistent"})
+    assert done.code == 69
+    assert "srun" in done.err
+
+
+def test_a_pbs_head_filled_in_takes_its_words_from_a_variable(
+    openpbs: OpenPbsTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    # This PBS tells jobs nothing of itself; a site's own lines do.
+    told = [f"export {name}={value}" for name, value in openpbs.environment.items()]
+    filled = subprocess.run(
+        command("template", "pbs", *(f"--prologue={line}" for line in told)),
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (tmp_path / "head.pbs").write_text(filled)
+    environment = {
+        **os.environ, **openpbs.environment, "RUN": "--no-nsys --memory 1GB job.py '0.01'",
+    }  # fmt: skip
+    subprocess.run(
+        ["qsub", "-V", "head.pbs"],
+        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60,
+    )  # fmt: skip
+    runs = tmp_path / "runs"
+    done = ("complete", "partial", "failed")
+    wait_until(
+        lambda: any(manifest(path.parent)["state"] in done for path in runs.glob("*/run.json")),
+        120,
+        "end of the run",
+    )
+    (directory,) = runs.iterdir()
+    assert manifest(directory)["state"] == "complete", manifest(directory)

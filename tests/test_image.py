@@ -1,0 +1,341 @@
+"""Images: definitions that are current, and a run whose workers and script are inside one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from testbed.slurm import SlurmTestbed
+
+from dasf_hpc import open_trace
+from dasf_hpc.errors import SettingsError
+from dasf_hpc.image import FORMATS, VARIANTS, image_recipe
+from dasf_hpc.launch.image import Container, host_nsys
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.timeout(1200)  # building an image takes minutes on a busy machine
+
+Done = subprocess.CompletedProcess[str]
+
+
+def cli(
+    *words: str, folder: Path, timeout: float = 240, environment: Mapping[str, str] | None = None
+) -> Done:
+    """Run dasf-hpc as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "dasf_hpc.cli", *words],
+        cwd=folder, env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- definitions
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_definitions_that_are_kept_are_those_of_the_recipe(variant: str) -> None:
+    pytest.importorskip("hpccm", reason="hpccm is not installed: pip install -e '.[image]'")
+    kept = (ROOT / "containers" / f"{variant}.def").read_text()
+    assert kept == image_recipe("apptainer", variant), "dasf-hpc image recipe makes it anew"
+
+
+def sections(definition: str) -> dict[str, str]:
+    """Give the parts of an Apptainer definition by name; the header's is empty."""
+    parts: dict[str, str] = {}
+    for part in re.split(r"^(?=%)", definition, flags=re.MULTILINE):
+        name, _, text = part.partition("\n") if part.startswith("%") else ("", "", part)
+        parts[name] = parts.get(name, "") + text
+    return parts
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_definition_is_whole_and_its_scripts_are_shell(variant: str) -> None:
+    parts = sections((ROOT / "containers" / f"{variant}.def").read_text())
+    assert set(parts) == {
+        "", "%arguments", "%post", "%files", "%environment", "%labels", "%runscript", "%test",
+    }  # fmt: skip
+    assert "dasf-hpc doctor" in parts["%test"]
+    assert "dasf-hpc submit" in parts["%test"]
+    assert parts["%runscript"].strip() == 'exec dasf-hpc "$@"'
+    assert "{{ revision }}" in parts["%labels"]
+    for name in ("%post", "%test", "%runscript", "%environment"):
+        script = re.sub(r"{{ (\w+) }}", r"\1", parts[name])
+        checked = subprocess.run(["sh", "-n"], input=script, text=True, capture_output=True)
+        assert checked.returncode == 0, checked.stderr
+    for line in parts["%files"].splitlines():
+        if line.strip() and "{{" not in line:
+            assert (ROOT / line.split()[0]).exists(), line
+    declared = re.findall(r"^\s+(\w+)=", parts["%arguments"], re.MULTILINE)
+    used = re.findall(r"{{ (\w+) }}", "".join(parts.values()))
+    assert set(used) - {"mirror"} == set(declared)
+    if variant.startswith("cuda"):
+        assert f"nvidia/cuda:{variant[-2:]}." in parts[""]
+        assert f"cuda-nsight-systems-{variant[-2:]}-" in parts["%post"]
+        for package in (f"dask-cuda[cu{variant[-2:]}]", f"cupy-cuda{variant[-2:]}x", "ucxx"):
+            assert package in parts["%post"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_package_of_an_image_is_pinned(variant: str) -> None:
+    lines = (ROOT / "containers" / f"constraints-{variant}.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+!]+", line) for line in lines)
+    names = {line.split("==")[0] for line in lines}
+    requires = importlib.metadata.requires("dasf-hpc") or []
+    direct = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
+    assert direct <= names
+    assert ("dask-cuda" in names) == variant.startswith("cuda")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_docker_recipe_installs_the_same(variant: str) -> None:
+    pytest.importorskip("hpccm", reason="hpccm is not installed: pip install -e '.[image]'")
+    docker = image_recipe("docker", variant)
+    assert docker.startswith("FROM ")
+    assert 'ENTRYPOINT ["dasf-hpc"]' in docker
+    pip = next(line for line in docker.splitlines() if "pip install" in line)
+    kept = (ROOT / "containers" / f"{variant}.def").read_text()
+    same = next(line for line in kept.splitlines() if "pip install" in line)
+    assert re.findall(r"'[^']+'", pip) == re.findall(r"'[^']+'", same)
+
+
+def test_no_other_format_or_variant() -> None:
+    assert FORMATS == ("apptainer", "docker")
+    with pytest.raises(SettingsError, match="one of apptainer, docker"):
+        image_recipe("oci", "cpu")
+    with pytest.raises(SettingsError, match="one of cpu, cuda12, cuda13"):
+        image_recipe("docker", "rocm")
+
+
+# ------------------------------------------------------------------------------ without Apptainer
+
+
+def test_without_apptainer_there_is_a_clear_word(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("print('never run')")
+    (tmp_path / "some.sif").write_bytes(b"")
+    for words in (
+        ["image", "build", "x.sif", "--variant", "cpu"],
+        ["submit", "--on", "local", "--image", "some.sif", "job.py"],
+    ):
+        done = cli(*words, folder=tmp_path, environment={"PATH": "/nonexistent"})
+        assert done.returncode == 69, done.stderr
+        assert "apptainer, which is not on PATH" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_image_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("print('never run')")
+    done = cli("submit", "--on", "local", "--image", "no.sif", "job.py", folder=tmp_path)
+    assert done.returncode == 64
+    assert "no.sif" in done.stderr
+    assert "dasf-hpc image build" in done.stderr
+
+
+@pytest.mark.needs("apptainer")
+def test_what_apptainer_cannot_build_is_told(tmp_path: Path) -> None:
+    done = cli("image", "build", "x.sif", "--variant", "cpu", folder=tmp_path)
+    assert done.returncode == 79
+    assert "mirror" in done.stderr  # the argument that has no default
+
+
+@pytest.mark.needs("apptainer")
+def test_a_file_that_is_no_image_is_told(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("print('never run')")
+    (tmp_path / "some.sif").write_text("not an image")
+    done = cli("submit", "--on", "local", "--image", "some.sif", "job.py", folder=tmp_path)
+    assert done.returncode == 69, done.stderr
+    assert "some.sif cannot be used" in done.stderr
+
+
+def test_a_container_binds_its_folders_where_they_are() -> None:
+    container = Container(Path("/i.sif"), (Path("/a b"),), Path("/home/me"), gpus=True)
+    words = container.with_binds([Path("/runs/one")]).words()
+    assert words[:2] == ["apptainer", "exec"]
+    assert words[-2:] == ["--nv", "/i.sif"]
+    assert 'type=bind,"source=/a b","destination=/a b"' in words
+    assert 'type=bind,"source=/runs/one","destination=/runs/one"' in words
+
+
+@pytest.mark.needs("nsys")
+def test_what_an_image_needs_of_this_hosts_nsys(nsys: Path, tmp_path: Path) -> None:
+    found = host_nsys(None)
+    assert found is not None
+    program, folders = found
+    assert program == nsys.resolve()
+    assert any(folder in program.parents for folder in folders)
+    wrapper = tmp_path / "nsys"
+    wrapper.write_text(f'#!/bin/sh\nexec {nsys} "$@"')
+    wrapper.chmod(0o755)
+    assert host_nsys(str(wrapper)) is None
+
+
+# --------------------------------------------------------------------------------- a real image
+
+
+def debian_mirror() -> str:
+    """Read the address of this machine's own mirror of Debian."""
+    for path in (*Path("/etc/apt").rglob("*.sources"), *Path("/etc/apt").rglob("*.list")):
+        text = path.read_text(errors="replace")
+        found = re.search(r"^URIs:\s*(\S+/debian/?)\s*$", text, re.MULTILINE) or re.search(
+            r"^deb\s+(?:\[[^]]*\]\s+)?(\S+/debian/?)\s", text, re.MULTILINE
+        )
+        if found:
+            return found[1]
+    pytest.skip("this machine has no Debian mirror in /etc/apt")
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the cpu image, built from this checkout with the versions of this environment.
+
+    That takes minutes: whoever works on these tests keeps one and names it in a variable.
+    """
+    if kept := os.environ.get("DASF_HPC_TEST_IMAGE"):
+        return Path(kept)
+    folder = tmp_path_factory.mktemp("image")
+    constraints = folder / "constraints.txt"
+    constraints.write_text(
+        "".join(
+            f"{found.name}=={found.version}\n"
+            for found in importlib.metadata.distributions()
+            if found.name not in ("dasf-hpc", "pip", "setuptools")
+        )
+    )
+    arguments = [f"mirror={debian_mirror()}", f"constraints={constraints}"]
+    words: list[str] = []
+    cache = Path(
+        subprocess.run(
+            [sys.executable, "-m", "pip", "cache", "dir"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+        ).stdout.strip()
+    )  # fmt: skip
+    cache.mkdir(parents=True, exist_ok=True)
+    words += ["--bind", f"{cache}:/media"]
+    variables = "PIP_CACHE_DIR=/media"
+    certificates = os.environ.get("PIP_CERT")
+    if certificates:  # a site whose proxy has a certificate of its own
+        words += ["--bind", f"{Path(certificates).parent}:/mnt"]
+        variables += f" PIP_CERT=/mnt/{Path(certificates).name}"
+    arguments.append(f"environment={variables}")
+    for argument in arguments:
+        words += ["--build-arg", argument]
+    target = folder / "cpu.sif"
+    done = cli(
+        "image", "build", str(target), "--variant", "cpu", "--fakeroot", *words,
+        folder=folder, timeout=1100,
+        # Six seconds instead of forty, and a little larger.
+        environment={"APPTAINER_MKSQUASHFS_ARGS": "-Xcompression-level 1"},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
+    return target
+
+
+JOB = """
+    import os, sys
+    from distributed import Client
+
+    def where(number):
+        return os.environ.get("APPTAINER_CONTAINER", "outside"), sys.prefix
+
+    with Client() as client:
+        found = {*client.gather(client.map(where, range(40), pure=False)), where(0)}
+    assert len(found) == 1, found
+    print("all in", *found.pop())
+"""
+
+
+@pytest.mark.needs("slurm", "nsys", "apptainer")
+def test_workers_and_script_run_inside_and_the_trace_is_complete(
+    slurm: SlurmTestbed, image: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b"  # blanks in all paths
+    folder.mkdir()
+    (folder / "job.py").write_text(textwrap.dedent(JOB))
+    slurm.wait_until_idle()
+    done = cli(
+        "submit", "--on", "slurm", "--nodes", "2", "--memory", "8GB", "--interface", "lo", "--nsys",
+        "--image", str(image), "job.py", folder=folder, environment=slurm.environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"all in {image} /opt/dasf-hpc" in done.stdout
+    assert slurm.queue() == []
+    (run,) = (folder / "runs").iterdir()
+    with open_trace(run) as trace:
+        tasks = trace.tasks
+        assert len(tasks) == 40
+        workers = trace.processes[trace.processes["role"] == "worker"]
+        assert len(set(trace.nodes["hostname"].iloc[workers["node"]])) == 2
+        reports = trace.reports
+        assert list(reports["status"]) == ["joined"] * 2
+        assert reports["compute_ranges"].sum() == reports["linked"].sum() == len(tasks)
+
+
+@pytest.mark.needs("slurm", "nsys", "apptainer")
+def test_the_doctor_looks_into_the_image(slurm: SlurmTestbed, image: Path, tmp_path: Path) -> None:
+    words = ("doctor", "--on", "slurm", "--interface", "lo", "--nsys", "--json")
+    done = cli(*words, "--image", str(image), folder=tmp_path, environment=slurm.environment)
+    checks = json.loads(done.stdout)["checks"]
+    assert done.returncode == 0, checks
+    found = {(check["where"], check["name"]): check["status"] for check in checks}
+    assert found["login node", "apptainer"] == "ok"
+    assert found["image", "image"] == found["image", "versions"] == "ok"
+    assert found["image", "nvtx range"] in (
+        "ok",
+        "could not look",
+    )  # its importer may lack libraries
+    assert found["compute node", "trial job"] == "ok"
+    broken = tmp_path / "broken.sif"
+    broken.write_bytes(b"no image")
+    done = cli(*words, "--image", str(broken), folder=tmp_path, environment=slurm.environment)
+    found = {(c["where"], c["name"]): c["status"] for c in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 78
+    assert found["image", "image"] == "fail"
+    assert found["compute node", "trial job"] == "could not look"
+
+
+@pytest.mark.xdist_group("cluster")  # with those that use the image too: it is built once
+@pytest.mark.needs("apptainer")
+def test_other_versions_inside_are_told_before_anything_is_queued(
+    image: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "other"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import importlib.metadata as metadata, os\n"
+        "real = metadata.version\n"
+        "if 'APPTAINER_CONTAINER' in os.environ:\n"
+        "    metadata.version = lambda name: '2020.1.0' if name == 'dask' else real(name)\n"
+    )
+    (tmp_path / "job.py").write_text("print('never run')")
+    done = cli(
+        "submit", "--on", "local", "--image", str(image), "job.py",
+        folder=tmp_path, environment={"PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 74, done.stderr
+    assert "dask 2020.1.0" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.xdist_group("cluster")
+@pytest.mark.needs("apptainer")
+def test_the_image_runs_the_program_and_tells_its_versions(image: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["apptainer", "run", str(image), "--help"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "dasf-hpc" in done.stdout, done.stderr
+    done = subprocess.run(
+        ["apptainer", "inspect", "--labels", str(image)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    version = importlib.metadata.version("dasf-hpc")
+    assert f"org.opencontainers.image.version: {version}" in done.stdout
+    assert re.search(r"org.opencontainers.image.revision: [0-9a-f]{40}", done.stdout)
