@@ -303,6 +303,7 @@ OF_RECORDING = frozenset(
         "nvtx_message",
         "on_lost",
         "on_walltime",
+        "report",
         "runs_dir",
         "sample_interval",
     }

@@ -18,12 +18,9 @@ from dasf_hpc.analysis.functions import functions
 from dasf_hpc.analysis.gpu import NO_TASK, gpu
 from dasf_hpc.analysis.where import GPU_PARTS, where
 from dasf_hpc.trace.open import open_trace
-from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import write_trace
 
 MS = 1_000_000
-
-pytestmark = pytest.mark.skipif("kernels" not in TABLES, reason="traces hold no CUDA tables yet")
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 12))), st.integers(-2, 70))

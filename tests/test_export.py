@@ -32,7 +32,6 @@ from dasf_hpc.show.formats import Format
 from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
-from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import TraceError, replace_tables, write_trace
 from dasf_hpc.trace.summary import summarise
 
@@ -296,7 +295,6 @@ def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path
     assert tracks[group][1].process.process_name == "unknown process"
 
 
-@pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
 def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "trace.h5", tmp_path)
     work = {

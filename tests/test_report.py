@@ -24,7 +24,6 @@ from dasf_hpc.show.picture import COLOURED, DIGITS, _binned, curves
 from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
-from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import write_trace
 
 #: What the synthetic runs' workers use, to four digits.
@@ -193,7 +192,6 @@ def test_a_trace_of_nothing_gets_a_page(tmp_path: Path, tables: tuple[str, ...])
     assert charts == []
 
 
-@pytest.mark.skipif("kernels" not in TABLES, reason="this version's traces hold no kernels")
 def test_kernels_without_a_run_are_drawn(tmp_path: Path) -> None:
     half = 50_000_000
     kernels: dict[str, Any] = {

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.steps import Step, Told
@@ -64,14 +65,6 @@ def progress(console: Console) -> Iterator[Told]:
                 bar.start()
 
         yield told
-
-
-def duration_text(ns: float) -> str:
-    """Write a duration with a unit that suits it."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if abs(ns) >= size:
-            return f"{ns / size:.3g} {unit}" if ns < 1e12 else f"{ns / 1e9:,.0f} s"
-    return f"{ns:.0f} ns"
 
 
 def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], trace: Path) -> None:

@@ -25,12 +25,19 @@ from dasf_hpc.analysis.executions import bytes_text
 from dasf_hpc.manifest import Manifest, find_run, run_state
 from dasf_hpc.profile.journal import STATUSES, Stream
 from dasf_hpc.profile.tail import JournalTail
+from dasf_hpc.runs import state_now
 
 #: Over how many seconds the rate of tasks is taken.
 RATE_S = 10.0
 
 #: Workers listed; of more, the nodes are enough.
 LISTED = 32
+
+#: States of a run that is not over.
+LIVE = ("queued", "running")
+
+#: Seconds between two questions to the batch scheduler about a head that waits.
+ASK_S = 15.0
 
 _STREAMS = (
     Stream.META,
@@ -142,11 +149,20 @@ class Watch:
         self._nodes: dict[str, NodeNow] = {}
         self._memory: dict[tuple[str, int], int] = {}
         self._done: deque[tuple[float, int]] = deque()
+        self._ask_at = 0.0
+
+    def _state(self) -> str:
+        """Give the state; the batch scheduler is asked for a waiting head, but not at every look."""
+        state = run_state(self.directory)
+        if state == "queued" and time.monotonic() >= self._ask_at:
+            state = state_now(self.directory)
+            self._ask_at = time.monotonic() + ASK_S
+        return state
 
     def look(self) -> Snapshot:
         """Read what is new and say how the run is."""
         # before its files are read: what is read after the end is complete
-        state = run_state(self.directory)
+        state = self._state()
         content = Manifest(self.directory).content
         for path in sorted((self.directory / "journals").glob("*.journal")):
             tail = self._tails.setdefault(path, JournalTail(path, _STREAMS))
@@ -166,7 +182,7 @@ class Watch:
         if isinstance(nodes, int) and isinstance(per_node, int):
             expected = nodes * per_node
         started = content.get("started")
-        ended = content.get("ended") if state != "running" else None
+        ended = content.get("ended") if state not in LIVE else None
         return Snapshot(
             time=now,
             run=self.directory.name,
@@ -264,7 +280,7 @@ def watch(run: Path, interval: float) -> Iterator[Snapshot]:
         began = time.monotonic()
         snapshot = follower.look()
         yield snapshot
-        if snapshot.state != "running":
+        if snapshot.state not in LIVE:
             return
         # looking at a run of thousands of workers may take long: at most half of the time
         took = time.monotonic() - began
