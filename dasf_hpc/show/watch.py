@@ -152,7 +152,7 @@ class Watch:
         self._ask_at = 0.0
 
     def _state(self) -> str:
-        """Give the state; the batch scheduler is asked for a waiting head, but not at every look."""
+        """Give the state; the batch scheduler is not asked for a waiting head at every look."""
         state = run_state(self.directory)
         if state == "queued" and time.monotonic() >= self._ask_at:
             state = state_now(self.directory)
