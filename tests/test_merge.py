@@ -89,7 +89,7 @@ def test_a_run_that_was_made_by_columns_is_found_as_it_was(tmp_path: Path) -> No
         origin = trace.attributes["origin_monotonic_ns"]
         tasks, memory = trace.tasks, trace.memory
         bound = int(trace.clocks["bound"].max())
-        assert 0 < bound < 1_000_000
+        assert 0 < bound < 3_000_000  # it is a short run, of few bursts of probes
         assert len(trace.transitions) == sum(worker.transitions for worker in workers)
         assert len(tasks) == sum(len(worker.ids) for worker in workers)
         row = trace.processes.set_index("name").index

@@ -14,10 +14,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from dasf_hpc.trace.store import TraceError
@@ -37,34 +38,67 @@ class ProcessPool:
     """
 
     def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count, "merge")  # each waits for one process
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
-        for _ in range(count):
-            self._idle.put(None)
-        weakref.finalize(self, _end, self._processes)
+        # Each waits for one process. They are no ThreadPoolExecutor's, for whose threads an
+        # interpreter waits at its end, for ever where Ctrl-C came while one was being started.
+        self._threads = [
+            threading.Thread(
+                target=_serve, args=(self._calls, self._processes), name="merge", daemon=True
+            )
+            for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+        weakref.finalize(self, _end, self._calls, self._processes, count)
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Have a function of a module called."""
-        return self._threads.submit(_call, self._processes, self._idle, function, arguments)
+        future: Future[Result] = Future()
+        self._calls.put((future, function, arguments))
+        return future
 
     def shutdown(self) -> None:
         """End the processes, also where they are at work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        _end(self._processes)
-        self._threads.shutdown(wait=True)
+        with contextlib.suppress(Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call[0].cancel()
+                    call[0].set_running_or_notify_cancel()
+        while any(thread.is_alive() for thread in self._threads):
+            # again and again: one may just have been started
+            _end(self._calls, self._processes, len(self._threads))
+            for thread in self._threads:
+                thread.join(0.1)
 
 
-def _call(
-    processes: list[subprocess.Popen[bytes]],
-    idle: SimpleQueue[subprocess.Popen[bytes] | None],
-    function: Callable[..., Result],
-    arguments: tuple[Any, ...],
-) -> Result:
-    process = idle.get()
-    if process is None:
-        process = _start()
-        processes.append(process)
+_Call = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+
+def _serve(calls: SimpleQueue[_Call | None], processes: list[subprocess.Popen[bytes]]) -> None:
+    """Have calls done, one after the other, by one process."""
+    process: subprocess.Popen[bytes] | None = None
+    while (call := calls.get()) is not None:
+        future, function, arguments = call
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            if process is None:
+                process = _start()
+                processes.append(process)
+            result = _ask(process, function, arguments)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+            del result
+        del call, future, function, arguments  # until the next one comes, nothing is kept
+
+
+def _ask(
+    process: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -76,15 +110,16 @@ def _call(
             f"a process of the merge ended early (exit code {process.wait()}): see whether it was "
             "short of memory, and merge again."
         ) from broken
-    finally:
-        idle.put(process)
     if error is not None:
         raise error
-    done: Result = result
-    return done
+    return result
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(
+    calls: SimpleQueue[_Call | None], processes: list[subprocess.Popen[bytes]], count: int
+) -> None:
+    for _ in range(count):
+        calls.put(None)
     for process in processes:
         process.kill()
     for process in processes:

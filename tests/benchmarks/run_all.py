@@ -179,6 +179,15 @@ BENCHMARKS = (
         quick=("--tasks", "0.2"),
     ),
     Benchmark(
+        "show_size.py",
+        (
+            Figure("report.html of 10 million tasks", "MB", "results.0.mb", 10),
+            Figure("CPU time to write it", "s", "results.0.cpu_s"),
+        ),
+        words=("--tasks", "10", "--what", "report"),
+        quick=("--tasks", "0.2", "--what", "report"),
+    ),
+    Benchmark(
         "clock_error.py",
         (
             Figure("error of a task's time on another host, p99", "us", "error_us.p99"),
