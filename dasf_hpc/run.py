@@ -42,7 +42,7 @@ from dasf_hpc.errors import (
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
-from dasf_hpc.launch.allocation import AllocationLauncher
+from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.credentials import (
     client_environment,
     credentials_in,
@@ -53,10 +53,7 @@ from dasf_hpc.launch.head import submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
-from dasf_hpc.launch.local import LocalLauncher
 from dasf_hpc.launch.node import read_node_records
-from dasf_hpc.launch.pbs import PbsLauncher
-from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
@@ -84,12 +81,6 @@ from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
 
-#: In the order in which ``--on auto`` looks for them; the local one is always there.
-LAUNCHERS: dict[str, type[Launcher]] = {
-    launcher.name: launcher
-    for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher, AllocationLauncher)
-}
-
 #: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
 #: up to a minute (nfs(5), acdirmax), for a few seconds where it changes.
 REPORT_WAIT_S = 10.0
@@ -115,28 +106,6 @@ class RunResult:
     exit_code: int
     summary: Summary
     error: DasfHpcError | None = None
-
-
-def choose_launcher(settings: Settings) -> type[Launcher]:
-    """Choose where to run.
-
-    Raises
-    ------
-    ProgramMissingError
-        If a batch scheduler was asked for that this host cannot submit to.
-    """
-    if settings.on == "auto":
-        for candidate in LAUNCHERS.values():
-            if candidate.submit_program is None or shutil.which(candidate.submit_program):
-                return candidate
-    launcher = LAUNCHERS[settings.on]
-    program = launcher.submit_program
-    if program is not None and not shutil.which(program):
-        raise ProgramMissingError(
-            f"--on {settings.on} needs {program}, which is not on PATH: run this on a login node, "
-            "or use --on local."
-        )
-    return launcher
 
 
 def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
+from dasf_hpc.launch.choice import LAUNCHERS
 from dasf_hpc.launch.head import in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
-from dasf_hpc.run import LAUNCHERS
 
 
 @dataclass(frozen=True)
