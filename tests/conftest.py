@@ -147,15 +147,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a marker that names something nobody knows how to look for; group what shares hosts.
-
-    Under ``pytest -n 2`` one process runs, one after the other, all tests on a cluster.
-    """
+    """Refuse a marker that names something nobody knows how to look for."""
     for item in items:
         _check_names(_needed(item), item.nodeid)
-        fixtures = getattr(item, "fixturenames", ())
-        if "tests/system" in item.path.as_posix() or {"slurm", "openpbs"} & set(fixtures):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

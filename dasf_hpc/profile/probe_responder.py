@@ -169,7 +169,8 @@ class ResponderProcess:
                 self._process.stdin.write(secret)
                 self._process.stdin.flush()
             except OSError:
-                self._contact.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._contact.unlink(missing_ok=True)
                 raise
 
     @property
@@ -179,7 +180,8 @@ class ResponderProcess:
 
     def end(self) -> None:
         """End the process; nobody can use the secret any more."""
-        self._contact.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the directory may be gone, or read-only by now
+            self._contact.unlink(missing_ok=True)
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
