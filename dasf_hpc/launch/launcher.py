@@ -667,5 +667,8 @@ class Launcher(ABC):
         self.stop_report.seconds = time.monotonic() - begun
         self.cluster.worker_spec.clear()
         self.cluster.workers.clear()
+        if self.cluster.scheduler.status in (Status.closing, Status.closed):
+            # The script shut it down: Dask would try for 30 s to reach it.
+            self.cluster.shutdown_scheduler = False
         self.cluster.close()
         return self.stop_report
