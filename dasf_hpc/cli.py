@@ -27,6 +27,7 @@ from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 from dasf_hpc.show.formats import Format
 
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.compare import Comparison
     from dasf_hpc.imports import Imported
 
 app = typer.Typer(
@@ -509,10 +510,70 @@ def compare(
         print(show_gate.github(found), end="")
     else:
         show_gate.show_comparison(Console(), found)
-    if found.verdict is gate.Verdict.REGRESSION:
+    _exit_by_verdict(found)
+
+
+def _exit_by_verdict(found: Comparison, allow_cannot_tell: bool = False) -> None:
+    if found.verdict == "regression":
         raise Regression(found.why)
-    if found.verdict is gate.Verdict.CANNOT_TELL:
+    if found.verdict == "cannot tell" and not allow_cannot_tell:
         raise CannotTell(found.why)
+
+
+def ci(
+    job: Annotated[str, typer.Argument(help="A Python script, or example:seismic.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's arguments.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 5,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="The base side: a head.json of before. It need not be there yet."),
+    ] = None,
+    into: Annotated[
+        Path, typer.Option(help="Folder for runs/, compare.md, .xml and .json, and head.json.")
+    ] = Path("dasf-hpc-ci"),
+    allow_cannot_tell: Annotated[
+        bool, typer.Option("--allow-cannot-tell", help="Exit with 0, not 82, if it cannot tell.")
+    ] = False,
+    relative: Annotated[float, typer.Option(help="A smaller change is none, %.")] = 5.0,
+    absolute: Annotated[float, typer.Option(help="A smaller change is none, s.")] = 0.1,
+    as_github: Annotated[
+        bool, typer.Option("--github", help="Print GitHub's annotations, too.")
+    ] = False,
+    as_json: AsJson = False,
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Run a script several times and compare it with a baseline: submit and compare in one.
+
+    Exit codes: 0 the same or faster, 81 slower, 82 cannot tell; those of submit where a run failed.
+    """
+    settings = load_settings(given or {})
+    from dasf_hpc.analysis.compare import load_baseline
+    from dasf_hpc.ci import compare_with_baseline, repeat
+    from dasf_hpc.show import gate as show_gate
+    from dasf_hpc.show.terminal import progress
+
+    base = load_baseline(baseline) if baseline and baseline.exists() else []
+    console = _console()
+    with progress(console) as told:
+        results = repeat(settings, job, arguments or [], repeats, into, told)
+    if results[-1].exit_code:
+        raise results[-1].error or typer.Exit(results[-1].exit_code)
+    directories = [result.directory for result in results]
+    found = compare_with_baseline(directories, base, into, relative, absolute)
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    else:
+        show_gate.show_comparison(Console(), found)
+    if as_github:
+        print(show_gate.github(found), end="")
+    _exit_by_verdict(found, allow_cannot_tell)
+
+
+app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
+    settings_options(ci, frozenset({"runs_dir"}))
+)
 
 
 def _measured(paths: list[Path]) -> list[Any]:

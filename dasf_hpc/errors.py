@@ -98,13 +98,13 @@ class PartialRecording(DasfHpcError):
 
 
 class Regression(DasfHpcError):
-    """The head runs are slower than the base runs (compare)."""
+    """The head runs are slower than the base runs (compare, ci)."""
 
     exit_code = 81
 
 
 class CannotTell(DasfHpcError):
-    """The runs do not tell whether they differ: too few, other hardware, not whole (compare)."""
+    """The runs do not tell if they differ: too few, other hardware, not whole (compare, ci)."""
 
     exit_code = 82
 

@@ -1,0 +1,98 @@
+"""Continuous integration: runs a job several times and compares it with a baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dasf_hpc.analysis.compare import (
+    Comparison,
+    RunMeasures,
+    compare,
+    measure,
+    save_baseline,
+)
+from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.run import RunResult, submit
+from dasf_hpc.settings import Settings
+from dasf_hpc.show import gate
+from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.open import open_trace
+
+
+def repeat(
+    settings: Settings, job: str, arguments: Sequence[str], repeats: int, into: Path, told: Told
+) -> list[RunResult]:
+    """Run a job several times, one after the other, into ``into/runs``.
+
+    Returns
+    -------
+    list of RunResult
+        In their order; one that failed is the last, and no other is started after it.
+
+    Raises
+    ------
+    DasfHpcError
+        What kept a run from being made.
+    """
+    settings = settings.model_copy(update={"runs_dir": into / "runs"})
+    results: list[RunResult] = []
+    for n in range(1, repeats + 1):
+
+        def told_which(step: Step, n: int = n) -> None:
+            told(replace(step, label=f"{step.label} (run {n} of {repeats})"))
+
+        results.append(submit(settings, job, arguments, told_which))
+        if results[-1].exit_code:
+            break
+    return results
+
+
+def compare_with_baseline(
+    runs: Sequence[Path],
+    base: Sequence[RunMeasures],
+    into: Path,
+    relative: float,
+    absolute: float,
+) -> Comparison:
+    """Compare runs with a baseline, and write what comes out into a folder.
+
+    Parameters
+    ----------
+    runs
+        Their directories.
+    base
+        The baseline; where it is empty nothing can be told.
+    into
+        Gets ``compare.md``, ``compare.xml`` (JUnit) and ``compare.json``; and ``head.json``, which
+        is these runs as a baseline.
+    relative, absolute
+        As of `dasf_hpc.analysis.compare.compare`.
+
+    Raises
+    ------
+    BaselineError
+        If `head.json` cannot be written.
+    RunDirectoryError
+        If another file cannot be written.
+    """
+    head = []
+    for path in runs:
+        with open_trace(path) as trace:
+            head.append(measure(trace, path.name))
+    found = compare(base, head, relative, absolute)
+    if not base:
+        found = replace(found, notes=[*found.notes, "There is no baseline yet."])
+    save_baseline(into / "head.json", head)
+    for name, text in (
+        ("compare.md", gate.markdown(found)),
+        ("compare.xml", gate.junit(found)),
+        ("compare.json", json.dumps(found.document(), indent=1) + "\n"),
+    ):
+        try:
+            (into / name).write_text(text)
+        except OSError as error:
+            raise RunDirectoryError(f"{into / name} cannot be written: {error.strerror}.") from None
+    return found
