@@ -224,6 +224,10 @@ def submit(
             raise InterruptedRun(
                 f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
             ) from None
+        except DasfHpcError as failed:
+            manifest.update(state="partial", ended=time.time())
+            manifest.note(str(failed))
+            raise
         if settings.report:
             _write_report(directory, told)
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
@@ -280,8 +284,12 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
     try:
         head = submit_head(launcher_class.name, settings, words, directory)
-    except BatchError as error:
+    except (DasfHpcError, OSError) as error:
         manifest.update(state="failed", ended=time.time(), error=str(error))
+        if isinstance(error, OSError):
+            raise RunDirectoryError(
+                f"{directory} cannot be written: {error.strerror or error}."
+            ) from None
         raise
     manifest.update(head_job=head)
     return directory
@@ -551,6 +559,11 @@ def merge_run(
             summary = summarise(trace)
     except TraceError as error:
         raise TraceFileError(str(error)) from None
+    except OSError as error:
+        raise TraceFileError(
+            f"The files of the merge cannot be written or read in {directory}: "
+            f"{error.strerror or error}; make room there and repeat: dasf-hpc merge {directory}"
+        ) from None
     shape = manifest.content.get("shape") or {}
     asked = (shape.get("nodes"), shape.get("workers_per_node"))
     workers = summary.workers

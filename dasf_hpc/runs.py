@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
 from dasf_hpc.launch.choice import LAUNCHERS
@@ -78,15 +79,31 @@ def list_runs(runs_dir: Path) -> list[ListedRun]:
     return found
 
 
+#: How long the submission of a head may take: as long as its command is waited for, and some.
+SUBMITTING_S = 90.0
+
+
+def _age(content: dict[str, Any]) -> float:
+    started = content.get("started")
+    return time.time() - started if isinstance(started, int | float) else 0.0
+
+
 def state_now(directory: Path) -> str:
     """Give the state of a run; one whose head left the queue without having begun is abandoned."""
     state = run_state(directory)
     if state == "queued":
         content = Manifest(directory).content
-        if in_queue(str(content.get("on")), str(content.get("head_job"))) is False:
+        head = content.get("head_job")
+        if head is None:  # it is being submitted just now, unless that died
+            return "abandoned" if _age(content) > SUBMITTING_S else state
+        if in_queue(str(content.get("on")), str(head)) is False:
             state = run_state(directory)  # it may have begun meanwhile
             return "abandoned" if state == "queued" else state
     return state
+
+
+#: How long a cancelled job may stay in the queue.
+GONE_S = 10.0
 
 
 def cancel_run(run: Path, wait_s: float) -> str:
@@ -138,6 +155,14 @@ def cancel_run(run: Path, wait_s: float) -> str:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BatchError(f"{command} {job} could not be run: {error}.") from None
     if run_state(directory) == "queued":
+        deadline = time.monotonic() + GONE_S
+        while head and in_queue(str(content.get("on")), str(head)) is not False:
+            if time.monotonic() > deadline:
+                raise BatchError(
+                    f"{command} {head} did not take {directory.name} out of the queue, or the "
+                    "batch scheduler does not answer: try again."
+                )
+            time.sleep(0.5)
         Manifest(directory).update(
             state="failed", ended=time.time(), error="cancelled in the queue"
         )

@@ -993,3 +993,24 @@ def test_where_no_recorder_can_be_started_the_process_files_by_itself(
     journal.close({}, link.file)
     (document,) = read_journal(journal.path).documents("unavailable")
     assert document["what"] == "recorder"
+
+
+def test_a_forked_child_that_ends_leaves_the_journal_to_its_parent(tmp_path: Path) -> None:
+    source = f"""
+import os, sys
+from pathlib import Path
+from dasf_hpc.profile.journal import Journal, Stream
+journal = Journal(Path({str(tmp_path / "x.journal")!r}), {{"kind": "process"}})
+record = journal.recorder(Stream.ANCHORS)
+record(0, 0, 0)
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+journal._drain.turn()
+for n in range(1, 10):
+    record(n, n, n)
+journal.close()
+"""
+    subprocess.run([sys.executable, "-c", source], check=True)
+    found = read_journal(tmp_path / "x.journal")
+    assert found.records[Stream.ANCHORS]["utc"].tolist() == list(range(10))

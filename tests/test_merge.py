@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import shutil
 import string
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from synthetic import BEGIN, BEGIN_UTC, SyntheticRun, write_run
 from synthetic_large import Shape, key_of, write_large_run
 
+from dasf_hpc.errors import TraceFileError
 from dasf_hpc.profile.journal import BLOCK, STATES, STATUSES, Journal, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
 from dasf_hpc.trace import layout
@@ -884,3 +887,21 @@ def test_the_codes_of_states_are_the_journals(merged_run: tuple[SyntheticRun, Tr
     _, trace = merged_run
     assert list(trace.transitions["start_state"].cat.categories) == list(STATES)
     assert list(trace.tasks["state"].cat.categories) == [*STATUSES, "lost"]
+
+
+def test_a_merge_that_finds_no_room_says_so_in_a_sentence(tmp_path: Path) -> None:
+    write_run(tmp_path / "journals", nodes=1, workers=1, tasks=500)
+    source = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+import sys
+from dasf_hpc.cli import main
+sys.argv = ["dasf-hpc", "merge", {str(tmp_path)!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == TraceFileError.exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert "dasf-hpc merge" in done.stderr

@@ -24,6 +24,8 @@ TEMPLATES = {
     "pbs": {"head": "dasf-hpc.pbs", "array": "array.pbs"},
 }
 _SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
+#: What squeue and qstat say of a job that is over and forgotten.
+_NOT_HELD = ("Invalid job id", "Unknown Job Id", "Job has finished")
 #: The line of a template after which a site's own lines stand.
 _SITE = "# Site: lines such as 'module load cuda'.\n"
 
@@ -129,6 +131,9 @@ def in_queue(system: str, job: str) -> bool | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
+    if done.returncode != 0:
+        # Both fail for a job that they do not hold any more, and where nobody answers them.
+        return False if any(words in done.stderr for words in _NOT_HELD) else None
     if system == "slurm":
-        return done.returncode == 0 and bool(done.stdout.strip())
+        return bool(done.stdout.strip())
     return any(status.state.in_queue for status in parse_qstat(done.stdout).values())

@@ -151,7 +151,13 @@ def look_inside(container: Container, python: str = PYTHON) -> Inside:
             f"The image {container.image} cannot be used: {python} -m dasf_hpc in it says: "
             f"{last_line(done.stderr)}; it must hold dasf-hpc (dasf-hpc image build)."
         )
-    return Inside(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        return Inside(**json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        raise ProgramMissingError(
+            f"The image {container.image} cannot be used: {python} -m dasf_hpc.launch.image in it "
+            f"answers {last_line(done.stdout)!r}; its dasf-hpc may be of another version."
+        ) from None
 
 
 def check_versions(container: Container, inside: Inside) -> None:

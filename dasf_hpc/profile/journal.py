@@ -267,6 +267,7 @@ class Journal:
         self._retry_at = 0.0
         self._lock = threading.Lock()
         self._used = 1
+        self.pid = os.getpid()
         self._limit = limit // BLOCK
         self._finished: deque[int] = deque()
         self._closed = False
@@ -643,8 +644,9 @@ class _Block:
         return self.start
 
     def __del__(self) -> None:
-        # Also when the thread ends to which the block belonged.
-        if self.start:
+        # Also when the thread ends to which the block belonged; but not when a forked child does,
+        # which shares the memory: the block is still its parent's.
+        if self.start and self.journal.pid == os.getpid():
             size = RECORD_SIZES.get(self.stream, 1)
             self.count += (self.journal.finish(self.start) - HEADER) // size
             self.start = 0

@@ -262,13 +262,6 @@ class WorkerTaskPlugin(WorkerPlugin):
         if isinstance(event, StealRequestEvent) and event.key == key:
             self._reschedule(now, number, self._journal.string("steal"))
 
-    def _on_forgotten(self, key: Any, number: int, now: int) -> None:
-        del self._ids[key]
-        if self._recorded_activities:
-            self._recorded_activities.pop(key, None)
-        if number in self._seen:
-            self._seen.discard(number)
-
     def _activities(self, key: Any, startstops: list[Any], number: int) -> None:
         """Record what Dask noted of a task besides its compute, on this process's own clock."""
         done = self._recorded_activities.get(key, 0)

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -199,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contact", type=Path, required=True, help="file to delete at the end")
     given = parser.parse_args(arguments)
     try:
+        # A connection is a descriptor, of which 1024 are usual and many more allowed.
+        _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
         secret = os.read(sys.stdin.fileno(), 32)
         listener = socket.socket(fileno=given.listener)
         Responder(listener, secret, sys.stdin.fileno()).run()

@@ -1,0 +1,84 @@
+"""What is said of a run whose head waits in the queue, where the batch scheduler may not answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dasf_hpc import runs
+from dasf_hpc.errors import BatchError
+from dasf_hpc.manifest import run_state
+
+SAID = {
+    "slurm": ("squeue", "scancel", "slurm_load_jobs error: Invalid job id specified"),
+    "pbs": ("qstat", "qdel", "qstat: Unknown Job Id 42.server"),
+}
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def queued(tmp_path: Path) -> Path:
+    """Give the directory of a run whose head was submitted."""
+    run = tmp_path / "run"
+    run.mkdir()
+    _write(run, state="queued", head_job="42", started=time.time())
+    return run
+
+
+def _write(run: Path, **content: object) -> None:
+    known = json.loads((run / "run.json").read_text()) if (run / "run.json").exists() else {}
+    (run / "run.json").write_text(json.dumps({**known, **content}))
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a folder whose programs are found first."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+@pytest.mark.parametrize("system", SAID)
+def test_a_head_that_nobody_knows_is_gone_and_silence_is_no_answer(
+    system: str, queued: Path, programs: Path
+) -> None:
+    asks, _, unknown = SAID[system]
+    _write(queued, on=system)
+    program(programs, asks, "echo 'Unable to contact the controller' >&2; exit 1")
+    assert runs.state_now(queued) == "queued"
+    program(programs, asks, f"echo '{unknown}' >&2; exit 1")
+    assert runs.state_now(queued) == "abandoned"
+
+
+def test_a_head_that_is_being_submitted_is_not_asked_for(queued: Path, programs: Path) -> None:
+    _write(queued, on="slurm", head_job=None)
+    program(programs, "squeue", "exit 0")
+    assert runs.state_now(queued) == "queued"
+    _write(queued, started=time.time() - 2 * runs.SUBMITTING_S)
+    assert runs.state_now(queued) == "abandoned"
+
+
+@pytest.mark.parametrize("system", SAID)
+def test_a_head_that_stays_in_the_queue_was_not_cancelled(
+    system: str, queued: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks, cancels, unknown = SAID[system]
+    _write(queued, on=system)
+    monkeypatch.setattr(runs, "GONE_S", 0.5)
+    program(programs, cancels, "echo 'Unable to contact the controller' >&2; exit 1")
+    program(programs, asks, "echo 'Unable to contact the controller' >&2; exit 1")
+    with pytest.raises(BatchError, match="42"):
+        runs.cancel_run(queued, 1)
+    assert run_state(queued) == "queued"
+    program(programs, asks, f"echo '{unknown}' >&2; exit 1")
+    assert "out of the queue" in runs.cancel_run(queued, 1)
+    assert run_state(queued) == "failed"
