@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import json
 import os
@@ -21,6 +22,7 @@ from dasf_hpc.errors import (
     InterruptedRun,
     PartialRecording,
     Regression,
+    TraceFileError,
     exit_code_table,
 )
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
@@ -40,6 +42,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: " + "; ".join(f"{c} {m[:1].lower()}{m[1:]}" for c, m in exit_code_table()),
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dasf-hpc {importlib.metadata.version('dasf-hpc')}")
+        raise typer.Exit
+
+
+@app.callback()
+def all_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take what all commands share."""
+
 
 #: Whether a command prints JSON.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -719,6 +740,8 @@ def _print_summary(
         )
     else:
         show_summary(console, summary, manifest, trace)
+        if (page := trace.with_name("report.html")).exists():
+            console.print(f"Report: {page}", soft_wrap=True, highlight=False)
     gaps = missing(summary, manifest)
     if strict and gaps:
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
@@ -767,6 +790,13 @@ def main() -> None:
         # Whoever read our output has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        from dasf_hpc.trace.store import TraceError  # its imports take a while
+
+        if not isinstance(error, TraceError):
+            raise
+        print(f"dasf-hpc: {error}", file=sys.stderr)
+        sys.exit(TraceFileError.exit_code)
 
 
 if __name__ == "__main__":

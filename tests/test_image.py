@@ -22,7 +22,10 @@ from dasf_hpc.launch.image import Container, host_nsys
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.timeout(1200)  # building an image takes minutes on a busy machine
+pytestmark = [
+    pytest.mark.timeout(1200),  # building an image takes minutes on a busy machine
+    pytest.mark.xdist_group("image"),  # and one is enough
+]
 
 Done = subprocess.CompletedProcess[str]
 

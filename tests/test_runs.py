@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,32 @@ SAID = {
     "slurm": ("squeue", "scancel", "slurm_load_jobs error: Invalid job id specified"),
     "pbs": ("qstat", "qdel", "qstat: Unknown Job Id 42.server"),
 }
+
+
+def cli(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dasf_hpc.cli", *words], capture_output=True, text=True
+    )
+
+
+def test_a_list_in_a_pipe_has_whole_words(queued: Path) -> None:
+    _write(queued, on="slurm", job="a-script-of-a-very-long-name-indeed-it-is.py", state="failed")
+    said = cli("runs", str(queued.parent))
+    assert said.returncode == 0, said.stderr
+    head, row = said.stdout.splitlines()
+    assert head.split() == ["Run", "State", "On", "Job", "Took", "Exit"]
+    assert row.split()[:4] == [
+        "run", "failed", "slurm", "a-script-of-a-very-long-name-indeed-it-is.py"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [("analyze", "where"), ("compare",), ("show",), ("report",)])
+def test_a_trace_that_is_not_there_is_a_sentence(words: tuple[str, ...], tmp_path: Path) -> None:
+    missing = str(tmp_path / "nope")
+    said = cli(*words, missing, *(["--head", missing] if words == ("compare",) else []))
+    assert said.returncode in (73, 76), said.stderr
+    assert said.stderr.startswith("dasf-hpc: ")
+    assert "nope" in said.stderr
 
 
 def program(folder: Path, name: str, script: str) -> None:

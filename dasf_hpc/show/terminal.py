@@ -172,4 +172,6 @@ def show_runs(console: Console, runs: Sequence[ListedRun]) -> None:
             "" if run.exit_code is None else str(run.exit_code),
             escape(run.doing[:100]),
         )
+    if not console.is_terminal:
+        console.width = 500  # a pipe gets whole lines
     console.print(table)
