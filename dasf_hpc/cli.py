@@ -22,7 +22,6 @@ from dasf_hpc.errors import (
     InterruptedRun,
     PartialRecording,
     Regression,
-    TraceFileError,
     exit_code_table,
 )
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
@@ -210,15 +209,14 @@ def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None
     A trial job is submitted with the options of a run. Exits with 78 if a check failed.
     """
     settings = load_settings(given or {})
-    from dasf_hpc import run
-    from dasf_hpc.doctor.examine import as_json as checks_json
+    from dasf_hpc.doctor import examine
     from dasf_hpc.show.checks import show_checks
     from dasf_hpc.show.terminal import progress
 
     with progress(_console()) as told:
-        checks = run.examine(settings, told)
+        checks = examine.examine(settings, told)
     if as_json:
-        print(checks_json(checks))
+        print(examine.as_json(checks))
     else:
         show_checks(Console(), checks)
     failed = [f"{check.name} ({check.where})" for check in checks if check.status == "fail"]
@@ -258,15 +256,15 @@ def merge(
     journals and make the trace, the same one; without, this machine's cores do.
     """
     settings = load_settings(given) if given else None
-    from dasf_hpc import run
+    from dasf_hpc import outcome
     from dasf_hpc.show.terminal import progress, show_summary
 
     console = _console()
     with progress(console) as told:
         if settings is None:
-            run.merge_run(run_path, nsys_path, told, os_runtime)
+            outcome.merge_run(run_path, nsys_path, told, os_runtime)
         else:
-            run.merge_on_nodes(run_path, settings, nsys_path, told, console.print, os_runtime)
+            outcome.merge_on_nodes(run_path, settings, nsys_path, told, console.print, os_runtime)
     _print_summary(run_path, as_json, console, show_summary, strict)
 
 
@@ -728,7 +726,7 @@ def _print_summary(
     show_summary: Callable[..., None],
     strict: bool = False,
 ) -> None:
-    from dasf_hpc.run import missing, show_run
+    from dasf_hpc.outcome import missing, show_run
 
     summary, manifest, trace = show_run(path)
     if as_json:
@@ -748,7 +746,7 @@ def _print_summary(
 
 
 def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
-    from dasf_hpc.run import show_run
+    from dasf_hpc.outcome import show_run
     from dasf_hpc.show.terminal import show_reports, show_summary
 
     summary, _, trace = show_run(done.trace)
@@ -790,13 +788,6 @@ def main() -> None:
         # Whoever read our output has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as error:
-        from dasf_hpc.trace.store import TraceError  # its imports take a while
-
-        if not isinstance(error, TraceError):
-            raise
-        print(f"dasf-hpc: {error}", file=sys.stderr)
-        sys.exit(TraceFileError.exit_code)
 
 
 if __name__ == "__main__":

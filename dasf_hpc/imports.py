@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.extend import ExtendedTrace
 from dasf_hpc.trace.foreign import import_dasf
-from dasf_hpc.trace.store import TraceError
 
 
 @dataclass(frozen=True)
@@ -131,22 +130,17 @@ def join_into(
     for path in paths:
         if _kind(path) is not REPORTS:
             raise TraceFileError(f"{path} is no Nsight report: only reports can be joined.")
-    try:
-        with ExtendedTrace(trace, trace.absolute().parent) as extended:
-            entries = _join(extended, paths, wishes, told)
-            told(Step("Writing the trace"))
-            extended.write(trace)
-    except TraceError as error:
-        raise TraceFileError(str(error)) from None
-    except OSError as error:
-        raise TraceFileError(_cannot_write(trace, error)) from None
+    with _writing(trace), ExtendedTrace(trace, trace.absolute().parent) as extended:
+        entries = _join(extended, paths, wishes, told)
+        told(Step("Writing the trace"))
+        extended.write(trace)
     return Imported(trace, entries)
 
 
 def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Told) -> Imported:
     """Make a trace of Nsight reports alone, on the clock of the one that began first."""
     told(Step("Exporting Nsight reports"))
-    try:
+    with _writing(into):
         begun = first_report(paths, wishes.nsys_path)
         attributes = {"producer": f"dasf-hpc {installed_version('dasf-hpc')}", **begun.attributes}
         with ExtendedTrace(None, into.absolute().parent, attributes) as made:
@@ -155,22 +149,14 @@ def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Tol
             entries = _join(made, ordered, wishes, told, begins=True)
             told(Step("Writing the trace"))
             made.write(into)
-    except TraceError as error:
-        raise TraceFileError(str(error)) from None
-    except OSError as error:
-        raise TraceFileError(_cannot_write(into, error)) from None
     return Imported(into, entries)
 
 
 def _import_dasf(paths: Sequence[Path], into: Path, wishes: Wishes, told: Told) -> Imported:
     """Make a trace of the traces that dasf-core's profiling wrote of one run."""
     told(Step("Reading traces of dasf-core"))
-    try:
+    with _writing(into):
         found = import_dasf(paths, into)
-    except TraceError as error:
-        raise TraceFileError(str(error)) from None
-    except OSError as error:
-        raise TraceFileError(_cannot_write(into, error)) from None
     return Imported(into, [], found.skipped)
 
 
@@ -213,8 +199,13 @@ def _kind(path: Path) -> FileKind:
     )
 
 
-def _cannot_write(trace: Path, error: OSError) -> str:
-    return f"{trace} could not be written: {error.strerror or error}."
+@contextmanager
+def _writing(trace: Path) -> Iterator[None]:
+    """Say in a sentence why a trace could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TraceFileError(f"{trace} could not be written: {error.strerror or error}.") from None
 
 
 def _check_there(paths: Sequence[Path]) -> None:

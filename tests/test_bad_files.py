@@ -21,8 +21,8 @@ from dasf_hpc.errors import DasfHpcError
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.reader import read_report
+from dasf_hpc.outcome import merge_run, show_run
 from dasf_hpc.profile.journal import JournalError, Stream, read_journal
-from dasf_hpc.run import merge_run, show_run
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import summarise
 

@@ -26,9 +26,12 @@ from dasf_hpc.errors import (
     SettingsError,
     VersionsError,
 )
+from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.image import PYTHON, START_TIMEOUT_S, Container, find_apptainer, open_image
 from dasf_hpc.launch.launcher import Launcher
+from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.settings import Settings
+from dasf_hpc.steps import Step, Told
 
 #: What a launcher calls besides its submit program, and a harmless question to its server.
 QUESTIONS = {
@@ -42,25 +45,30 @@ ANSWER_TIMEOUT_S = 15.0
 Looking = Callable[[str], None]
 
 
-def examine(
-    launcher_class: type[Launcher] | None,
-    no_launcher: str,
-    settings: Settings,
-    looking: Looking = lambda what: None,
-) -> list[Check]:
-    """Look at everything a run needs.
+def examine(settings: Settings, told: Told = lambda step: None) -> list[Check]:
+    """Look at everything a run with these settings needs.
 
     Parameters
     ----------
-    launcher_class
-        Where a run would go; None where that cannot be used.
-    no_launcher
-        Why not.
     settings
         Those of a run.
-    looking
-        Called with what is being looked at.
+    told
+        Called with every step.
     """
+    launcher_class, no_launcher = None, ""
+    try:
+        launcher_class = choose_launcher(settings)
+    except ProgramMissingError as error:
+        no_launcher = str(error)
+    with logging_to(Path(os.devnull)):
+        return _checks(
+            launcher_class, no_launcher, settings, lambda what: told(Step(f"Looking at {what}"))
+        )
+
+
+def _checks(
+    launcher_class: type[Launcher] | None, no_launcher: str, settings: Settings, looking: Looking
+) -> list[Check]:
     looking("the login node")
     scheduler = batch_scheduler(launcher_class, no_launcher)
     checks = [scheduler]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from typing import Any
 
+from distributed import Client
+
+from dasf_hpc.errors import VersionsError
 from dasf_hpc.profile.identity import installed_version
 
 #: Packages that a run needs.
@@ -28,3 +32,30 @@ def clash(here: Versions, there: Versions) -> str | None:
             return package
     minor = [(versions.get("python") or "").split(".")[:2] for versions in (here, there)]
     return "python" if minor[0] != minor[1] else None
+
+
+def check_workers(cluster: Any) -> None:
+    """Compare the versions of a cluster's workers with ours.
+
+    Raises
+    ------
+    VersionsError
+        If they do not work together.
+    """
+    with Client(cluster, set_as_default=False) as client:
+        found = client.get_versions(check=False)
+    here = _versions_said(found["scheduler"])
+    for address, said in found["workers"].items():
+        there = _versions_said(said)
+        package = clash(here, there)
+        if package is not None:
+            raise VersionsError(
+                f"The worker {address} has {package} {there.get(package)}, this host "
+                f"{here.get(package)}: use one environment for both (--worker-python names the "
+                "workers' Python)."
+            )
+
+
+def _versions_said(found: Mapping[str, Any]) -> dict[str, str | None]:
+    """Give the versions in what Dask says of a process (``Client.get_versions``)."""
+    return {"python": found["host"]["python"], **found["packages"]}

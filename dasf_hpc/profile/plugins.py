@@ -401,7 +401,7 @@ class _DelayNoted(deque[dict[str, Any]]):
         self._worker = worker
 
     def append(self, entry: dict[str, Any]) -> None:
-        entry["delay"] = self._worker.scheduler_delay
+        entry["delay"] = getattr(self._worker, "scheduler_delay", 0.0)
         super().append(entry)
 
 

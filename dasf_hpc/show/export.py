@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from dasf_hpc.errors import RunDirectoryError, TraceFileError
+from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.show.formats import DEFAULT_NAMES, Format
 from dasf_hpc.steps import Told
 from dasf_hpc.trace.open import Trace, open_trace
-from dasf_hpc.trace.store import TraceError
 
 
 def export(
@@ -51,8 +50,6 @@ def export(
         with open_trace(path) as trace:
             target = output or trace.path.parent / DEFAULT_NAMES[to]
             _WRITERS[to](trace, target, told)
-    except TraceError as error:
-        raise TraceFileError(str(error)) from None
     except OSError as error:
         raise RunDirectoryError(
             f"The export cannot be written: {error.filename or target}: "

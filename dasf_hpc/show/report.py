@@ -28,7 +28,7 @@ from dasf_hpc.analysis.executions import (
     run_span,
 )
 from dasf_hpc.analysis.where import PARTS
-from dasf_hpc.errors import RunDirectoryError, TraceFileError
+from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show.export import written
 from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
@@ -111,8 +111,6 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
             page = report_page(trace, Manifest(trace.path.parent).content, told)
             with written(target) as file:
                 file.write(page.encode())
-    except TraceError as error:
-        raise TraceFileError(str(error)) from None
     except OSError as error:
         raise RunDirectoryError(
             f"The report cannot be written: {error.filename or target}: {error.strerror}."

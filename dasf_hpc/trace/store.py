@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dasf_hpc.errors import TraceFileError
 from dasf_hpc.trace import chunks
 from dasf_hpc.trace.schema import (
     CHUNK,
@@ -44,7 +45,7 @@ ColumnData = NDArray[Any] | Sequence[Any]
 TableData = Mapping[str, ColumnData]
 
 
-class TraceError(Exception):
+class TraceError(TraceFileError):
     """A trace that cannot be read or written; the message is one sentence."""
 
 

@@ -14,7 +14,7 @@ from system.conftest import Submit
 from dasf_hpc import open_trace
 from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.attribute import SENTENCES, Reason
-from dasf_hpc.run import merge_run
+from dasf_hpc.outcome import merge_run
 
 THREADS = """
     import time

@@ -1,0 +1,328 @@
+"""After a run: journals and reports become one trace, here or on nodes; what it holds and lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+from distributed.scheduler import KilledWorker
+
+from dasf_hpc.errors import (
+    BatchError,
+    InterruptedRun,
+    RunDirectoryError,
+    TraceFileError,
+    WorkersError,
+)
+from dasf_hpc.interrupts import Interrupts
+from dasf_hpc.launch.choice import choose_launcher
+from dasf_hpc.launch.credentials import (
+    delete_credentials,
+    make_credentials,
+)
+from dasf_hpc.launch.environment import check_workers
+from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
+from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.launch.walltime import EndBeforeWalltime
+from dasf_hpc.manifest import (
+    FOLDERS,
+    TRACE,
+    Manifest,
+    close_to_others,
+    find_run,
+)
+from dasf_hpc.nsight.collect import add_reports
+from dasf_hpc.settings import Settings
+from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
+
+#: A file that a node wrote may show up on the head later: NFS clients cache a folder's entries for
+#: up to a minute (nfs(5), acdirmax), for a few seconds where it changes.
+REPORT_WAIT_S = 10.0
+
+
+def merge_run(
+    run: Path,
+    nsys_path: str | None = None,
+    told: Told = lambda step: None,
+    os_runtime: bool = False,
+    nodes: MergeNodes | None = None,
+) -> Summary:
+    """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
+
+    May be repeated, also for a run whose `submit` was killed.
+
+    Parameters
+    ----------
+    run
+        The run's directory, or a file in it.
+    nsys_path
+        The nsys that exports the reports; by default from ``PATH``.
+    told
+        Called with every step.
+    os_runtime
+        Whether the reports' calls of the operating system's libraries are stored too.
+    nodes
+        Those who do the work; by default this machine's cores.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no run.
+    TraceFileError
+        If there is nothing to merge or the trace cannot be written.
+    """
+    directory = find_run(run)
+    manifest = Manifest(directory)
+    journals = _journals(directory)
+    try:
+        merged = merge_journals(
+            journals,
+            lambda done, total, label: told(Step("Merging: " + label, done, total)),
+            nodes.client if nodes else None,
+        )
+        if merged.journals == 0:
+            why = f": {merged.skipped[0][1]}" if merged.skipped else ""
+            raise TraceFileError(f"There is no journal to merge in {journals}{why}")
+        told(Step("Joining Nsight reports"))
+        records = read_node_records(directory)
+        expected = [record["report"] for record in records if record["report"]]
+        _wait_for_reports(directory, expected, manifest)
+        reports = add_reports(
+            merged,
+            directory,
+            expected,
+            nsys_path,
+            lambda done, total, label: told(Step("Joining Nsight reports: " + label, done, total)),
+            os_runtime,
+        )
+        told(Step("Writing the trace"))
+        merged.write(directory / TRACE)
+        with open_trace(directory / TRACE) as trace:
+            summary = summarise(trace)
+    except OSError as error:
+        raise TraceFileError(
+            f"The files of the merge cannot be written or read in {directory}: "
+            f"{error.strerror or error}; make room there and repeat: dasf-hpc merge {directory}"
+        ) from None
+    shape = manifest.content.get("shape") or {}
+    asked = (shape.get("nodes"), shape.get("workers_per_node"))
+    workers = summary.workers
+    if isinstance(asked[0], int) and isinstance(asked[1], int):
+        workers = asked[0] * asked[1]
+    found = sum(report.status == "joined" for report in reports)
+    manifest.update(
+        ended=manifest.content.get("ended") or time.time(),
+        merged={
+            "on": nodes.hostnames if nodes else [socket.gethostname()],
+            "journals": merged.journals,
+            "skipped": merged.skipped,
+            "events": merged.events,
+            "workers_expected": workers,
+            "workers_found": summary.workers,
+            "reports_expected": len(reports),
+            "reports_found": found,
+            "reports": [asdict(report) for report in reports],
+            "gaps": [asdict(gap) for gap in summary.gaps],
+        },
+    )
+    close_to_others(directory)
+    complete = not missing(summary, manifest.content) and not manifest.content.get("error")
+    manifest.update(state="complete" if complete else "partial")
+    for record in records:
+        for sentence in record["notes"]:
+            manifest.note(f"{record['hostname']}: {sentence}")
+    return summary
+
+
+def _journals(directory: Path) -> Path:
+    """Give the folder of a run's journals."""
+    return directory / "journals" if (directory / "journals").is_dir() else directory
+
+
+@dataclass(frozen=True)
+class MergeNodes:
+    """Nodes that do a merge.
+
+    Attributes
+    ----------
+    client
+        Of the Dask cluster whose workers run there.
+    hostnames
+        Their names.
+    """
+
+    client: Client
+    hostnames: list[str]
+
+
+def merge_on_nodes(
+    run: Path,
+    settings: Settings,
+    nsys_path: str | None = None,
+    told: Told = lambda step: None,
+    warn: Callable[[str], None] = lambda sentence: None,
+    os_runtime: bool = False,
+) -> Summary:
+    """Merge as `merge_run` does, with workers on nodes of a cluster; the trace is the same one.
+
+    Where the nodes do not come, or go away, the merge is done here, and `warn` is told why.
+
+    Raises
+    ------
+    DasfHpcError
+        What `merge_run` raises, and what keeps nodes from being asked for.
+    """
+    directory = find_run(run)
+    launcher_class = choose_launcher(settings)
+    settings = settings.model_copy(update={"nsys": False, "gpus_per_node": 0})
+    run_shape(settings, launcher_class.local)
+    if not any(_journals(directory).glob("*.journal")):
+        raise TraceFileError(f"There is no journal to merge in {_journals(directory)}")
+    try:
+        with _merge_nodes(directory, launcher_class, settings, told) as nodes:
+            return merge_run(directory, nsys_path, told, os_runtime, nodes)
+    except (BatchError, WorkersError) as error:
+        warn(f"{error} The merge goes on without them, on this machine.")
+    return merge_run(directory, nsys_path, told, os_runtime)
+
+
+@contextlib.contextmanager
+def _merge_nodes(
+    directory: Path, launcher_class: type[Launcher], settings: Settings, told: Told
+) -> Iterator[MergeNodes]:
+    """Get nodes, and end their jobs whatever happens; what they said is kept where they failed.
+
+    Raises
+    ------
+    BatchError, WorkersError
+        If the nodes do not come, or go away.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="merge-", dir=directory))
+        for name in FOLDERS:
+            (folder / name).mkdir(mode=0o700)
+    except OSError as error:
+        raise RunDirectoryError(f"{directory} cannot be written: {error.strerror}.") from None
+    with Interrupts() as interrupts, logging_to(folder / "logs" / "scheduler.log"):
+        security = make_credentials(folder / "tls") if settings.tls else None
+        launcher = launcher_class(settings, RunPlace(folder, directory.name, Path.cwd()), security)
+        try:
+            told(Step("Submitting node jobs"))
+            launcher.start()
+            workers = launcher.shape.workers
+            launcher.wait_for_workers(
+                workers,
+                lambda there, why: told(
+                    Step(f"Waiting for workers{': ' + why if why else ''}", there, workers)
+                ),
+            )
+            check_workers(launcher.cluster)
+            hostnames = sorted({str(r["hostname"]) for r in read_node_records(folder)})
+            with Client(launcher.cluster, set_as_default=False) as client:
+                client.register_plugin(EndBeforeWalltime())
+                with _closed_when_nobody_is_left(launcher, client):
+                    yield MergeNodes(client, hostnames)
+        except (CancelledError, KilledWorker):
+            raise WorkersError(
+                "The workers on the nodes ended before the merge did; the last words of one: "
+                f"{launcher.last_words()} (more in {folder / 'logs'})."
+            ) from None
+        except KeyboardInterrupt:
+            raise InterruptedRun(
+                f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
+            ) from None
+        finally:
+            interrupts.hold(launcher.cancel_on_stop)
+            told(Step("Ending the node jobs"))
+            launcher.stop()
+            delete_credentials(folder / "tls")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[None]:
+    """Close the client when the last node job is gone: its futures would wait for ever."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            launcher.cluster.sync(launcher.losses)
+            if not launcher.jobs():
+                client.close(timeout=5)
+                return
+
+    watcher = threading.Thread(target=watch, name="dasf-hpc-merge-nodes", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
+    """Name everything that a run's recording lacks, a sentence's part each."""
+    merged = manifest.get("merged", {})
+    named = []
+    for what in ("workers", "reports"):
+        expected, found = merged.get(f"{what}_expected", 0), merged.get(f"{what}_found", 0)
+        if found < expected:
+            named.append(f"{found} of {expected} {what}")
+    named += [f"{name} unreadable" for name, _ in merged.get("skipped", [])]
+    named += [
+        f"{gap.kind}: {gap.count} in {gap.places} place(s)"
+        for gap in summary.gaps
+        if gap.kind != NOT_AVAILABLE  # what a node cannot give is told, and is no loss
+    ]
+    return named
+
+
+def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manifest) -> None:
+    """Give files of nodes that have just ended the time to show up here."""
+    just_ended = time.time() - (manifest.content.get("job_ended") or 0) < 600
+    deadline = time.monotonic() + (REPORT_WAIT_S if just_ended else 0)
+    while time.monotonic() < deadline:
+        reports = [directory / name for name in expected]
+        if all(r.exists() or r.with_suffix(".qdstrm").exists() for r in reports):
+            return
+        time.sleep(0.5)
+
+
+def show_run(path: Path) -> tuple[Summary, dict[str, Any], Path]:
+    """Read the summary of a run or trace again.
+
+    Returns
+    -------
+    summary : Summary
+    manifest : dict
+        Empty where there is none.
+    trace : Path
+
+    Raises
+    ------
+    TraceFileError
+        If there is no trace or it cannot be read.
+    """
+    trace_path = path if path.is_file() else path / TRACE
+    if not trace_path.is_file():
+        if path.is_dir():
+            find_run(path)
+            raise TraceFileError(f"{path} has no {TRACE} yet: dasf-hpc merge {path}")
+        raise TraceFileError(f"There is no trace at {path}.")
+    with open_trace(trace_path) as trace:
+        summary = summarise(trace)
+    return summary, Manifest(trace_path.parent).content, trace_path
