@@ -193,3 +193,22 @@ def test_what_nodes_and_runs_say_of_themselves(run: Path, tmp_path: Path) -> Non
         (folder / "run.json").write_bytes(content)
         show_run(folder)
         merge_run(folder)
+
+
+def test_no_path_in_a_run_leads_out_of_it(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "run"
+    shutil.copytree(run, folder)
+    (folder / "nodes").mkdir(exist_ok=True)
+    aims = ["../../up.nsys-rep", "nsight/../../up.nsys-rep", str(tmp_path / "abs.nsys-rep")]
+    for number, aim in enumerate(aims):
+        record = {"name": aim, "hostname": "../node", "report": aim, "notes": [aim]}
+        (folder / "nodes" / f"{number}.json").write_text(json.dumps(record))
+    for name in ("up", "abs"):  # what would be exported, if it were found
+        (tmp_path / f"{name}.nsys-rep").write_bytes(b"no report")
+    before = {path for path in tmp_path.rglob("*") if folder not in path.parents}
+    summary = merge_run(folder)
+    assert {path for path in tmp_path.rglob("*") if folder not in path.parents} == before
+    assert {report.status for report in summary.reports} == {"missing"}
+    with open_trace(folder) as trace:
+        files = trace.reports["file"].astype(str)
+        assert set(files) == {"nsight/up.nsys-rep", "nsight/abs.nsys-rep"}

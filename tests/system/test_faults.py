@@ -208,6 +208,36 @@ print(client.submit(victim, key="victim").result())
         assert sorted(workers["ended"]) == ["closed", "closed", "killed"]
 
 
+def test_a_worker_killed_for_its_memory_loses_no_event(
+    submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    ending = """
+def hog():
+    kept = []
+    while True:
+        kept.append(os.urandom(1 << 20) * 20)
+        time.sleep(0.02)
+client.gather(futures)
+print(type(client.submit(hog, key="hog").exception()).__name__)
+client.gather([client.submit(work, i, key=f"work-{i}") for i in range(1000, 1030)])
+"""
+    done = submit(
+        "--on", "local", "--no-nsys", "--memory", "500MB", script(ledger_job(ending)),
+        environment={"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"},
+    )  # fmt: skip
+    assert done.code in (0, 80), done.err
+    assert "KilledWorker" in done.out
+    assert len({key for key, _ in ledger(tmp_path)}) == 90  # results that died were made again
+    check_nothing_lost(done.directory, ledger(tmp_path))
+    with open_trace(done.directory) as trace:
+        hogs = trace.tasks[trace.tasks["key"] == "hog"]
+        assert list(hogs["state"]) == ["lost", "lost"]
+        assert list(hogs["attempt"]) == [1, 2]
+        assert hogs["process"].nunique() == 2
+        workers = trace.processes[trace.processes["role"] == "worker"]
+        assert sorted(workers["ended"]) == ["closed", "killed", "killed"]
+
+
 @pytest.mark.needs("slurm", "nsys")
 def test_a_killed_nsys_costs_its_own_report_only(
     cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
