@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 from dasf_hpc.analysis.executions import Floats, group_sums, read_executions, workers
 from dasf_hpc.errors import BaselineError
@@ -303,7 +305,7 @@ def compare(
     tested, freedom = _tests({name: pairs[name] for name in chosen}, freedom)
     corrected = _holm(
         {
-            name: upper_tail(abs(mean) / error, freedom) if error else float(mean == 0)
+            name: float(stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
             for name, (mean, error) in tested.items()
         }
     )
@@ -315,7 +317,7 @@ def compare(
             change = 100 * (after / before - 1)
         if name in tested:
             mean, error = tested[name]
-            reach = quantile((1 + CONFIDENCE) / 2, freedom) * error
+            reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
             low, high = (100 * math.expm1(mean + sign * reach) + 0.0 for sign in (-1, 1))
             p = corrected[name]
         verdict, why = _verdict(
@@ -446,68 +448,22 @@ def moderate(variances: Floats, freedom: int) -> tuple[Floats, int]:
     if len(known) < 3:
         return variances, freedom
     half = freedom / 2
-    logs = np.log(known) - _digamma(half) + math.log(half)
-    spread = float(logs.var(ddof=1)) - _trigamma(half)
+    logs = np.log(known) - digamma(half) + math.log(half)
+    spread = float(logs.var(ddof=1)) - float(polygamma(1, half))
     most = MOST_PRIOR * freedom
     prior = most if spread <= 0 else min(most, 2 * _inverse_trigamma(spread))
-    common = math.exp(float(logs.mean()) + _digamma(prior / 2) - math.log(prior / 2))
+    common = math.exp(float(logs.mean()) + float(digamma(prior / 2)) - math.log(prior / 2))
     result: Floats = (prior * common + freedom * variances) / (prior + freedom)
     return result, int(prior + freedom)
 
 
-def _digamma(x: float) -> float:
-    """Give the derivative of log gamma: 6.3.5 and 6.3.18 of Abramowitz, Stegun."""
-    below = 0.0
-    while x < 6:
-        below, x = below - 1 / x, x + 1
-    return below + math.log(x) - 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4)
-
-
-def _trigamma(x: float) -> float:
-    """Give the derivative of digamma: 6.4.6 and 6.4.12 of the same."""
-    below = 0.0
-    while x < 6:
-        below, x = below + 1 / x**2, x + 1
-    return below + 1 / x + 1 / (2 * x**2) + 1 / (6 * x**3) - 1 / (30 * x**5)
-
-
 def _inverse_trigamma(y: float) -> float:
-    low, high = 1e-6, 1e6
-    for _ in range(100):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _trigamma(middle) > y else (low, middle)
-    return high
-
-
-def upper_tail(t: float, freedom: int) -> float:
-    """Give the chance that Student's t is above `t`, for a whole number of degrees of freedom.
-
-    By the finite series of M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions", 26.7.3
-    and 26.7.4.
-    """
-    if math.isinf(t):
-        return 0.0 if t > 0 else 1.0
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0 if freedom == 1 else term
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine * cosine
-        total += term
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return max(0.0, (1 - inside) / 2)
-
-
-def quantile(chance: float, freedom: int) -> float:
-    """Give the t below which Student's t is with a chance above 1/2."""
-    low, high = 0.0, 1.0
-    while upper_tail(high, freedom) > 1 - chance:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if upper_tail(middle, freedom) > 1 - chance else (low, middle)
-    return high
+    """Invert it, between 1e-6 and 1e6."""
+    least, most = 1e-6, 1e6
+    if y <= float(polygamma(1, most)):
+        return most
+    found: float = brentq(lambda x: float(polygamma(1, x)) - y, least, most)
+    return found
 
 
 def _holm(chances: dict[str, float]) -> dict[str, float]:
