@@ -18,11 +18,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dasf_hpc.launch.node import NSYS_STARTS
+from dasf_hpc.nsight.export import find_nsys
+from dasf_hpc.nsight.sessions import make_way
 
 TESTBED = Path(__file__).parent / "testbed"
 sys.path.insert(0, str(TESTBED.parent))  # so that `testbed` is found from wherever pytest is run
@@ -186,6 +190,36 @@ def nsys() -> Path:
     path = shutil.which("nsys")
     assert path is not None
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def profile(nsys: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Give a function that runs ``nsys profile``, again where it dies at its start, as node jobs do.
+
+    Its arguments are the report's path without suffix, the words for nsys and the command; those by
+    name are ``subprocess.run``'s, and `program` is another nsys.
+    """
+    version = find_nsys(str(nsys)).version_text
+    assert version is not None
+
+    def run(
+        report: Path,
+        flags: Sequence[str],
+        command: Sequence[str],
+        program: Path = nsys,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        for _ in range(NSYS_STARTS):
+            make_way(version)
+            done = subprocess.run(
+                [str(program), "profile", *flags, "-o", str(report), *command],
+                capture_output=True, text=True, check=False, **options,
+            )  # fmt: skip
+            if list(report.parent.glob(f"{report.name}.*")):
+                break
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import textwrap
 import time
@@ -95,15 +94,15 @@ BASES = (2**61 + 2**24, 5 * 2**24)
 
 
 @pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory, nsys: Path) -> Path:
+def profiled(tmp_path_factory: pytest.TempPathFactory, profile: Callable[..., Any]) -> Path:
     """Profile two processes of several threads; gives the folder with the report and journals."""
     folder = tmp_path_factory.mktemp("profiled")
     (folder / "job.py").write_text(PROFILED)
-    command = [str(nsys), "profile", "-t", "nvtx,osrt", "--sample=none", "--cpuctxsw=none"]
-    command += ["-o", str(folder / "node"), sys.executable, str(folder / "job.py")]
-    command += [str(BASES[0]), str(folder), str(BASES[1])]
+    flags = ["-t", "nvtx,osrt", "--sample=none", "--cpuctxsw=none"]
+    command = [sys.executable, str(folder / "job.py"), str(BASES[0]), str(folder), str(BASES[1])]
     environment = os.environ | {"SECRET_TOKEN": "hunter2-never-copied"}
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
+    done = profile(folder / "node", flags, command, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -321,7 +320,12 @@ class TestExport:
             export_sqlite(report_file, program, tmp_path / "file" / "folder")
 
     def test_a_stream_left_behind_is_imported(
-        self, profiled: Path, nsys: Path, program: NsysProgram, tmp_path: Path
+        self,
+        profiled: Path,
+        nsys: Path,
+        program: NsysProgram,
+        profile: Callable[..., Any],
+        tmp_path: Path,
     ) -> None:
         if program.importer is None:
             pytest.skip("this nsys has no QdstrmImporter")
@@ -336,10 +340,9 @@ class TestExport:
         (alone / "nsys").chmod(0o755)
         lonely = find_nsys(str(alone / "nsys"))
         assert lonely.state is NsysState.IMPORTER_MISSING
-        command = [str(alone / "nsys"), "profile", "-t", "nvtx", "--sample=none"]
-        command += ["--cpuctxsw=none", "-o", str(tmp_path / "left"), sys.executable]
-        command += [str(profiled / "job.py"), "4096", str(tmp_path)]
-        subprocess.run(command, capture_output=True, timeout=300, check=False)
+        flags = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none"]
+        command = [sys.executable, str(profiled / "job.py"), "4096", str(tmp_path)]
+        profile(tmp_path / "left", flags, command, program=alone / "nsys", timeout=300)
         stream = tmp_path / "left.qdstrm"
         if not stream.exists():
             pytest.skip("this nsys found its importer elsewhere and left no .qdstrm")

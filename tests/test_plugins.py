@@ -1116,21 +1116,21 @@ class Profiled:
 
 
 @pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory, nsys: Path) -> Profiled:
+def profiled(
+    tmp_path_factory: pytest.TempPathFactory, nsys: Path, profile: Callable[..., Any]
+) -> Profiled:
     """Profile a script of a user's own under the real nsys."""
     folder = tmp_path_factory.mktemp("profiled")
     script = folder / "annotated.py"
     script.write_text(ANNOTATED)
     report, exported = folder / "report.nsys-rep", folder / "report.sqlite"
-    flags = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-o", str(report), "-f", "true"]
-    for command in (
-        [str(nsys), "profile", *flags, sys.executable, str(script), str(folder)],
-        [str(nsys), "export", "--type", "sqlite", "-o", str(exported), str(report)],
-    ):
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=180, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    flags = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none"]
+    command = [sys.executable, str(script), str(folder)]
+    done = profile(report.with_suffix(""), flags, command, cwd=folder, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    export = [str(nsys), "export", "--type", "sqlite", "-o", str(exported), str(report)]
+    done = subprocess.run(export, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     with contextlib.closing(sqlite3.connect(exported)) as database:
         database.row_factory = sqlite3.Row
         query = (

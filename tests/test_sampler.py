@@ -561,18 +561,13 @@ monitor.stop()
 
 @pytest.mark.needs("nsys")
 def test_the_sampler_is_not_profiled_and_does_not_hold_up_nsys(
-    directory: Path, tmp_path: Path, nsys: Path
+    directory: Path, tmp_path: Path, profile: Callable[..., Any]
 ) -> None:
     said = tmp_path / "said.json"
-    flags = ["-t", "nvtx,osrt", "--sample=none", "--cpuctxsw=none", "-o", str(tmp_path / "report")]
+    flags = ["-t", "nvtx,osrt", "--sample=none", "--cpuctxsw=none"]
+    command = [sys.executable, "-c", LOOK, str(directory), str(said)]
     began = time.monotonic()
-    done = subprocess.run(
-        [str(nsys), "profile", *flags, sys.executable, "-c", LOOK, str(directory), str(said)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = profile(tmp_path / "report", flags, command, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert time.monotonic() - began < 60
     found = json.loads(said.read_text())

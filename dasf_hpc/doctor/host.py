@@ -37,6 +37,7 @@ from dasf_hpc.nsight.export import (
     nvtx_problem,
 )
 from dasf_hpc.nsight.reader import read_report
+from dasf_hpc.nsight.sessions import make_way
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.profile.identity import installed_version
 
@@ -152,9 +153,10 @@ def nsys_checks(where: str, request: HostRequest) -> list[Check]:
 def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
     """Capture one NVTX range with nsys, export the report and look for the range."""
     assert nsys.version is not None
+    assert nsys.version_text is not None
     report, names = folder / "doctor.nsys-rep", ("nsys report", "nvtx range")
     unread = could_not_look(names[1], where, "there is no report to look into")
-    said = ""
+    said, way = "", None
     command = nsys_command(
         str(nsys.path),
         choose_nsys((), has_nvidia_driver()),
@@ -163,6 +165,7 @@ def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
     )
     try:
         for _ in range(NSYS_STARTS):
+            way = make_way(nsys.version_text) or way
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -179,7 +182,7 @@ def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
         if not report.exists() and report.with_suffix(STREAM_SUFFIX).exists():
             report = report.with_suffix(STREAM_SUFFIX)
         if not report.exists():
-            last = said.splitlines()[-1] if said else "it said nothing"
+            last = way or (said.splitlines()[-1] if said else "it said nothing")
             return [
                 fail(names[0], where, f"nsys wrote no report: {last}", "run nsys by hand"),
                 unread,
@@ -194,7 +197,8 @@ def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
             return [warn(names[0], where, f"left as .qdstrm: {error}", remedy), unread]
         remedy = "use the nsys of one version everywhere (--nsys-path)"
         return [fail(names[0], where, f"it cannot be exported: {error}", remedy), unread]
-    checks = [ok(names[0], where, "a report was written and exported")]
+    detail = "a report was written and exported"
+    checks = [ok(names[0], where, f"{detail}; {way}" if way else detail)]
     if read.ranges.message.equal("doctor").any():
         checks.append(ok(names[1], where, "a range of the package nvtx was recorded"))
     else:

@@ -19,11 +19,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 from dasf_hpc.launch.walltime import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys, nvtx_problem
+from dasf_hpc.nsight.sessions import make_way
 from dasf_hpc.profile.identity import installed_version
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
@@ -161,23 +163,33 @@ def write_record(run: Path, record: dict[str, Any]) -> Path:
     return path
 
 
-def run_to_its_end(command: Sequence[str]) -> int:
+class Ended(NamedTuple):
+    """How a command ended: its process, its code as a shell gives it, and if it was told to."""
+
+    process: int
+    code: int
+    told: bool
+
+
+def run_to_its_end(command: Sequence[str]) -> Ended:
     """Run a command to its end, whatever signals ask this process to end meanwhile.
 
     Batch schedulers and terminals signal every process of a job. So the command has had the signal
     too, and it is not passed on: nsys writes its report at the first SIGTERM and gives it up at a
     second one.
-
-    Returns
-    -------
-    int
-        Its exit code as a shell gives it, 128 + signal where it was killed.
     """
+    told = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = told or number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         # A handler, unlike SIG_IGN, is not handed down to the command.
-        signal.signal(number, lambda number, frame: None)
-    code = subprocess.Popen(command).wait()
-    return code if code >= 0 else 128 - code
+        signal.signal(number, hear)
+    process = subprocess.Popen(command)
+    code = process.wait()
+    return Ended(process.pid, code if code >= 0 else 128 - code, told)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -192,7 +204,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for attempt in range(NSYS_STARTS + 1):
         if attempt == NSYS_STARTS:
             if arguments.nsys:
-                print("dasf-hpc: nsys could not be started on this node", file=sys.stderr)
+                why = "; ".join(failures)
+                print(f"dasf-hpc: nsys could not be started on this node: {why}", file=sys.stderr)
                 return NSYS_UNUSABLE
             arguments.nsys = False  # nobody insisted on it: the job goes on without
         try:
@@ -200,6 +213,8 @@ def main(words: Sequence[str] | None = None) -> int:
         except NsysUnusable as error:
             print(f"dasf-hpc: {error}", file=sys.stderr)
             return NSYS_UNUSABLE
+        if record["report"] is not None and (done := make_way(record["nsys_version"])):
+            failures.append(done)
         record["notes"] += failures
         record["command"] = command
         path = write_record(arguments.run, record)
@@ -213,10 +228,14 @@ def main(words: Sequence[str] | None = None) -> int:
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]
-        code = run_to_its_end([*command[:at], *starter, *command[at:]])
-        if begun.exists() or code == 0:
-            return code
-        failures = [f"nsys died at its start ({attempt + 1} times, exit code {code})"]
+        ended = run_to_its_end([*command[:at], *starter, *command[at:]])
+        if begun.exists() or ended.code == 0:
+            return ended.code
+        failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]
+        if done := make_way(record["nsys_version"], ended.process):
+            failures.append(done)
+        if ended.told:
+            return ended.code
         claim = arguments.run / record["report"].replace(".nsys-rep", ".claim")
         claim.unlink(missing_ok=True)
     raise AssertionError("the last attempt runs without nsys")

@@ -1,0 +1,176 @@
+"""nsys starts also where a killed one left the host's table of sessions, or its lock, in its way.
+
+Each test has shared memory and a lock folder of its own, in a mount namespace, so that nothing it
+breaks is met by another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dasf_hpc.launch import node
+from dasf_hpc.nsight import sessions
+from dasf_hpc.nsight.export import find_nsys
+
+pytestmark = pytest.mark.needs("nsys")
+
+OWN_PLACES = f"""
+mount -t tmpfs tmpfs {sessions.TABLES}
+mkdir -p {sessions.LOCKS.parent} && mount -t tmpfs tmpfs {sessions.LOCKS.parent}
+mkdir -p {sessions.LOCKS}
+"""
+
+HALF_MADE = (
+    'head -c 179488 /dev/zero > "$TABLE"; printf "\\\\001" | dd of="$TABLE" conv=notrunc 2>&1'
+)
+
+NODE_STEP = [sys.executable, "-m", "dasf_hpc.launch.node", "--name", "R-0", "--nsys"]
+PROFILE = ["nsys", "profile", "-t", "nvtx", "--sample=none", "--cpuctxsw=none"]
+
+
+@pytest.fixture
+def version() -> str:
+    """Give the version of the nsys that is here."""
+    text = find_nsys().version_text
+    assert text is not None
+    if text != "2022.4.2.1":
+        pytest.skip(f"the half made table is known of nsys 2022.4.2.1, not of {text}")
+    return text
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Look that no agent that a test started waits for ever."""
+    before = set(agents())
+    yield
+    deadline = time.monotonic() + 5.0
+    while left := set(agents()) - before:
+        if time.monotonic() > deadline:
+            for process in left:
+                os.kill(process, signal.SIGTERM)
+            pytest.fail(f"agents are left: {left}")
+        time.sleep(0.1)
+
+
+def agents() -> list[int]:
+    """Give the agents of nsys whose profiler is no more."""
+    owners = (
+        (p.pid, sessions.profiler_of(p.info["cmdline"] or ()))
+        for p in psutil.process_iter(["cmdline"])
+    )
+    return [pid for pid, owner in owners if owner is not None and not psutil.pid_exists(owner)]
+
+
+def start_apart(version: str, before: str, *command: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a command that has shared memory and nsys's lock folder of its own."""
+    script = f'set -e; {OWN_PLACES} TABLE="{sessions.table_of(version)}"; {before}\nexec "$@"'
+    try:
+        return subprocess.Popen(
+            ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "apart", *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=folder,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("unshare is missing: install util-linux")
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Give what a process says until its end."""
+    output, _ = process.communicate(timeout=90)
+    return output
+
+
+def in_reach(process: subprocess.Popen[str], path: Path) -> Path:
+    """Give a path of another process's mount namespace, once its folder is there."""
+    seen = Path(f"/proc/{process.pid}/root{path}")
+    deadline = time.monotonic() + 10.0
+    # The namespace's own folders are empty file systems: their device is not this one's.
+    while not (seen.parent.exists() and seen.parent.stat().st_dev != path.parents[2].stat().st_dev):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return seen
+
+
+def test_a_half_made_table_is_taken_away_and_told(tmp_path: Path, version: str) -> None:
+    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+    process = start_apart(version, HALF_MADE, *step, folder=tmp_path)
+    output = said(process)
+    assert process.returncode == 0, output
+    assert "\nran\n" in output
+    (record,) = node.read_node_records(tmp_path)
+    assert any("half made" in note and "was removed" in note for note in record["notes"])
+    assert (tmp_path / record["report"]).exists()
+
+
+def test_what_a_killed_nsys_left_in_line_is_ended(tmp_path: Path, version: str) -> None:
+    # nsys itself leaves an agent that waits for ever, with the lock, for a table since taken away.
+    before = f'{HALF_MADE}; {" ".join(PROFILE)} -o r true || rm "$TABLE"'
+    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+    process = start_apart(version, before, *step, folder=tmp_path)
+    output = said(process)
+    assert process.returncode == 0, output
+    assert "Agent launcher failed" in output
+    (record,) = node.read_node_records(tmp_path)
+    assert any("agents of killed nsys" in note for note in record["notes"])
+    assert not any("died at its start" in note for note in record["notes"])
+    assert (tmp_path / record["report"]).exists()
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["started-again", "told-to-end"])
+def test_an_nsys_that_could_not_start(tmp_path: Path, version: str, told: bool) -> None:
+    """While another has the lock, nsys gives up; it is started again unless the job is over."""
+    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+    process = start_apart(version, "", *step, folder=tmp_path)
+    lock = in_reach(process, sessions.LOCKS / f"SessionManager-{version}.lock")
+    with lock.open("w") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+        deadline = time.monotonic() + 30.0
+        while not list((tmp_path / "nodes").glob("*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1.0)
+        if told:
+            process.send_signal(signal.SIGTERM)
+        notes: list[str] = []
+        while not told and not any("died" in note for note in notes):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            notes = [note for r in node.read_node_records(tmp_path) for note in r["notes"]]
+        if told:
+            output = said(process)
+            assert process.returncode == 1, output
+            assert "\nran\n" not in output
+            return
+    output = said(process)
+    assert process.returncode == 0, output
+    assert "\nran\n" in output
+    (record,) = node.read_node_records(tmp_path)
+    assert (tmp_path / record["report"]).exists()
+
+
+def test_a_table_that_cannot_be_removed_is_told(tmp_path: Path, version: str) -> None:
+    ask = f"from dasf_hpc.nsight.sessions import make_way; print(make_way({version!r}))"
+    before = f"{HALF_MADE}; mount -o remount,ro {sessions.TABLES}"
+    output = said(start_apart(version, before, sys.executable, "-c", ask, folder=tmp_path))
+    assert "none can start on this node: root, whose it is" in output
+
+
+def test_a_table_in_use_is_left_alone(tmp_path: Path, version: str) -> None:
+    ask = (
+        "from dasf_hpc.nsight import sessions as s\n"
+        f"print(s.table_of({version!r}).exists(), s.make_way({version!r}))"
+    )
+    command = [*PROFILE, "-o", "r", sys.executable, "-c", ask]
+    output = said(start_apart(version, "", *command, folder=tmp_path))
+    assert "True None" in output
+    assert (tmp_path / "r.nsys-rep").exists()
