@@ -194,7 +194,7 @@ def nsys() -> Path:
 
 @pytest.fixture(scope="session")
 def profile(nsys: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Give a function that runs ``nsys profile``, again where it dies at its start, as node jobs do.
+    """Give a function that runs ``nsys profile``, again where it dies at its start, like a node.
 
     Its arguments are the report's path without suffix, the words for nsys and the command; those by
     name are ``subprocess.run``'s, and `program` is another nsys.
