@@ -179,7 +179,7 @@ def submit(
     """
     settings = load_settings(given or {})
     from dasf_hpc import run
-    from dasf_hpc.show.terminal import progress, show_summary
+    from dasf_hpc.show.progress import progress
 
     if dry_run:
         print(run.dry_run(settings, job, arguments or []))
@@ -192,6 +192,8 @@ def submit(
     console = _console()
     with progress(console) as told:
         result = run.submit(settings, job, arguments or [], told, run_directory)
+    from dasf_hpc.show.terminal import show_summary
+
     _print_summary(result.directory, as_json, console, show_summary)
     if result.error is not None:
         raise result.error
@@ -211,7 +213,7 @@ def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None
     settings = load_settings(given or {})
     from dasf_hpc.doctor import examine
     from dasf_hpc.show.checks import show_checks
-    from dasf_hpc.show.terminal import progress
+    from dasf_hpc.show.progress import progress
 
     with progress(_console()) as told:
         checks = examine.examine(settings, told)
@@ -257,7 +259,8 @@ def merge(
     """
     settings = load_settings(given) if given else None
     from dasf_hpc import outcome
-    from dasf_hpc.show.terminal import progress, show_summary
+    from dasf_hpc.show.progress import progress
+    from dasf_hpc.show.terminal import show_summary
 
     console = _console()
     with progress(console) as told:
@@ -281,7 +284,7 @@ def join(
 ) -> None:
     """Add Nsight reports that no submit made to a trace, linked to its tasks by host and pid."""
     from dasf_hpc.imports import Wishes, join_into
-    from dasf_hpc.show.terminal import progress
+    from dasf_hpc.show.progress import progress
 
     console = _console()
     with progress(console) as told:
@@ -299,7 +302,7 @@ def import_(
 ) -> None:
     """Make a trace of Nsight reports alone, without Dask, or of dasf-core's own traces."""
     from dasf_hpc.imports import Wishes, import_files
-    from dasf_hpc.show.terminal import progress
+    from dasf_hpc.show.progress import progress
 
     console = _console()
     with progress(console) as told:
@@ -571,7 +574,7 @@ def ci(
     from dasf_hpc.analysis.compare import load_baseline
     from dasf_hpc.ci import compare_with_baseline, repeat
     from dasf_hpc.show import gate as show_gate
-    from dasf_hpc.show.terminal import progress
+    from dasf_hpc.show.progress import progress
 
     base = load_baseline(baseline) if baseline and baseline.exists() else []
     console = _console()
@@ -627,7 +630,7 @@ def export(
 ) -> None:
     """Write a trace in another program's format: Perfetto's, Chrome's, Parquet, …"""
     from dasf_hpc.show.export import export as write
-    from dasf_hpc.show.terminal import progress
+    from dasf_hpc.show.progress import progress
 
     with progress(_console()) as told:
         target = write(run_path, to, output, told)
@@ -662,8 +665,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a run's report: one page that opens offline."""
+    from dasf_hpc.show.progress import progress
     from dasf_hpc.show.report import write_report
-    from dasf_hpc.show.terminal import progress
 
     with progress(_console()) as told:
         target = write_report(run_path, output, told)

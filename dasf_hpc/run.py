@@ -10,11 +10,13 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distributed import Client
 
@@ -54,13 +56,13 @@ from dasf_hpc.manifest import (
     versions,
 )
 from dasf_hpc.nsight.export import find_nsys
-from dasf_hpc.outcome import merge_run
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
 from dasf_hpc.settings import Settings, settings_words
-from dasf_hpc.show.report import write_report
 from dasf_hpc.steps import Step, Told
-from dasf_hpc.trace.summary import Summary
+
+if TYPE_CHECKING:
+    from dasf_hpc.trace.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ def submit(
         manifest.update(state="merging", exit_code=error.exit_code if error else exit_code)
         interrupts.release()
         try:
+            from dasf_hpc.outcome import merge_run
+
             summary = merge_run(directory, settings.nsys_path, told)
         except KeyboardInterrupt:
             manifest.update(state="partial", ended=time.time())
@@ -283,6 +287,7 @@ def _run_job(
     try:
         told(Step("Submitting node jobs"))
         launcher.start()
+        threading.Thread(target=_load_what_merges, name="dasf-hpc-load", daemon=True).start()
         recorder = _attach_recording(launcher)
         manifest.update(state="waiting", batch_jobs=launcher.job_ids())
         wanted = min(
@@ -323,6 +328,12 @@ def _run_job(
         manifest.update(stop=asdict(report), batch_jobs=launcher.job_ids())
         if process is not None:
             process.wait_output()
+
+
+def _load_what_merges() -> None:
+    """Load the modules of the run's end while it begins: pandas and HDF5 take half a second."""
+    from dasf_hpc import outcome  # noqa: F401
+    from dasf_hpc.show import report  # noqa: F401
 
 
 def _heed_request(directory: Path) -> None:
@@ -413,6 +424,8 @@ def _write_report(directory: Path, told: Told) -> None:
     """Write the run's page; a run is no worse for not having one."""
     again = f"to write it again: dasf-hpc report {directory}"
     try:
+        from dasf_hpc.show.report import write_report
+
         write_report(directory, told=told)
     except KeyboardInterrupt:
         Manifest(directory).note(f"The report was interrupted; {again}")

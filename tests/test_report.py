@@ -241,7 +241,7 @@ def test_a_report_that_fails_is_a_note_of_the_run(
         raise ZeroDivisionError("just so")
 
     Manifest(tmp_path).update(name="x", state="complete")
-    monkeypatch.setattr(run_module, "write_report", failing)
+    monkeypatch.setattr(report, "write_report", failing)
     run_module._write_report(tmp_path, lambda step: None)
     content = Manifest(tmp_path).content
     assert content["state"] == "complete"

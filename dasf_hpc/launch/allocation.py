@@ -11,9 +11,9 @@ from dask_jobqueue.core import Job
 from distributed.security import Security
 
 from dasf_hpc.errors import BatchError, SettingsError
+from dasf_hpc.launch.deadline import STARTED_VARIABLE
 from dasf_hpc.launch.launcher import Launcher, RunPlace
 from dasf_hpc.launch.local import LocalLauncher, LocalNodeJob
-from dasf_hpc.launch.walltime import STARTED_VARIABLE
 from dasf_hpc.settings import Settings
 
 

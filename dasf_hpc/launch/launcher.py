@@ -24,9 +24,10 @@ from distributed.core import Status
 from distributed.security import Security
 
 from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
+from dasf_hpc.launch.deadline import STARTED_VARIABLE, margin_seconds
 from dasf_hpc.launch.image import PYTHON, Container
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
-from dasf_hpc.launch.walltime import STARTED_VARIABLE, TOPIC, margin_seconds
+from dasf_hpc.launch.walltime import TOPIC
 from dasf_hpc.launch.worker_command import file_stem, node_command
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 
@@ -317,6 +318,8 @@ class Launcher(ABC):
         python = place.python(settings)
         # Without the address a worker's HTTP server would listen for everybody.
         extra: list[str] = ["--dashboard-address", "127.0.0.1:0"]
+        walltime = walltime_seconds(settings.walltime)
+        margin = margin_seconds(walltime, settings.walltime_margin)
         options: dict[str, Any] = {
             "cores": shape.workers_per_node * shape.threads_per_worker,
             "processes": shape.workers_per_node,
@@ -328,9 +331,7 @@ class Launcher(ABC):
                 settings.nsys,
                 settings.nsys_path,
                 settings.nsys_arg,
-                None
-                if self.local
-                else (walltime_seconds(settings.walltime), margin_seconds(settings)),
+                None if self.local else (walltime, margin),
                 place.container.words() if place.container else (),
             ),
             "job_name": "dasf-" + place.name,
@@ -570,8 +571,10 @@ class Launcher(ABC):
         """
         if self.local:
             return []
-        usable = walltime_seconds(self.settings.walltime) - margin_seconds(self.settings)
-        lead = min(3 * margin_seconds(self.settings), usable / 2)
+        walltime = walltime_seconds(self.settings.walltime)
+        margin = margin_seconds(walltime, self.settings.walltime_margin)
+        usable = walltime - margin
+        lead = min(3 * margin, usable / 2)
         now = time.monotonic()
         return [
             job

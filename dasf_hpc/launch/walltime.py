@@ -10,47 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from dasf_hpc.settings import Settings, walltime_seconds
+from dasf_hpc.launch.deadline import DEADLINE_VARIABLE, DEFAULT_MARGIN_S, MARGIN_VARIABLE
 
 if TYPE_CHECKING:
     from distributed import Worker
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of the epoch at which the batch script began; its first line sets it.
-STARTED_VARIABLE = "DASF_HPC_STARTED"
-#: CLOCK_MONOTONIC in seconds at which the node's workers are to end; the node step sets it.
-DEADLINE_VARIABLE = "DASF_HPC_DEADLINE"
-#: Seconds between that and the walltime.
-MARGIN_VARIABLE = "DASF_HPC_MARGIN"
-
 #: Topic of the event by which a worker tells the scheduler that it ends for the walltime.
 TOPIC = "dasf-hpc-walltime"
-
-#: A guess at what a large report takes to be written.
-DEFAULT_MARGIN_S = 60.0
-
-
-def margin_seconds(settings: Settings) -> float:
-    """Give the seconds before the walltime at which workers end: by default 60, at most a quarter.
-
-    Parameters
-    ----------
-    settings
-        With ``walltime`` and ``walltime_margin``.
-    """
-    walltime = walltime_seconds(settings.walltime)
-    if settings.walltime_margin is not None:
-        return min(settings.walltime_margin, walltime - 1.0)
-    return min(DEFAULT_MARGIN_S, walltime / 4)
-
-
-def set_deadline(walltime_s: float, margin_s: float) -> None:
-    """Put the deadline into this process's environment, for the workers it becomes."""
-    started = float(os.environ.get(STARTED_VARIABLE) or time.time())
-    ran = max(0.0, time.time() - started)
-    os.environ[DEADLINE_VARIABLE] = repr(time.monotonic() + walltime_s - margin_s - ran)
-    os.environ[MARGIN_VARIABLE] = repr(margin_s)
 
 
 class EndBeforeWalltime(WorkerPlugin):

@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
-from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.summary import GpuTimes, Summary
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Told]:
-    """Draw the steps of a run on a terminal; a pipe or a file gets nothing.
-
-    Yields
-    ------
-    Told
-        To be called with each step.
-    """
-    if not console.is_terminal:
-        yield lambda step: None
-        return
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("Starting", total=None)
-        shown = ""
-
-        def told(step: Step) -> None:
-            nonlocal shown
-            name = step.label.split(":")[0]
-            if name != shown:
-                shown = name
-                bar.reset(task, description=step.label, total=step.total)
-            bar.update(task, description=step.label, total=step.total, completed=step.done or 0)
-            # The job writes to the terminal itself while it runs.
-            if name == "Running the job":
-                bar.stop()
-            elif not bar.live.is_started:
-                bar.start()
-
-        yield told
 
 
 def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], trace: Path) -> None:
