@@ -65,6 +65,10 @@ if TYPE_CHECKING:
     from dasf_hpc.trace.summary import Summary
 
 
+#: So many node jobs that bring no worker may replace others before it is clear that none will.
+REPLACED_IN_VAIN = 3
+
+
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to.
@@ -309,7 +313,7 @@ def _run_job(
         if place.container is not None:
             python = [*place.container.words(), place.python(launcher.settings)]
         process = JobProcess(script, arguments, environment, directory / "logs", python)
-        return _wait_for_job(process, launcher, manifest)
+        return _wait_for_job(process, launcher, recorder, manifest)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"
@@ -377,7 +381,9 @@ def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
     return environment
 
 
-def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -> int:
+def _wait_for_job(
+    process: JobProcess, launcher: Launcher, recorder: SchedulerRecorder, manifest: Manifest
+) -> int:
     """Wait for the script, replacing node jobs that are lost where that was asked for.
 
     Raises
@@ -386,6 +392,7 @@ def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -
         If no node job is left: the script would wait for workers that cannot come.
     """
     settings, directory = launcher.settings, launcher.place.directory
+    joined, in_vain, replacing = len(recorder.joined), 0, True
     looked = time.monotonic()
     while (code := process.poll()) is None:
         time.sleep(0.05)
@@ -393,7 +400,7 @@ def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -
             continue
         looked = time.monotonic()
         _heed_request(directory)
-        if settings.on_walltime == "replace":
+        if settings.on_walltime == "replace" and replacing:
             for job in launcher.expiring():
                 if not job.replaced:
                     job.replaced = True
@@ -401,8 +408,16 @@ def _wait_for_job(process: JobProcess, launcher: Launcher, manifest: Manifest) -
                     manifest.update(batch_jobs=launcher.job_ids())
         for lost in launcher.cluster.sync(launcher.losses):
             manifest.update(lost=[*manifest.content.get("lost", []), asdict(lost)])
+            in_vain = in_vain + 1 if len(recorder.joined) == joined else 0
+            joined = len(recorder.joined)
             wish = settings.on_walltime if lost.walltime else settings.on_lost
-            if wish == "replace" and not lost.replaced:
+            replacing = in_vain < launcher.shape.nodes + REPLACED_IN_VAIN
+            if wish == "replace" and not replacing:
+                manifest.note(
+                    f"the last {REPLACED_IN_VAIN} node jobs ended before a worker of theirs was "
+                    f"there, so no more replace them; one said: {launcher.last_words()}"
+                )
+            elif wish == "replace" and not lost.replaced:
                 launcher.add_job()
                 manifest.update(batch_jobs=launcher.job_ids())
             if not launcher.jobs() and process.poll() is None:

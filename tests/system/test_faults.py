@@ -27,6 +27,7 @@ from system.ledger import (
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
+from dasf_hpc.run import REPLACED_IN_VAIN
 
 
 @pytest.fixture
@@ -318,6 +319,28 @@ def test_a_node_job_cancelled_from_outside(
     assert len(done.manifest["lost"]) == 1
     assert len(done.manifest["batch_jobs"]) == (3 if replace else 2)
     check_reports(done.directory, 3 if replace else 2)
+
+
+@pytest.mark.needs("slurm")
+def test_a_node_job_is_not_replaced_for_ever(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    broken = tmp_path / "broken"
+    prologue = f"if [ -e {broken} ]; then echo this node is broken; exit 1; fi"
+    running = start(
+        *NODES[:-1], "--no-nsys", "--on-lost", "replace", "--prologue", prologue,
+        script(ledger_job("client.gather(futures)", 500)), environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    broken.touch()
+    cluster.command("scancel", running.manifest()["batch_jobs"][0])
+    done = running.end(200)
+    assert done.code in (0, 80), done.err
+    assert len({key for key, _ in ledger(tmp_path)}) == 500
+    replacements = len(done.manifest["batch_jobs"]) - 2
+    assert replacements == 2 + REPLACED_IN_VAIN - 1
+    assert any("this node is broken" in note for note in done.manifest["notes"])
 
 
 @pytest.mark.needs("slurm", "nsys")
