@@ -208,7 +208,8 @@ class Trace:
                     data[column] = pd.Categorical.from_codes(
                         self._checked(values, dictionary), categories=self._dictionary(dictionary)
                     )
-            yield pd.DataFrame(data, index=pd.RangeIndex(part.start, part.stop), columns=columns)
+            index = pd.RangeIndex(part.start, part.stop)
+            yield pd.DataFrame(data, index=index, columns=columns, copy=False)
         if not total:
             yield (
                 self.table(name, columns)
