@@ -26,6 +26,8 @@ first of them arrived at a worker, any other when it arrived itself.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -89,8 +91,8 @@ _SUMMARY: Columns = {
     "part": ("", "what the time was spent on"),
     "time": ("ns", "in sum over all threads of all workers"),
     "share": ("%", "of the wall time of all threads"),
-    "work_share": ("%", "of that without starting and stopping: from first task to last"),
     "meaning": ("", "what the part means"),
+    "work_share": ("%", "of that without starting and stopping: from first task to last"),
 }
 _WORKERS: Columns = {
     "worker": ("", "the worker"),
@@ -193,11 +195,11 @@ def where(trace: Trace) -> Answer:
             "part": list(PARTS),
             "time": times,
             "share": [100.0 * time / wall if wall else 0.0 for time in times],
+            "meaning": list(PARTS.values()),
             "work_share": [
                 100.0 * time / work if work and part not in _OUTSIDE else float("nan")
                 for part, time in zip(PARTS, times, strict=True)
             ],
-            "meaning": list(PARTS.values()),
         }
     )
     if not len(found):
@@ -259,10 +261,18 @@ class _Recorded:
         self._firsts = np.searchsorted(
             process[self._order], np.arange(int(found.index.max()) + 2 if len(found) else 1)
         )
-        self._activities = trace.table("activities", ["start", "stop", "process", "action"])
+        activities = trace.table("activities", ["start", "stop", "process", "action"])
+        self._activities = {
+            name: _by_process(activities[activities["action"].isin(actions)])
+            for name, actions in (
+                ("deserialising", ("deserialize",)),
+                ("disk", ("disk-read", "disk-write")),
+            )
+        }
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
-        self._transfers = transfers[transfers["direction"] == "incoming"]
-        self._samples = trace.table("process_samples", ["time", "process", "memory"])
+        self._transfers = _by_process(transfers[transfers["direction"] == "incoming"])
+        samples = trace.table("process_samples", ["time", "process", "memory"])
+        self._samples = _by_process(samples.sort_values("time", kind="stable"))
         self.tasks = Tasks(*self._released(trace), *_empty(since, runs.stop))
 
     def _known_since(self) -> Ints:
@@ -313,26 +323,23 @@ class _Recorded:
             slots.events += [*self._events[row], *span_events("executing", start, stop)]
         else:
             slots.events += span_events("executing alone", start, stop)
-            part = self._transfers[self._transfers["process"] == row]
-            for column, change in (("start", 1), ("stop", -1)):
-                times = np.maximum(part["start"].to_numpy(), part[column].to_numpy())
-                slots.events.append(events(times, transition_code(0, 0, change)))
-        mine_too = self._activities[self._activities["process"] == row]
-        for name, actions in (
-            ("deserialising", ("deserialize",)),
-            ("disk", ("disk-read", "disk-write")),
-        ):
-            part = mine_too[mine_too["action"].isin(actions)]
-            slots.events += span_events(name, part["start"].to_numpy(), part["stop"].to_numpy())
+            if row in self._transfers:
+                part = self._transfers[row]
+                for column, change in (("start", 1), ("stop", -1)):
+                    times = np.maximum(part["start"], part[column])
+                    slots.events.append(events(times, transition_code(0, 0, change)))
+        for name, spans in self._activities.items():
+            if row in spans:
+                slots.events += span_events(name, spans[row]["start"], spans[row]["stop"])
         slots.events += self._full(row, int(worker["memory_limit"]))
         return slots
 
     def _full(self, row: int, limit: int) -> list[Ints]:
-        samples = self._samples[self._samples["process"] == row].sort_values("time", kind="stable")
-        if limit <= 0 or not len(samples):
+        if limit <= 0 or row not in self._samples:
             return []
-        full = (samples["memory"].to_numpy() >= PAUSE * limit).astype(np.int8)
-        change, times = np.diff(full, prepend=0), samples["time"].to_numpy()
+        samples = self._samples[row]
+        full = (samples["memory"] >= PAUSE * limit).astype(np.int8)
+        change, times = np.diff(full, prepend=0), samples["time"]
         code = BEGINS["full"]
         return [events(times[change > 0], code), events(times[change < 0], code + 1)]
 
@@ -361,6 +368,21 @@ class _Recorded:
         able = np.where(able < 0, arrival, able)
         late = executed & (arrival < self._never) & (able < arrival)
         return np.sort(able[late]), np.sort(arrival[late])
+
+
+def _by_process(table: pd.DataFrame) -> dict[int, dict[str, NDArray[Any]]]:
+    """Give the columns of numbers of each process's rows, in the same order."""
+    order = np.argsort(table["process"].to_numpy(), kind="stable")
+    rows, firsts = np.unique(table["process"].to_numpy()[order], return_index=True)
+    columns = {
+        str(name): np.split(column.to_numpy()[order], firsts[1:])
+        for name, column in table.items()
+        if pd.api.types.is_integer_dtype(column)
+    }
+    return {
+        row: {name: parts[place] for name, parts in columns.items()}
+        for place, row in enumerate(rows.tolist())
+    }
 
 
 def _codes_of(states: list[str]) -> NDArray[np.uint8]:
