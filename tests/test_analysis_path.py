@@ -18,6 +18,7 @@ from dasf_hpc.analysis.critical_path import critical_path
 from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.analysis.graph import Schedule, executed_graph
 from dasf_hpc.analysis.what_if import what_if
+from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
 
@@ -138,7 +139,9 @@ def test_the_path_tiles_the_run_and_the_schedule_plays_what_was_recorded(
         assert (start == graph.start).all()
         assert (stop == graph.stop).all()
         # what is made shorter does not make the run longer
-        changes = what_if(trace, {"f": 2, "g": 2, "h": 4}).table
+        changes = what_if(
+            trace, {task.key[0]: 2 + 2 * (task.key[0] == "h") for task in tasks}
+        ).table
         assert (changes["time"] <= changes["recorded"]).all()
 
 
@@ -169,9 +172,13 @@ def test_what_would_be_saved_is_known_on_a_chain_and_beside_it(tmp_path: Path) -
         assert table.loc["load", "saved"] == 2 * S
         assert table.loc["aside", "saved"] == 0
         assert table.loc["sum", "saved"] == S // 2
-        slower = what_if(trace, {"aside": 0.25, "nothing": 2})
+        slower = what_if(trace, {"aside": 0.25})
         assert slower.table["time"].item() == 20 * S + S + S
-        assert slower.unanswered == ["No task of nothing was executed in this run."]
+        assert slower.unanswered == []
+        with pytest.raises(SettingsError, match=r"No task of asides was .*; of aside"):
+            what_if(trace, {"asides": 2})
+        with pytest.raises(SettingsError, match="of aside, fft, load, sum some were"):
+            what_if(trace, {"xyz": 2})
         with pytest.raises(ValueError, match="above 0"):
             what_if(trace, {"fft": 0})
 

@@ -514,6 +514,15 @@ def test_dasf_cores_analyser_finds_every_field_it_reads(run_folder: Path, trace:
     assert usage[0] == {"gpu_utilization": 90.0, "gpu_memory_used": 1 << 30}
     memory = [e for e in events if e["name"] == "Managed Memory"]
     assert len(memory) == len(trace.memory)
+    assert memory[0]["args"].keys() == {"key", "state", "size", "tasks"}
+    causes = trace.transitions.loc[trace.memory["transition"]]
+    told = [(e["args"]["key"], e["args"]["state"], e["args"]["tasks"]) for e in memory]
+    assert sorted(told) == sorted(
+        zip(causes["key"], causes["finish_state"], trace.memory["tasks"], strict=True)
+    )
+    kinds = {e["args"]["type"] for e in compute.values()}
+    assert kinds == {"unknown"} or all(k.startswith("<class '") for k in kinds if k != "unknown")
+    assert all(e["duration"] > 0 for e in compute.values())
     assert [e["timestamp"] for e in events] == sorted(e["timestamp"] for e in events)
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import pandas as pd
+
+#: Of equal findings that are told as one, so many are told with their figures, ...
+WORST = 3
+#: ... and so many are its evidence.
+EVIDENCE = 100
 
 #: Columns of a table: name to unit (as in the trace's schema, empty for counts and text) and
 #: meaning.
@@ -122,6 +128,40 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def told_as_one(
+    severity: Severity,
+    analysis: str,
+    table: str,
+    rows: pd.DataFrame,
+    heading: str,
+    clause: Callable[[dict[str, Any]], str],
+    next_step: str,
+) -> list[Finding]:
+    """Make one finding of all rows of which the same is to say, none of no row.
+
+    Parameters
+    ----------
+    severity, analysis, table, next_step
+        As of a `Finding`.
+    rows
+        Rows of the table, the worst first.
+    heading
+        What they are, in the plural: ``workers are slow``.
+    clause
+        Gives what is to say of one row, a sentence without its full stop.
+    """
+    if not len(rows):
+        return []
+    told = [clause(row) for row in _records(rows.head(WORST))]
+    sentence = told[0]
+    if len(rows) > 1:
+        sentence = f"{len(rows)} {heading}: {'; '.join(told)}"
+    if len(rows) > WORST:
+        sentence += f"; and {len(rows) - WORST} more"
+    evidence = tuple(int(row) for row in rows.index[:EVIDENCE])
+    return [Finding(severity, analysis, table, evidence, sentence + ".", next_step)]
 
 
 def most_severe_first(findings: list[Finding]) -> list[Finding]:

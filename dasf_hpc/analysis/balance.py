@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
@@ -299,19 +299,19 @@ def _findings(
                 "Make more and smaller tasks (chunks), or tasks of equal size.",
             )
         )
-    slow = table.index[table["slowdown"] >= SLOW * table["slowdown"].median()]
-    for row in slow:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                "balance",
-                "workers",
-                (int(row),),
-                f"{table['worker'][row]} on {table['node'][row]} is slow: its tasks take "
-                f"{table['slowdown'][row]:.2f} times what the same functions take elsewhere.",
-                "Look at the node's CPU, memory and GPU clocks, or exclude it.",
-            )
-        )
+    slow = table[table["slowdown"] >= SLOW * table["slowdown"].median()]
+    found += told_as_one(
+        Severity.WARNING,
+        "balance",
+        "workers",
+        slow.sort_values("slowdown", ascending=False, kind="stable"),
+        "workers are slow",
+        lambda worker: (
+            f"{worker['worker']} on {worker['node']} is slow: its tasks take "
+            f"{worker['slowdown']:.2f} times what the same functions take elsewhere"
+        ),
+        "Look at the node's CPU, memory and GPU clocks, or exclude it.",
+    )
     if len(stragglers):
         worst = stragglers.iloc[0]
         found.append(

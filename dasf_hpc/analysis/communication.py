@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
 from dasf_hpc.analysis.executions import UNKNOWN, bytes_text, group_sums, run_span, workers
 from dasf_hpc.trace.open import Trace
 
@@ -126,19 +126,20 @@ def _findings(table: pd.DataFrame, duration: int, threads: int) -> list[Finding]
     enough = between[between["bytes"] >= ENOUGH_BYTES]
     if len(enough) >= 3:
         usual = float(enough["throughput"].median())
-        for row in enough.index[enough["throughput"] < SLOW * usual]:
-            found.append(
-                Finding(
-                    Severity.WARNING,
-                    "communication",
-                    "links",
-                    (int(row),),
-                    f"The link from {table['source'][row]} to {table['target'][row]} is slow: "
-                    f"{bytes_text(table['throughput'][row])}/s where the median of the links is "
-                    f"{bytes_text(usual)}/s.",
-                    "See whether that node uses the right interface (--interface), or exclude it.",
-                )
-            )
+        slow = enough[enough["throughput"] < SLOW * usual].sort_values("throughput")
+        found += told_as_one(
+            Severity.WARNING,
+            "communication",
+            "links",
+            slow,
+            "links are slow",
+            lambda link: (
+                f"The link from {link['source']} to {link['target']} is slow: "
+                f"{bytes_text(link['throughput'])}/s where the median of the links is "
+                f"{bytes_text(usual)}/s"
+            ),
+            "See whether that node uses the right interface (--interface), or exclude it.",
+        )
     spent = int(table["time"].sum())
     if duration and spent >= 0.1 * duration * max(1, threads):
         found.append(

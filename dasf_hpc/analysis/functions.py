@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
 from dasf_hpc.analysis.executions import (
     Executions,
     duration_text,
@@ -249,20 +249,20 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
     whole = table["total"].sum()
     tail = table["total"] - table["count"] * table["p50"]
     long = (table["max"] >= LONG_TAIL * table["p50"]) & (tail >= TAIL_SHARE * whole)
-    for row, function in table[long & (table["count"] > 10)].iterrows():
-        found.append(
-            Finding(
-                Severity.WARNING,
-                "functions",
-                "functions",
-                (int(str(row)),),
-                f"Tasks of {function['function']} differ: the median takes "
-                f"{duration_text(function['p50'])}, 5 % take {duration_text(function['p95'])} and "
-                f"more, the longest {duration_text(function['max'])}.",
-                "See whether the long ones have larger inputs (`dasf-hpc analyze task_bottleneck`) "
-                "and divide the data evenly.",
-            )
-        )
+    found += told_as_one(
+        Severity.WARNING,
+        "functions",
+        "functions",
+        table.assign(tail=tail)[long & (table["count"] > 10)].sort_values("tail", ascending=False),
+        "functions have tasks that differ",
+        lambda function: (
+            f"Tasks of {function['function']} differ: the median takes "
+            f"{duration_text(function['p50'])}, 5 % take {duration_text(function['p95'])} and "
+            f"more, the longest {duration_text(function['max'])}"
+        ),
+        "See whether the long ones have larger inputs (`dasf-hpc analyze task_bottleneck`) "
+        "and divide the data evenly.",
+    )
     bad = table[table["failed"] > 0]
     if len(bad):
         found.append(

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, most_severe_first
+from dasf_hpc.analysis.answer import (
+    Answer,
+    Columns,
+    Finding,
+    Severity,
+    most_severe_first,
+    told_as_one,
+)
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import (
     Executions,
@@ -346,30 +356,46 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         found.append(Finding(severity, "gpu", table, tuple(rows), sentence, step))
 
     gpus, functions, gaps = tables["gpus"], tables["functions"], tables["gaps"]
-    for row, function in functions[functions["launch_bound"].eq(True)].iterrows():
-        find(
-            Severity.WARNING,
-            "functions",
-            [int(str(row))],
+
+    def find_all(
+        severity: Severity,
+        table: str,
+        rows: pd.DataFrame,
+        heading: str,
+        clause: Callable[[dict[str, Any]], str],
+        step: str,
+    ) -> None:
+        found.extend(told_as_one(severity, "gpu", table, rows, heading, clause, step))
+
+    bound = functions[functions["launch_bound"].eq(True)]
+    find_all(
+        Severity.WARNING,
+        "functions",
+        bound.sort_values("launch_time", ascending=False, kind="stable"),
+        "functions are launch-bound",
+        lambda function: (
             f"{function['function']} is launch-bound: its tasks spend "
             f"{duration_text(function['launch_time'])} launching {function['kernels']} kernels that"
-            f" run for {duration_text(function['kernel_time'])}.",
-            "Launch fewer and larger kernels: fuse them, use CUDA graphs, or larger chunks.",
-        )
+            f" run for {duration_text(function['kernel_time'])}"
+        ),
+        "Launch fewer and larger kernels: fuse them, use CUDA graphs, or larger chunks.",
+    )
     if len(functions):
         little = functions[
             (functions["busy_share"] <= LITTLE)
             & (functions["executing"] >= 0.1 * functions["executing"].sum())
         ]
-        for row, function in little.iterrows():
-            find(
-                Severity.WARNING,
-                "functions",
-                [int(str(row))],
+        find_all(
+            Severity.WARNING,
+            "functions",
+            little.sort_values("executing", ascending=False, kind="stable"),
+            "functions use the GPU little",
+            lambda function: (
                 f"{function['function']} uses the GPU for {function['busy_share']:.0f} % of its "
-                "tasks' time.",
-                "See what it does on the CPU; its copies and waits stand beside it.",
-            )
+                "tasks' time"
+            ),
+            "See what it does on the CPU; its copies and waits stand beside it.",
+        )
     if len(gaps):
         total = int(gaps["duration"].sum())
         by = gaps.groupby("function")["duration"].sum().sort_values(ascending=False)
@@ -387,24 +413,29 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         copying = gpus[
             (gpus["copy_time"] >= 0.1 * gpus["busy"].clip(lower=1)) & (gpus["copies"] > 0)
         ]
-        for row, one in copying[copying["overlap_share"] < 10].iterrows():
-            find(
-                Severity.NOTICE,
-                "gpus",
-                [int(str(row))],
+        find_all(
+            Severity.NOTICE,
+            "gpus",
+            copying[copying["overlap_share"] < 10].sort_values("copy_time", ascending=False),
+            "GPUs copy without running kernels beside it",
+            lambda one: (
                 f"{one['gpu']} copies {bytes_text(one['copied'])} for "
                 f"{duration_text(one['copy_time'])} and runs kernels beside it for "
-                f"{one['overlap_share']:.0f} % of that.",
-                "Copy in another stream from pinned memory, or keep the data on the GPU.",
-            )
+                f"{one['overlap_share']:.0f} % of that"
+            ),
+            "Copy in another stream from pinned memory, or keep the data on the GPU.",
+        )
     if "peak_memory_share" in gpus:
-        for row, one in gpus[gpus["peak_memory_share"] >= FULL].iterrows():
-            find(
-                Severity.WARNING,
-                "gpus",
-                [int(str(row))],
+        full = gpus[gpus["peak_memory_share"] >= FULL]
+        find_all(
+            Severity.WARNING,
+            "gpus",
+            full.sort_values("peak_memory_share", ascending=False, kind="stable"),
+            "GPUs had full memory",
+            lambda one: (
                 f"The memory of {one['gpu']} was {one['peak_memory_share']:.0f} % full "
-                f"({bytes_text(one['peak_memory'])}).",
-                "Make chunks smaller, or let it spill to main memory (dask-cuda's device limits).",
-            )
+                f"({bytes_text(one['peak_memory'])})"
+            ),
+            "Make chunks smaller, or let it spill to main memory (dask-cuda's device limits).",
+        )
     return found

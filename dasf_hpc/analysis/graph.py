@@ -101,7 +101,8 @@ def _dependencies(trace: Trace, runs: Executions, order: Rows) -> tuple[Ints, In
         sort = np.argsort(one, kind="stable")
         one, other = one[sort], other[sort]
     # for each execution the pairs of its key
-    begin, end = (np.searchsorted(one, np.maximum(key, 0), side) for side in ("left", "right"))
+    of_key = np.concatenate([[0], np.cumsum(np.bincount(one, minlength=max(top, 1)))])
+    begin, end = of_key[np.maximum(key, 0)], of_key[np.maximum(key, 0) + 1]
     counts = np.where(key >= 0, end - begin, 0)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     dependent = np.repeat(np.arange(count), counts)

@@ -5,14 +5,16 @@ The run's schedule is played again with other durations (`dasf_hpc.analysis.grap
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
 from dasf_hpc.analysis.executions import duration_text, group_sums, read_executions, workers
 from dasf_hpc.analysis.graph import Schedule, executed_graph
+from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.open import Trace
 
 #: Functions that are looked at where none is named: those with the longest times in total.
@@ -50,6 +52,8 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     ------
     ValueError
         If a factor is not above 0.
+    SettingsError
+        If a function is not in the run.
 
     Notes
     -----
@@ -71,8 +75,8 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     for name, factor in faster.items():
         if not factor > 0:
             raise ValueError(f"{name} cannot be {factor:g} times as fast: give a factor above 0")
-        if name not in runs.functions or not total[runs.functions.index(name)]:
-            unanswered.append(f"No task of {name} was executed in this run.")
+        if name not in runs.functions:
+            raise _unknown(name, runs.functions)
     if not trace.rows("dependencies"):
         unanswered.append("What tasks needed of each other: no dependency was recorded.")
     found = workers(trace, runs)
@@ -81,8 +85,6 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     recorded = int(graph.stop.max() - graph.start.min())
     rows = []
     for name, factor in faster.items():
-        if name not in runs.functions:
-            continue
         code = runs.functions.index(name)
         duration = graph.stop - graph.start
         chosen = graph.function == code
@@ -106,16 +108,23 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
 
 
 def _findings(table: pd.DataFrame) -> list[Finding]:
-    return [
-        Finding(
-            Severity.NOTICE,
-            "what_if",
-            "changes",
-            (int(str(row)),),
+    return told_as_one(
+        Severity.NOTICE,
+        "what_if",
+        "changes",
+        table[table["saved_share"] >= 1],
+        "functions are worth a look",
+        lambda change: (
             f"If {change['function']} were {change['factor']:g}x faster, the tasks would take "
             f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
-            f"({-change['saved_share']:+.0f} %).",
-            "Look at it first." if row == 0 else "Compare with the others before you begin.",
-        )
-        for row, change in table[table["saved_share"] >= 1].iterrows()
-    ]
+            f"({-change['saved_share']:+.0f} %)"
+        ),
+        "Begin with the first.",
+    )
+
+
+def _unknown(name: str, functions: list[str]) -> SettingsError:
+    near = difflib.get_close_matches(name, functions, 3, 0.4) or sorted(functions)[:5]
+    return SettingsError(
+        f"No task of {name} was executed in this run; of {', '.join(near)} some were."
+    )

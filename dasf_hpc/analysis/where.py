@@ -26,17 +26,15 @@ first of them arrived at a worker, any other when it arrived itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, most_severe_first
 from dasf_hpc.analysis.executions import (
     Executions,
-    Floats,
     Ints,
     Span,
     duration_text,
@@ -44,6 +42,18 @@ from dasf_hpc.analysis.executions import (
     read_executions,
     run_span,
     workers,
+)
+from dasf_hpc.analysis.idle import Tasks, idle_parts
+from dasf_hpc.analysis.slots import (
+    BEGINS,
+    LATEST,
+    NOTHING,
+    Slots,
+    Split,
+    events,
+    span_events,
+    split,
+    transition_code,
 )
 from dasf_hpc.trace.open import Trace
 
@@ -67,6 +77,9 @@ PARTS: dict[str, str] = {
     "stopping": "after the run's last task, or after the worker ended",
 }
 
+#: Parts outside of the time from the run's first task to its last.
+_OUTSIDE = ("starting", "stopping")
+
 #: The same for a GPU: kernels and copies first.
 GPU_PARTS: dict[str, str] = {
     "busy": "a kernel or a copy runs",
@@ -79,6 +92,7 @@ _SUMMARY: Columns = {
     "time": ("ns", "in sum over all threads of all workers"),
     "share": ("%", "of the wall time of all threads"),
     "meaning": ("", "what the part means"),
+    "work_share": ("%", "of that without starting and stopping: from first task to last"),
 }
 _WORKERS: Columns = {
     "worker": ("", "the worker"),
@@ -111,70 +125,18 @@ _NEXT: dict[str, str] = {
     "starting": "Use the nodes longer once they are there, or fewer of them.",
     "stopping": "Nothing in the graph: reports are written and node jobs end.",
 }
-#: A part of the workers' time is named from this share.
+#: A part of the workers' time is named from this share, %, ...
 NAMED_SHARE = 10.0
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A count over time: from ``times[i]`` on it is ``values[i]``, before the first it is 0."""
-
-    times: Ints
-    values: Ints
-
-    def at(self, grid: Ints) -> Ints:
-        """Give the values at some times."""
-        if not len(self.times):
-            return np.zeros(len(grid), np.int64)
-        place = np.searchsorted(self.times, grid, "right")
-        result: Ints = np.where(place > 0, self.values[np.maximum(place - 1, 0)], 0)
-        return result
-
-
-def steps(times: Ints, changes: NDArray[np.integer]) -> Steps:
-    """Sum up changes of a count."""
-    if not len(times):
-        return Steps(np.empty(0, np.int64), np.empty(0, np.int64))
-    order = np.argsort(times, kind="stable")
-    sorted_times = times[order]
-    values = np.cumsum(changes[order].astype(np.int64))
-    last = np.append(sorted_times[1:] != sorted_times[:-1], True)
-    sorted_times, values = sorted_times[last], values[last]
-    changed = np.append(True, values[1:] != values[:-1])
-    return Steps(sorted_times[changed], values[changed])
-
-
-def _distinct(times: Ints) -> Ints:
-    """Sort times and leave out repeated ones; numpy.unique takes ten times as long for it."""
-    times = np.sort(times)
-    result: Ints = times[np.append(True, times[1:] != times[:-1])[: len(times)]]
-    return result
-
-
-def spans(start: Ints, stop: Ints) -> Steps:
-    """Count the spans that cover each moment; a span holds its start and not its stop."""
-    changes = np.concatenate([np.ones(len(start), np.int64), np.full(len(stop), -1, np.int64)])
-    return steps(np.concatenate([start, np.maximum(start, stop)]), changes)
-
-
-@dataclass
-class Slots:
-    """A worker's slots, or a GPU, from `start` to `stop`, and what they may be put down to."""
-
-    threads: int
-    start: int
-    stop: int
-    #: Counts by name, see `_Causes`.
-    counts: dict[str, Steps] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Parts of some slots' time on the worker itself, and how many are left when."""
-
-    parts: dict[str, int]
-    left: Steps
-    surplus: Steps
+#: ... and is serious from this one.
+SERIOUS_SHARE = 30.0
+#: Parts that come once for each task, however short it is.
+_PER_TASK = ("dispatching", "scheduler")
+#: Tasks of a shorter mean are small, ns: Dask's best practices for arrays ask for 100 ms or so.
+SMALL = 100_000_000
+#: Larger blocks are to bring what is lost for each task to this share of the executing time, ...
+LOST_SHARE = 0.1
+#: ... but to leave so many tasks a thread of the function that takes most time.
+TASKS_A_THREAD = 3
 
 
 def where(trace: Trace) -> Answer:
@@ -196,43 +158,57 @@ def where(trace: Trace) -> Answer:
     span = run_span(trace, runs)
     unanswered = _unanswered(trace, runs)
     recorded = _Recorded(trace, runs, found, span)
-    slots: dict[int, Slots] = {}
-    splits: dict[int, _Split] = {}
+    slots: list[Slots] = []
+    splits: list[Split] = []
     for row in found.index.tolist():  # one at a time: a worker's counts may be a gigabyte
         one = recorded.slots(row, found)
-        splits[row] = _split(one, _LOCAL)
-        slots[row] = Slots(one.threads, one.start, one.stop)
-    shares = _Elsewhere(recorded, list(splits.values()))
+        splits.append(split(one))
+        slots.append(Slots(one.threads, one.start, one.stop))
+    gpus = _gpus(trace, recorded, found, unanswered)
+    idle = idle_parts(recorded.tasks, splits, [part for _, _, part in gpus])
     table = _table(
         [
             {
                 "worker": worker["worker"],
                 "node": worker["node"],
-                "threads": slots[row].threads,
-                **_row(slots[row], splits[row], shares, span, PARTS),
+                "threads": own.threads,
+                **_row(own, part, parts, span, PARTS),
             }
-            for row, worker in zip(slots, found.to_dict("records"), strict=True)
+            for worker, own, part, parts in zip(
+                found.to_dict("records"), slots, splits, idle[: len(found)], strict=True
+            )
         ],
         _WORKERS,
     )
-    gpus = _table(_gpus(trace, recorded, found, shares, unanswered), _GPUS)
+    of_gpus = _table(
+        [
+            {"gpu": name, **_row(own, part, parts, span, GPU_PARTS)}
+            for (name, own, part), parts in zip(gpus, idle[len(found) :], strict=True)
+        ],
+        _GPUS,
+    )
     wall = int(table["wall"].sum())
     times = [int(table[part].sum()) for part in PARTS]
+    work = wall - sum(time for part, time in zip(PARTS, times, strict=True) if part in _OUTSIDE)
     summary = pd.DataFrame(
         {
             "part": list(PARTS),
             "time": times,
             "share": [100.0 * time / wall if wall else 0.0 for time in times],
             "meaning": list(PARTS.values()),
+            "work_share": [
+                100.0 * time / work if work and part not in _OUTSIDE else float("nan")
+                for part, time in zip(PARTS, times, strict=True)
+            ],
         }
     )
     if not len(found):
         summary = summary.head(0)
     return Answer(
         "where",
-        {"summary": summary, "workers": table, "gpus": gpus},
+        {"summary": summary, "workers": table, "gpus": of_gpus},
         {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS},
-        _findings(summary),
+        _findings(summary, runs, int(found["threads"].sum())),
         unanswered,
     )
 
@@ -259,57 +235,6 @@ def _unanswered(trace: Trace, runs: Executions) -> list[str]:
     return sentences
 
 
-#: Counts that may explain an idle slot of a worker, in the order of precedence. ``ready`` counts
-#: once: where the worker is paused for ``paused``, else for ``dispatching``; so does ``waits``.
-_LOCAL = ("deserialising", "disk", "paused", "dispatching", "transferring", "waiting")
-
-
-def _split(slots: Slots, local: tuple[str, ...], first: tuple[str, ...] = ("executing",)) -> _Split:
-    """Split slots' time by what happens on the worker itself."""
-    counts = slots.counts
-    inside = [c.times[(c.times > slots.start) & (c.times < slots.stop)] for c in counts.values()]
-    grid = _distinct(np.concatenate([*inside, np.array([slots.start, slots.stop], np.int64)]))
-    if len(grid) < 2:
-        return _Split(
-            dict.fromkeys((*first, *local), 0), steps(grid[:0], grid[:0]), steps(grid[:0], grid[:0])
-        )
-    lengths, grid = np.diff(grid), grid[:-1]
-    value = {name: count.at(grid) for name, count in counts.items()}
-    none = np.zeros(len(grid), np.int64)
-    ready = np.maximum(value.get("assigned", none) - value.get("threads", none), 0)
-    paused, coming = value.get("full", none) > 0, value.get("flights", none) > 0
-    waits = value.get("waits", none)
-    causes = {
-        **{name: value.get(name, none) for name in (*first, "deserialising", "disk")},
-        "paused": np.where(paused, ready, 0),
-        "dispatching": np.where(paused, 0, ready),
-        "transferring": np.where(coming, waits, 0),
-        "waiting": np.where(coming, 0, waits),
-    }
-    idle = np.full(len(grid), slots.threads, np.int64)
-    parts: dict[str, int] = {}
-    queued = none
-    for name in (*first, *local):
-        used = np.minimum(idle, np.maximum(causes[name], 0))
-        idle = idle - used
-        parts[name] = int(np.dot(used, lengths))
-        if name in ("paused", "dispatching"):
-            queued = queued + causes[name] - used
-    ends = np.array([slots.stop], np.int64)
-    zero = np.zeros(1, np.int64)
-    times = np.concatenate([grid, ends])
-    return _Split(
-        parts,
-        _compressed(times, np.concatenate([idle, zero])),
-        _compressed(times, np.concatenate([queued, zero])),
-    )
-
-
-def _compressed(times: Ints, values: Ints) -> Steps:
-    changed = np.append(True, values[1:] != values[:-1])
-    return Steps(times[changed], values[changed])
-
-
 class _Recorded:
     """What the trace says of each worker's states and of the tasks that no worker has."""
 
@@ -318,60 +243,70 @@ class _Recorded:
         self._runs = runs
         top = int(runs.key.max()) + 1 if len(runs) else 0
         self._never = np.iinfo(np.int64).max
+        #: When each key was first known to a worker.
         self._arrival = np.full(max(top, 1), self._never)
-        self._events: dict[int, list[tuple[Ints, NDArray[np.int16]]]] = {}
-        self._states: list[str] = []
+        self._events: dict[int, list[Ints]] = {}
         self._read_transitions(trace)
-        np.minimum.at(self._arrival, np.maximum(runs.key, 0), runs.start)
-        first = int(self._arrival.min()) if len(runs) else span.stop
+        keyed = runs.key >= 0
+        np.minimum.at(self._arrival, runs.key[keyed], runs.start[keyed])
+        since = self._known_since()
+        first = int(since.min()) if len(runs) else span.stop
         #: When the run's first task was known to a worker, and when its last one ended.
         self.first = max(span.start, min(first, span.stop))
         self.last = int(runs.stop.max()) if len(runs) else span.stop
-        self._order = np.argsort(runs.process, kind="stable")
+        process = runs.process
+        if len(runs) and process.max() < 1 << 16:  # numpy sorts these in a tenth of the time
+            process = process.astype(np.uint16)
+        self._order = np.argsort(process, kind="stable")
         self._firsts = np.searchsorted(
-            runs.process[self._order], np.arange(int(found.index.max()) + 2 if len(found) else 1)
+            process[self._order], np.arange(int(found.index.max()) + 2 if len(found) else 1)
         )
-        self._activities = trace.table("activities", ["start", "stop", "process", "action"])
-        self._transfers = self._incoming(trace)
-        self._samples = trace.table("process_samples", ["time", "process", "memory"])
-        self.released = self._released(trace)
-        self.active = spans(self._known_since(), runs.stop)
+        activities = trace.table("activities", ["start", "stop", "process", "action"])
+        self._activities = {
+            name: _by_process(activities[activities["action"].isin(actions)])
+            for name, actions in (
+                ("deserialising", ("deserialize",)),
+                ("disk", ("disk-read", "disk-write")),
+            )
+        }
+        transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
+        self._transfers = _by_process(transfers[transfers["direction"] == "incoming"])
+        samples = trace.table("process_samples", ["time", "process", "memory"])
+        self._samples = _by_process(samples.sort_values("time", kind="stable"))
+        self.tasks = Tasks(*self._released(trace), *_empty(since, runs.stop))
 
     def _known_since(self) -> Ints:
         runs = self._runs
         arrival = self._arrival[np.maximum(runs.key, 0)]
-        result: Ints = np.minimum(np.where(runs.key >= 0, arrival, runs.start), runs.start)
+        result: Ints = np.where(runs.key >= 0, arrival, runs.start)
         return result
 
     def _read_transitions(self, trace: Trace) -> None:
-        kept = ("waiting", "ready", "constrained", "executing", "long-running", "flight")
         columns = ["time", "process", "key", "start_state", "finish_state"]
         for piece in trace.pieces("transitions", columns):
             if not len(piece):
                 continue
             states = [str(s) for s in piece["start_state"].cat.categories]
-            of_interest = np.array([*(s in kept for s in states), False])
             start = piece["start_state"].cat.codes.to_numpy()
             finish = piece["finish_state"].cat.codes.to_numpy()
-            self._states = states
-            chosen = of_interest[start] | of_interest[finish]
-            time = piece["time"].to_numpy()[chosen]
-            process = piece["process"].to_numpy()[chosen]
-            key = piece["key"].to_numpy()[chosen]
-            start, finish = start[chosen].astype(np.int16), finish[chosen].astype(np.int16)
+            time, key = piece["time"].to_numpy(), piece["key"].to_numpy()
             if "waiting" in states:
-                came = (finish == states.index("waiting")) & (key >= 0) & (key < len(self._arrival))
-                np.minimum.at(self._arrival, key[came], time[came])
-            order = np.argsort(process, kind="stable")
-            rows, firsts = np.unique(process[order], return_index=True)
-            coded = (start + 1) * 64 + finish + 1
-            for row, part in zip(rows.tolist(), np.split(order, firsts[1:]), strict=True):
-                self._events.setdefault(row, []).append((time[part], coded[part]))
-
-    @staticmethod
-    def _incoming(trace: Trace) -> pd.DataFrame:
-        transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
-        return transfers[transfers["direction"] == "incoming"]
+                came = finish == states.index("waiting")
+                key, when = key[came], time[came]
+                known = (key >= 0) & (key < len(self._arrival))
+                np.minimum.at(self._arrival, key[known], when[known])
+            codes = _codes_of(states)[start, finish]
+            chosen = np.flatnonzero(codes != NOTHING)
+            happened = events(time[chosen], codes[chosen])
+            process = piece["process"].to_numpy()[chosen]
+            cuts = np.flatnonzero(process[1:] != process[:-1]) + 1
+            if len(cuts) > len(process) // 8:  # not process after process, as in blocks
+                order = np.argsort(process, kind="stable")
+                process, happened = process[order], happened[order]
+                cuts = np.flatnonzero(process[1:] != process[:-1]) + 1
+            of = process[np.append(0, cuts)].tolist() if len(process) else []
+            for row, part in zip(of, np.split(happened, cuts), strict=False):
+                self._events.setdefault(row, []).append(part)
 
     def slots(self, row: int, found: pd.DataFrame) -> Slots:
         """Describe a worker."""
@@ -384,46 +319,32 @@ class _Recorded:
         begin = min(max(up, self.first), self.span.stop)
         end = max(begin, min(down, self.last, self.span.stop))
         slots = Slots(int(worker["threads"]), begin, end)
-        counts = slots.counts
-        counts["executing"] = spans(start, stop)
         if row in self._events:
-            time = np.concatenate([t for t, _ in self._events[row]])
-            coded = np.concatenate([c for _, c in self._events[row]])
-            counts["waits"] = self._held(time, coded, "waiting")
-            counts["flights"] = self._held(time, coded, "flight")
-            counts["assigned"] = self._held(
-                time, coded, "ready", "constrained", "executing", "long-running"
-            )
-            counts["threads"] = counts["executing"]
-        elif len(self._transfers):
-            part = self._transfers[self._transfers["process"] == row]
-            counts["flights"] = spans(part["start"].to_numpy(), part["stop"].to_numpy())
-        mine_too = self._activities[self._activities["process"] == row]
-        for name, actions in (
-            ("deserialising", ("deserialize",)),
-            ("disk", ("disk-read", "disk-write")),
-        ):
-            part = mine_too[mine_too["action"].isin(actions)]
-            counts[name] = spans(part["start"].to_numpy(), part["stop"].to_numpy())
-        counts["full"] = self._full(row, int(worker["memory_limit"]))
+            slots.events += [*self._events[row], *span_events("executing", start, stop)]
+        else:
+            slots.events += span_events("executing alone", start, stop)
+            if row in self._transfers:
+                part = self._transfers[row]
+                for column, change in (("start", 1), ("stop", -1)):
+                    times = np.maximum(part["start"], part[column])
+                    slots.events.append(events(times, transition_code(0, 0, change)))
+        for name, spans in self._activities.items():
+            if row in spans:
+                slots.events += span_events(name, spans[row]["start"], spans[row]["stop"])
+        slots.events += self._full(row, int(worker["memory_limit"]))
         return slots
 
-    def _held(self, time: Ints, coded: NDArray[np.int16], *names: str) -> Steps:
-        """Count the tasks that a worker has in some states."""
-        member = np.array([False, *(state in names for state in self._states)])
-        change = member[coded % 64].astype(np.int8) - member[coded // 64]
-        changed = change != 0
-        return steps(time[changed], change[changed])
+    def _full(self, row: int, limit: int) -> list[Ints]:
+        if limit <= 0 or row not in self._samples:
+            return []
+        samples = self._samples[row]
+        full = (samples["memory"] >= PAUSE * limit).astype(np.int8)
+        change, times = np.diff(full, prepend=0), samples["time"]
+        code = BEGINS["full"]
+        return [events(times[change > 0], code), events(times[change < 0], code + 1)]
 
-    def _full(self, row: int, limit: int) -> Steps:
-        samples = self._samples[self._samples["process"] == row].sort_values("time", kind="stable")
-        if limit <= 0 or not len(samples):
-            return steps(np.empty(0, np.int64), np.empty(0, np.int64))
-        full = (samples["memory"].to_numpy() >= PAUSE * limit).astype(np.int64)
-        return _compressed(samples["time"].to_numpy(), full)
-
-    def _released(self, trace: Trace) -> Steps:
-        """Count the tasks that could run and have not reached a worker."""
+    def _released(self, trace: Trace) -> tuple[Ints, Ints]:
+        """Give when tasks could run that had not reached a worker, and when those did; sorted."""
         runs = self._runs
         arrival = self._arrival
         done = np.full(len(arrival), -1, np.int64)
@@ -446,7 +367,49 @@ class _Recorded:
         # a task whose dependencies' end is not known could run when it arrived
         able = np.where(able < 0, arrival, able)
         late = executed & (arrival < self._never) & (able < arrival)
-        return spans(able[late], arrival[late])
+        return np.sort(able[late]), np.sort(arrival[late])
+
+
+def _by_process(table: pd.DataFrame) -> dict[int, dict[str, NDArray[Any]]]:
+    """Give the columns of numbers of each process's rows, in the same order."""
+    order = np.argsort(table["process"].to_numpy(), kind="stable")
+    rows, firsts = np.unique(table["process"].to_numpy()[order], return_index=True)
+    columns = {
+        str(name): np.split(column.to_numpy()[order], firsts[1:])
+        for name, column in table.items()
+        if pd.api.types.is_integer_dtype(column)
+    }
+    return {
+        row: {name: parts[place] for name, parts in columns.items()}
+        for place, row in enumerate(rows.tolist())
+    }
+
+
+def _codes_of(states: list[str]) -> NDArray[np.uint8]:
+    """Give what a transition from one state to another changes; -1 is a state not known."""
+    held = (
+        ("waiting",),
+        ("ready", "constrained", "executing", "long-running"),
+        ("flight",),
+    )
+    member = np.array([[*(s in names for s in states), False] for names in held], np.int8)
+    waits, assigned, flights = member[:, None, :] - member[:, :, None]
+    result: NDArray[np.uint8] = transition_code(waits, assigned, flights).astype(np.uint8)
+    return result
+
+
+def _empty(since: Ints, until: Ints) -> tuple[Ints, Ints]:
+    """Give the stretches of time in which no task was known, from `since` to `until` each."""
+    if not len(since):
+        return since, until
+    since, until = np.sort(since), np.sort(np.maximum(since, until))
+    # as many have ended as ever began, and the next one begins later
+    hole = since[1:] > until[:-1]
+    edges = np.array([-LATEST]), np.array([LATEST - 1])
+    return (
+        np.concatenate([edges[0], until[:-1][hole], until[-1:]]),
+        np.concatenate([since[:1], since[1:][hole], edges[1]]),
+    )
 
 
 def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Ints:
@@ -465,85 +428,14 @@ def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Int
     return result
 
 
-#: Moments that are looked at together: bounds the memory it takes.
-_AT_ONCE = 1 << 21
-
-
-class _Elsewhere:
-    """Why slots are idle whose worker has no task: shares of the idle slots, over time."""
-
-    NAMES = ("scheduler", "elsewhere", "nothing_submitted")
-
-    def __init__(self, recorded: _Recorded, splits: list[_Split]) -> None:
-        left = _summed(split.left for split in splits)
-        surplus = _summed(split.surplus for split in splits)
-        grid = _distinct(
-            np.concatenate(
-                [left.times, surplus.times, recorded.released.times, recorded.active.times]
-            )
-        )
-        if len(grid) < 2:
-            grid = np.array([0, 1], np.int64)
-        kept: list[tuple[Ints, Floats]] = []
-        for first in range(0, len(grid), _AT_ONCE):
-            part = grid[first : first + _AT_ONCE]
-            idle = left.at(part).astype(np.float64)
-            released, queued = recorded.released.at(part), surplus.at(part)
-            waiting = np.minimum(released, idle)
-            others = np.minimum(queued, idle - waiting)
-            nothing = (recorded.active.at(part) == 0) & (released == 0) & (queued == 0)
-            rates = np.stack([waiting, others, nothing]) / np.stack([np.maximum(idle, 1)] * 3)
-            rates[2] = nothing
-            changed = np.append(True, (rates[:, 1:] != rates[:, :-1]).any(axis=0))
-            kept.append((part[changed], rates[:, changed]))
-        self._grid = np.concatenate([part for part, _ in kept])
-        all_rates = np.concatenate([rates for _, rates in kept], axis=1)
-        lengths = np.diff(self._grid)
-        self._rates = dict(zip(self.NAMES, all_rates, strict=True))
-        self._sums = {
-            name: np.concatenate([[0.0], np.cumsum(rate[:-1] * lengths)])
-            for name, rate in self._rates.items()
-        }
-
-    def time(self, name: str, times: Ints) -> Floats:
-        """Give for how long one slot that is idle from the beginning has a cause, ns."""
-        place = np.clip(np.searchsorted(self._grid, times, "right") - 1, 0, None)
-        past = np.maximum(times - self._grid[place], 0)
-        result: Floats = self._sums[name][place] + self._rates[name][place] * past
-        return result
-
-    def parts(self, left: Steps) -> dict[str, int]:
-        """Split the time of slots whose worker has no task; the sum is exact."""
-        lengths = np.diff(left.times)
-        slots = left.values[:-1]
-        whole = rest = int(np.dot(slots, lengths)) if len(lengths) else 0
-        parts = {}
-        for name in self.NAMES:
-            at = self.time(name, left.times)
-            time = min(rest, round(float(np.dot(slots, np.diff(at))))) if whole else 0
-            parts[name] = max(0, time)
-            rest -= parts[name]
-        return {**parts, "no_parallelism": rest}
-
-
-def _summed(counts: Iterable[Steps]) -> Steps:
-    times, changes = [], []
-    for count in counts:
-        times.append(count.times)
-        changes.append(np.diff(count.values, prepend=0))
-    if not times:
-        return steps(np.empty(0, np.int64), np.empty(0, np.int64))
-    return steps(np.concatenate(times), np.concatenate(changes))
-
-
 def _row(
-    slots: Slots, split: _Split, shares: _Elsewhere, span: Span, parts: dict[str, str]
+    slots: Slots, own: Split, idle: dict[str, int], span: Span, parts: dict[str, str]
 ) -> dict[str, int]:
     """Give a row's wall and its parts, which sum to it."""
     figures = {
         "wall": slots.threads * span.duration,
-        **split.parts,
-        **shares.parts(split.left),
+        **own.parts,
+        **idle,
         "starting": slots.threads * (slots.start - span.start),
         "stopping": slots.threads * (span.stop - slots.stop),
     }
@@ -552,20 +444,16 @@ def _row(
 
 
 def _gpus(
-    trace: Trace,
-    recorded: _Recorded,
-    found: pd.DataFrame,
-    shares: _Elsewhere,
-    unanswered: list[str],
-) -> list[dict[str, object]]:
-    """Put each GPU's idle time down to what its workers did."""
+    trace: Trace, recorded: _Recorded, found: pd.DataFrame, unanswered: list[str]
+) -> list[tuple[str, Slots, Split]]:
+    """Split each GPU's time by what its workers did."""
     if "kernels" not in trace.tables:
         unanswered.append("Why GPUs were idle: no CUDA table in this trace.")
         return []
     names = gpu_names(trace)
     busy = gpu_work(trace)
     span = recorded.span
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[str, Slots, Split]] = []
     for gpu, name in enumerate(names):
         if gpu not in busy:
             continue
@@ -575,12 +463,10 @@ def _gpus(
         begin = min([int(start.min()), *(u.start for u in users)])
         end = max([int(stop.max()), *(u.stop for u in users)])
         begin = min(max(begin, span.start), span.stop)
-        one = Slots(1, begin, max(begin, min(end, span.stop)), {"busy": spans(start, stop)})
-        for cause in {cause for user in users for cause in user.counts}:
-            one.counts[cause] = _summed(u.counts[cause] for u in users if cause in u.counts)
-        one.counts["in_task"] = one.counts.get("executing", spans(start[:0], stop[:0]))
-        split = _split(one, _LOCAL, ("busy", "in_task"))
-        rows.append({"gpu": name, **_row(one, split, shares, span, GPU_PARTS)})
+        end = max(begin, min(end, span.stop))
+        changes = [change for user in users for change in user.events]
+        whole = Slots(1, begin, end, [*changes, *span_events("busy", start, stop)])
+        rows.append((name, Slots(1, begin, end), split(whole, ("busy", "in_task"))))
     return rows
 
 
@@ -604,24 +490,78 @@ def gpu_work(trace: Trace) -> dict[int, tuple[Ints, Ints]]:
     }
 
 
-def _findings(summary: pd.DataFrame) -> list[Finding]:
-    found = []
+def _findings(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
     if not len(summary):
         return []
-    lost = summary[(summary["share"] >= NAMED_SHARE) & summary["part"].isin(_NEXT)]
-    for row, part in lost.sort_values("share", ascending=False).iterrows():
-        quiet = part["part"] in ("starting", "stopping")
+    found = _too_small(summary, runs, threads)
+    told = _PER_TASK if found else ()
+    for row, part in summary.sort_values("time", ascending=False, kind="stable").iterrows():
+        name, outside = part["part"], part["part"] in _OUTSIDE
+        share = part["share"] if outside else part["work_share"]
+        if name not in _NEXT or name in told or not share >= NAMED_SHARE:
+            continue
         found.append(
             Finding(
-                Severity.NOTICE
-                if quiet
-                else (Severity.SERIOUS if part["share"] >= 30 else Severity.WARNING),
+                Severity.NOTICE if outside else _severity(share),
                 "where",
                 "summary",
                 (int(str(row)),),
-                f"{part['share']:.0f} % of the workers' time ({duration_text(part['time'])} of "
-                f"thread time): {part['meaning']}.",
-                _NEXT[part["part"]],
+                f"{share:.0f} % of the workers' time"
+                + ("" if outside else " from first task to last")
+                + f" ({duration_text(part['time'])} of thread time): {part['meaning']}.",
+                _NEXT[name],
             )
         )
-    return found
+    return most_severe_first(found)
+
+
+def _severity(share: float) -> Severity:
+    return Severity.SERIOUS if share >= SERIOUS_SHARE else Severity.WARNING
+
+
+def _too_small(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
+    """Say so where handing tasks over costs much of the time, and the tasks are short."""
+    parts = summary.set_index("part")["time"].to_dict()
+    executing, lost = int(parts["executing"]), sum(int(parts[name]) for name in _PER_TASK)
+    rows = summary[summary["part"].isin(_PER_TASK)]
+    share = float(rows["work_share"].sum())
+    count = len(runs)
+    if not count or share < NAMED_SHARE or executing / count >= SMALL:
+        return []
+    total = np.bincount(runs.function, weights=runs.duration, minlength=len(runs.functions))
+    most = int(np.argmax(total))
+    of_most = int(np.count_nonzero(runs.function == most))
+    wanted = -(-lost // max(1, round(LOST_SHARE * executing)))
+    factor = min(wanted, of_most // (TASKS_A_THREAD * threads))
+    step = "Make tasks larger (blocks, chunks, partitions), or do more in each."
+    if factor >= 2:
+        step = (
+            f"Make tasks larger: blocks (chunks, partitions) about {factor:,} times as large leave "
+            f"{of_most // factor:,} tasks of {runs.functions[most]} for {threads} "
+            f"thread{'s' * (threads != 1)}"
+            + (
+                f", and such waits about {100 * LOST_SHARE:.0f} % of the executing time."
+                if factor == wanted
+                else "; larger ones would leave threads without work."
+            )
+        )
+    causes = " and ".join(
+        f"{duration_text(parts[name])} {what}"
+        for name, what in (
+            ("dispatching", "for a thread to begin a ready task"),
+            ("scheduler", "for the scheduler to send one that could run"),
+        )
+        if parts[name]
+    )
+    return [
+        Finding(
+            _severity(share),
+            "where",
+            "summary",
+            tuple(int(str(row)) for row in rows.index),
+            f"Tasks are too small: {count:,} tasks take {duration_text(executing / count)} in the "
+            f"mean, and threads wait {duration_text(lost / count)} for each: {share:.0f} % of the "
+            f"workers' time from first task to last, {causes}.",
+            step,
+        )
+    ]

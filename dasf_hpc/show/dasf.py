@@ -96,7 +96,7 @@ class _Writer:
                 "Compute",
                 begun,
                 process,
-                duration=(ended - begun) / 1e9,
+                duration=max(1, ended - begun) / 1e9,  # the analyser divides by it
                 phase="X",
                 args={
                     "key": key or "?",
@@ -105,7 +105,7 @@ class _Writer:
                     "size": max(0, size),
                     "shape": ast.literal_eval(shape) if shape and _SHAPE.fullmatch(shape) else (),
                     "dtype": dtype or "unknown",
-                    "type": kind or "unknown",
+                    "type": f"<class '{kind}'>" if kind else "unknown",
                     "dependencies": self._texts(into),
                     "dependents": self._texts(out),
                     STARTS: True,
@@ -114,10 +114,16 @@ class _Writer:
 
     def memory(self, start: int | None, stop: int | None) -> Iterator[dict[str, Any]]:
         """Give a ``Managed Memory`` event for every change of a worker's memory."""
-        columns = ["time", "process", "managed", "tasks"]
-        for row in plain_rows(self._trace.table("memory", columns, start, stop)):
+        columns = ["time", "process", "managed", "tasks", "transition"]
+        memory = self._trace.table("memory", columns, start, stop)
+        # a change of memory has the time of its transition: both lie in the window
+        changed = self._trace.table("transitions", ["key", "finish_state"], start, stop)
+        changed = changed.reindex(memory.pop("transition"))
+        for row, cause in zip(plain_rows(memory), plain_rows(changed), strict=True):
             time, process, managed, tasks = row
-            yield self._instant("Managed Memory", time, process, {"size": managed, "tasks": tasks})
+            key, state = cause
+            args = {"key": key or "?", "state": state or "?", "size": managed, "tasks": tasks}
+            yield self._instant("Managed Memory", time, process, args)
 
     def _instant(self, name: str, time: int, process: int, args: dict[str, Any]) -> dict[str, Any]:
         return self._event(name, time, process, phase="I", scope="g", args=args)

@@ -21,6 +21,8 @@ FAR = 10_000
 
 #: Name of the trace in a run's directory.
 TRACE_NAME = "trace.h5"
+#: Name of the folder of journals in it.
+JOURNALS = "journals"
 
 
 def open_trace(path: str | Path) -> Trace:
@@ -47,6 +49,11 @@ def open_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     if path.is_dir():
+        journals = (path / JOURNALS).is_dir() or any(path.glob("*.journal"))
+        if not journals and not (path / TRACE_NAME).exists():
+            raise TraceError(
+                f"{path} is not the directory of a run: it holds neither {TRACE_NAME} nor journals."
+            )
         if not (path / TRACE_NAME).exists():
             raise TraceError(
                 f"{path} holds no {TRACE_NAME}: merge its journals with `dasf-hpc merge {path}`."
@@ -208,7 +215,8 @@ class Trace:
                     data[column] = pd.Categorical.from_codes(
                         self._checked(values, dictionary), categories=self._dictionary(dictionary)
                     )
-            yield pd.DataFrame(data, index=pd.RangeIndex(part.start, part.stop), columns=columns)
+            index = pd.RangeIndex(part.start, part.stop)
+            yield pd.DataFrame(data, index=index, columns=columns, copy=False)
         if not total:
             yield (
                 self.table(name, columns)
