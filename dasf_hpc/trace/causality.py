@@ -161,6 +161,12 @@ def _check_tasks(
         sure = (key >= 0) & (process >= 0) & (thread > 0)
         stop = np.where(state == _MEMORY, stop, -1)
         key, process, start, stop = (values[sure] for values in (key, process, start, stop))
+        # keys are numbered by their first execution: most of a piece are new ones
+        highest = np.maximum.accumulate(key)
+        new = np.ones(len(key), bool)
+        new[1:] = highest[1:] > highest[:-1]
+        executions.add(key[new], process[new], start[new], stop[new])
+        key, process, start, stop = (values[~new] for values in (key, process, start, stop))
         while len(key):
             _, first = np.unique(key, return_index=True)
             executions.add(key[first], process[first], start[first], stop[first])

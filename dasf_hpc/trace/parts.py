@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import itertools
 import json
 import mmap
 import os
@@ -706,7 +705,12 @@ def _prefixes(texts: Sequence[str], strings: Strings) -> Array:
     codes = []
     for text in texts:
         # of a tuple's text what is before its second element is enough, of others what `_head` says
-        short = text[: text.find("',", 2)] if text[:2] == "('" else _head(text)
+        if text[:2] == "('":
+            short = text[: text.find("',", 2)]
+        elif text[:1] in "(b":
+            short = _head(text)
+        else:
+            short = _without_token(text)
         code = heads.get(short)
         if code is None:
             code = heads[short] = strings.code(str(key_split(_head(text))))
@@ -724,6 +728,10 @@ def _head(text: str) -> str:
     elif text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
         with contextlib.suppress(ValueError, SyntaxError):
             text = ast.literal_eval(text).decode()
+    return _without_token(text)
+
+
+def _without_token(text: str) -> str:
     rest, dash, word = text.rpartition("-")
     # key_split stops at the first word that is not a plain one, which tokens never are
     return rest if dash and not word.isalpha() else text
@@ -734,12 +742,3 @@ def _literal(quoted: str) -> str:
         with contextlib.suppress(ValueError, SyntaxError):
             return str(ast.literal_eval(quoted))
     return quoted[1:-1]
-
-
-def key_texts(columns: ColumnFile, start: int = 0, stop: int | None = None) -> list[bytes]:
-    """Read the texts of some keys of a part, UTF-8."""
-    offsets = columns.read("keys.offset", start, None if stop is None else stop + 1)
-    begin = int(offsets[0])
-    data = columns.read("keys.text", begin, int(offsets[-1])).tobytes()
-    cuts = (offsets - begin).tolist()
-    return [data[a:b] for a, b in itertools.pairwise(cuts)]

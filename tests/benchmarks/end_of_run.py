@@ -4,8 +4,8 @@
 
 A run of so many million tasks on 8 nodes with 8 workers each, with its samplers' journals and an
 Nsight report of each node: a range around every execution and, for each, so many kernels and, where
-there are any, a copy, with the calls that launched them. The steps are those that `submit` takes, by
-its own calls, in a process of its own; a part lasts from the step that names it to the next one.
+there are any, a copy, with the calls that launched them. The steps are those that `submit` takes,
+by its own calls, in a process of its own; a part lasts from the step that names it to the next one.
 The reports are exports in nsys's schema: what nsys needs to export its own format is not in it.
 """
 
