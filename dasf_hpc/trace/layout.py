@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pickle
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,7 @@ REFERENCES = {
 _INVERSE_OFF = 8
 
 
-@dataclass
+@dataclass(slots=True)
 class Source:
     """A part and its place in the run.
 
@@ -102,8 +102,9 @@ class Source:
     codes: dict[str, Array] = field(default_factory=dict)
 
     def slim(self) -> Source:
-        """Give it without texts and codes."""
-        return dataclasses.replace(self, part=self.part.without_texts(), codes={})
+        """Give it without codes, and without what was recorded of UTC."""
+        part = dataclasses.replace(self.part, anchors=self.part.anchors[:0])
+        return dataclasses.replace(self, part=part, codes={})
 
     def time(self, raw: Array) -> Array:
         """Give trace times of raw readings of its clock."""
@@ -250,11 +251,21 @@ class Layout:
         return path
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: dict[Path, Layout] = {}
+_loading = threading.Lock()
+
+
 def load(path: Path) -> Layout:
-    """Give a layout that was saved."""
-    layout = pickle.loads(path.read_bytes())
-    assert isinstance(layout, Layout)
+    """Give a layout that was saved; the last one is kept, for the next call."""
+    with _loading:
+        layout = _loaded.get(path)
+        if layout is None:
+            # before the next is read: with thousands of sources each takes tens of MB
+            _loaded.clear()
+            with path.open("rb") as file:
+                layout = pickle.load(file)
+            assert isinstance(layout, Layout)
+            _loaded[path] = layout
     return layout
 
 
