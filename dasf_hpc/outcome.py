@@ -110,7 +110,11 @@ def merge_run(
             os_runtime,
         )
         told(Step("Writing the trace"))
-        merged.write(directory / TRACE)
+        merged.write(
+            directory / TRACE,
+            lambda done, total, label: told(Step("Writing the trace: " + label, done, total)),
+        )
+        told(Step("Summing up"))
         with open_trace(directory / TRACE) as trace:
             summary = summarise(trace)
     except OSError as error:

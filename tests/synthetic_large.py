@@ -160,7 +160,7 @@ def write_large_run(journals: Path, shape: Shape) -> list[Answers]:
 
 
 def _end(shape: Shape, number: int) -> int:
-    return _plan(shape, number).end
+    return plan_of(shape, number).end
 
 
 def _write_share(shape: Shape, journals: Path, end: int, turn: int, turns: int) -> None:
@@ -185,8 +185,15 @@ def _placed(shape: Shape, number: int, tasks: int) -> Plan:
     return Plan(number, node, clocks_of(shape)[node], tasks, shape.seed, 0.005, 0.0)
 
 
+def local_times(clock: Clock, true: Array) -> Array:
+    """Give what a node's CLOCK_MONOTONIC shows at true times, ns."""
+    drifted: Array = np.rint((true - BEGIN) * clock.drift).astype(np.int64)
+    return true + clock.offset + drifted
+
+
 @functools.lru_cache(maxsize=8)
-def _plan(shape: Shape, number: int) -> Plan:
+def plan_of(shape: Shape, number: int) -> Plan:
+    """Give when a worker executes what."""
     return _placed(shape, number, shape.tasks)
 
 
@@ -314,7 +321,7 @@ class _Worker:
 
     def __init__(self, shape: Shape, number: int, end: int) -> None:
         self.shape, self.number, self.end = shape, number, end
-        self.plan = _plan(shape, number)
+        self.plan = plan_of(shape, number)
         self.chance = np.random.default_rng([shape.seed, number, 2])
         #: The first execution of each task.
         self.first = np.searchsorted(self.plan.task, np.arange(shape.tasks))
@@ -323,9 +330,7 @@ class _Worker:
 
     def local(self, true: Array) -> Array:
         """Give what the worker's CLOCK_MONOTONIC shows, ns."""
-        clock = self.plan.clock
-        drifted: Array = np.rint((true - BEGIN) * clock.drift).astype(np.int64)
-        return true + clock.offset + drifted
+        return local_times(self.plan.clock, true)
 
     def _choose_dependencies(self) -> None:
         """Choose two of the worker's own tasks, now and then another's, for each task."""
@@ -339,7 +344,7 @@ class _Worker:
         away = self.chance.random(len(needer)) < 0.1
         peers = (number + np.array(_STRIDES)[self.chance.integers(0, 4, len(needer))]) % total
         for peer in sorted({(number + stride) % total for stride in _STRIDES} - {number}):
-            theirs, mine = _plan(shape, peer), np.flatnonzero(away & (peers == peer))
+            theirs, mine = plan_of(shape, peer), np.flatnonzero(away & (peers == peer))
             begins = self.plan.starts[self.first[needer[mine]]]
             done = np.searchsorted(theirs.stops, begins - 15_000) - 1
             good = (done >= 0) & (theirs.status[done] == 0)
@@ -366,7 +371,7 @@ class _Worker:
         self.fetched_size = np.empty(len(turn), np.int64)
         for peer in np.unique(self.fetched_owner).tolist():
             mine = np.flatnonzero(self.fetched_owner == peer)
-            self.fetched_size[mine] = _plan(self.shape, peer).sizes[self.fetched_task[mine]]
+            self.fetched_size[mine] = plan_of(self.shape, peer).sizes[self.fetched_task[mine]]
 
     def write(self, journals: Path) -> Answers:
         """Write the journal; give what it must tell."""
@@ -377,7 +382,7 @@ class _Worker:
         failure, transfer, disk = map(strings, ("builtins.ValueError", "transfer", "disk-write"))
         peers = np.zeros(len(self.fetched_owner), np.uint32)
         for peer in np.unique(self.fetched_owner).tolist():
-            peers[self.fetched_owner == peer] = strings(_plan(self.shape, peer).address)
+            peers[self.fetched_owner == peer] = strings(plan_of(self.shape, peer).address)
         count = len(self.own_id) + len(self.fetched_id)
         owners, tasks = np.full(count, number), np.empty(count, np.int64)
         owners[self.fetched_id] = self.fetched_owner

@@ -59,7 +59,8 @@ class UnionTime:
         if not len(start):
             return np.empty(0, np.int64)
         order = np.argsort(group, kind="stable")
-        groups, first = np.unique(group[order], return_index=True)
+        first = _firsts(group[order])
+        groups = group[order][first]
         number = np.repeat(np.arange(len(groups)), np.diff([*first, len(order)]))
         known = np.searchsorted(self._groups, groups)
         ends_before = np.full(len(groups), _EARLIEST)
@@ -67,10 +68,7 @@ class UnionTime:
             known = np.minimum(known, len(self._groups) - 1)
             same = self._groups[known] == groups
             ends_before[same] = self._ends[known[same]]
-        # the latest end so far, in each group: of numbers that are larger in each further group
-        distinct, rank = np.unique(stop[order], return_inverse=True)
-        latest = np.maximum.accumulate(number * len(distinct) + rank) - number * len(distinct)
-        latest_end = np.maximum(distinct[latest], ends_before[number])
+        latest_end = np.maximum(_latest(number, len(groups), stop[order]), ends_before[number])
         before = np.concatenate([[_EARLIEST], latest_end[:-1]])
         before[first] = ends_before
         added = np.empty(len(start), np.int64)
@@ -85,6 +83,25 @@ class UnionTime:
         ends = np.concatenate([self._ends[old], ends[ends > now]])
         order = np.argsort(groups)
         self._groups, self._ends = groups[order], ends[order]
+
+
+def _firsts(values: Array) -> Array:
+    """Give where each distinct one of sorted values begins."""
+    new = np.ones(len(values), bool)
+    new[1:] = values[1:] != values[:-1]
+    return np.flatnonzero(new)
+
+
+def _latest(number: Array, groups: int, end: Array) -> Array:
+    """Give the latest end so far in each group: of numbers that are larger in each next group."""
+    lowest, width = int(end.min()), int(end.max()) - int(end.min()) + 1
+    if width < (1 << 62) // groups:
+        begin = number * width - lowest
+        latest: Array = np.maximum.accumulate(begin + end) - begin
+        return latest
+    distinct, rank = np.unique(end, return_inverse=True)
+    begin = number * len(distinct)
+    return np.asarray(distinct[np.maximum.accumulate(begin + rank) - begin])
 
 
 @dataclass
@@ -175,9 +192,10 @@ class TaskGpu:
         np.add.at(self.busy, gpu[runs], share[runs])
         # what ran on a GPU that is not known is no part of any's busy time
         order = np.argsort(key, kind="stable")
-        keys, first = np.unique(key[order], return_index=True)
-        if not len(keys):
+        if not len(key):
             return
+        first = _firsts(key[order])
+        keys = key[order][first]
 
         def summed(values: Array) -> Array:
             result: Array = np.add.reduceat(values[order], first)
@@ -203,9 +221,12 @@ class TaskGpu:
             "synchronization": summed(np.where(what == WAIT, took, 0)),
         }
         for number, name in enumerate(_SUMMED, TO_DEVICE):
-            part[f"{name}_time"] = summed(np.where(what == number, took, 0))
-            size = np.maximum(activity["bytes"], 0)
-            part[f"{name}_bytes"] = summed(np.where(what == number, size, 0))
+            of_kind = what == number
+            there = bool(of_kind.any())
+            for unit, values in (("time", took), ("bytes", np.maximum(activity["bytes"], 0))):
+                part[f"{name}_{unit}"] = (
+                    summed(np.where(of_kind, values, 0)) if there else np.zeros(len(keys), np.int64)
+                )
         self._parts.append(part)
 
     def _key(self, task: Array, reason: Array, process: Array, gpu: Array) -> Array:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from dasf_hpc.trace.extend import monotonic_of
 from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
+
+#: Exports up to this size are read whole while the one before is joined; of a larger one the tables
+#: are read when their turn comes, so that only one of them is in memory.
+READ_AHEAD_BYTES = 64 << 20
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int, str], None]
@@ -187,20 +191,25 @@ def join_reports(
     }
     entries = []
     told: set[int] = set()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # nsys exports in processes of their own; reading and joining follow one by one.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
+        # nsys exports in processes of their own; one report is read while the last one is joined
         exports = [pool.submit(_export, name, path, nsys, run) for name, path in reports]
-        for number, ((name, _), export) in enumerate(zip(reports, exports, strict=True)):
+        following = reader.submit(_read, exports[0]) if exports else None
+        for number, (name, _) in enumerate(reports):
             progress(number, len(reports), name)
-            entry, sqlite = export.result()
+            assert following is not None
+            entry, report = following.result()
+            if number + 1 < len(exports):
+                following = reader.submit(_read, exports[number + 1])
             row = len(run.tables["reports"]["file"])
             placed = None
             if entry.sha256 is not None and entry.sha256 in _joined_already(additions):
                 entries.append(replace(entry, sentence="the trace holds it already"))
                 continue
-            if sqlite is not None:
+            if report is not None:
                 untied = first if number == 0 else None
-                entry, placed = _place(entry, sqlite, row, additions, os_runtime, untied)
+                entry, placed = _place(entry, report, row, additions, os_runtime, untied)
+            del report
             if placed is not None:
                 told |= placed.gpus
                 for table, rows in placed.rows.items():
@@ -245,16 +254,31 @@ def _writable(report: Path) -> bool:
     return os.access(report.parent, os.W_OK | os.X_OK)
 
 
+def _read(
+    export: Future[tuple[ReportEntry, Path | None]],
+) -> tuple[ReportEntry, Report | None]:
+    """Read an exported report, a small one whole; where that cannot be, say why in the entry."""
+    entry, sqlite = export.result()
+    if sqlite is None:
+        return entry, None
+    try:
+        report = read_report(sqlite)
+        if sqlite.stat().st_size <= READ_AHEAD_BYTES:
+            report.read_ahead()
+    except NsightError as error:
+        return replace(entry, status="unreadable", sentence=str(error)), None
+    return entry, report
+
+
 def _place(
     entry: ReportEntry,
-    sqlite: Path,
+    report: Report,
     row: int,
     additions: Additions,
     os_runtime: bool,
     untied: Correction | None,
 ) -> tuple[ReportEntry, PlacedReport | None]:
     try:
-        report = read_report(sqlite)
         placed = place_report(report, row, additions, os_runtime, untied)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None

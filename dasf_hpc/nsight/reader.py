@@ -295,16 +295,28 @@ class Report:
     gpus: Gpus
     cuda_devices: CudaDevices
     sqlite: Path = field(repr=False)
+    _ahead: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def read_ahead(self) -> None:
+        """Read what ran on the GPUs and what called it now; each table is kept until its use."""
+        for name in ("cuda_api", "kernels", "memcpys", "memsets", "synchronizations"):
+            self._ahead[name] = getattr(self, name)
 
     @property
     def kernels(self) -> Kernels:
         """Kernels, and CUDA graphs that were launched as a whole."""
+        if "kernels" in self._ahead:
+            found: Kernels = self._ahead.pop("kernels")
+            return found
         with _opened(self.sqlite) as export:
             return export.kernels()
 
     @property
     def memcpys(self) -> Memcpys:
         """Copies."""
+        if "memcpys" in self._ahead:
+            found: Memcpys = self._ahead.pop("memcpys")
+            return found
         more = {"bytes": ("bytes", NONE), "kind": ("copyKind", NONE)}
         with _opened(self.sqlite) as export:
             return Memcpys(**export.numbers("CUPTI_ACTIVITY_KIND_MEMCPY", _ON_DEVICE | more))
@@ -312,6 +324,9 @@ class Report:
     @property
     def memsets(self) -> Memsets:
         """Fills."""
+        if "memsets" in self._ahead:
+            found: Memsets = self._ahead.pop("memsets")
+            return found
         more = {"bytes": ("bytes", NONE)}
         with _opened(self.sqlite) as export:
             return Memsets(**export.numbers("CUPTI_ACTIVITY_KIND_MEMSET", _ON_DEVICE | more))
@@ -319,6 +334,9 @@ class Report:
     @property
     def synchronizations(self) -> Synchronizations:
         """Waits for the GPUs."""
+        if "synchronizations" in self._ahead:
+            found: Synchronizations = self._ahead.pop("synchronizations")
+            return found
         table, more = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", {"kind": ("syncType", NONE)}
         with _opened(self.sqlite) as export:
             return Synchronizations(**export.numbers(table, _ON_DEVICE | more))
@@ -326,6 +344,9 @@ class Report:
     @property
     def cuda_api(self) -> CudaApi:
         """Calls of CUDA."""
+        if "cuda_api" in self._ahead:
+            found: CudaApi = self._ahead.pop("cuda_api")
+            return found
         more = {"correlation": ("correlationId", NONE)}
         with _opened(self.sqlite) as export:
             call = export.numbers("CUPTI_ACTIVITY_KIND_RUNTIME", _CALL | more)

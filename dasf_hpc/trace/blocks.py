@@ -25,7 +25,8 @@ def build_block(layout_file: Path, block: int) -> dict[str, dict[str, Piece]]:
         (table, column.name): [] for table in ROW_COUNTS for column in TABLES[table].columns
     }
     pairs: list[Array] = []
-    texts: list[bytes] = []
+    texts: list[Array] = []
+    lengths: list[Array] = []
     for group in range(len(layout.groups)):
         with ColumnFile(layout.group_file(group)) as columns:
             for table in ROW_COUNTS:
@@ -39,7 +40,10 @@ def build_block(layout_file: Path, block: int) -> dict[str, dict[str, Piece]]:
             pairs.append(
                 np.stack([columns.read(f"dependencies.{n}", begin, end) for n in names], axis=1)
             )
-            texts += _texts(columns, block)
+            begin, end = columns.read("text.cuts", block, block + 2).tolist()
+            texts.append(columns.read("text", begin, end))
+            begin, end = columns.read("keys.cuts", block, block + 2).tolist()
+            lengths.append(columns.read("length", begin, end))
     pieces: dict[str, dict[str, Piece]] = {}
     for table in ROW_COUNTS:
         first = layout.block_offset(table, block)
@@ -49,22 +53,10 @@ def build_block(layout_file: Path, block: int) -> dict[str, dict[str, Piece]]:
             values = np.concatenate(arrays) if arrays else np.empty(0, column.dtype)
             pieces[table][column.name] = piece(values, first, column)
     pieces["dependencies"] = _dependencies(layout, block, pairs)
-    pieces["keys"] = {"": strings_piece(layout, texts, layout.first_code(block))}
+    text = np.concatenate([np.empty(0, np.uint8), *texts])
+    length = np.concatenate([np.empty(0, np.int32), *lengths])
+    pieces["keys"] = {"": strings_piece(layout, text, length, layout.first_code(block))}
     return pieces
-
-
-def _texts(columns: ColumnFile, block: int) -> list[bytes]:
-    """Give the texts of the keys that a group executed first in a block."""
-    first, last = columns.read("keys.cuts", block, block + 2).tolist()
-    begin, end = columns.read("text.cuts", block, block + 2).tolist()
-    return cut_texts(columns.read("text", begin, end), columns.read("length", first, last))
-
-
-def cut_texts(text: Array, lengths: Array) -> list[bytes]:
-    """Give texts that lie one after the other."""
-    data = text.tobytes()
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
-    return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def _dependencies(layout: Layout, block: int, found: list[Array]) -> dict[str, Piece]:
@@ -91,19 +83,31 @@ def dependency_pieces(key: Array, dependency: Array) -> dict[str, Piece]:
     }
 
 
-def strings_piece(layout: Layout, texts: list[bytes], first: int) -> Any:
-    """Give strings of the dictionary of keys, of which `first` is the first one's code."""
-    if layout.longest_key > LONGEST_FIXED:
-        return texts
-    return piece(np.array(texts, f"S{max(1, layout.longest_key)}"), first, None)
+def strings_piece(layout: Layout, text: Array, lengths: Array, first: int) -> Any:
+    """Give strings of the dictionary of keys, of which `first` is the first one's code.
+
+    Parameters
+    ----------
+    text
+        Their bytes, one string after the other.
+    lengths
+        Bytes of each.
+    """
+    width = max(1, layout.longest_key)
+    if width > LONGEST_FIXED:
+        data = text.tobytes()
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
+        return [data[a:b] for a, b in itertools.pairwise(ends)]
+    padded = np.zeros((len(lengths), width), np.uint8)
+    padded[np.arange(width) < lengths[:, None]] = text
+    return piece(padded.view(f"S{width}").ravel(), first, None)
 
 
 def unexecuted_keys(layout_file: Path, stretch: int, first: int) -> Any:
     """Give the strings of the keys that were never executed, of one stretch of digests."""
     layout = load(layout_file)
     with ColumnFile(layout.join_file(stretch)) as joined:
-        texts = cut_texts(joined.read("text"), joined.read("length"))
-    return strings_piece(layout, texts, first)
+        return strings_piece(layout, joined.read("text"), joined.read("length"), first)
 
 
 def task_places(layout: Layout) -> dict[str, Array]:

@@ -8,6 +8,7 @@ corrected worse than its bound says, or a time was recorded wrong.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dasf_hpc.trace.parts import TASK_STATES
 Array = NDArray[Any]
 
 #: Rows of a table that are looked at together, and transfers that are compared together.
-ROWS = 1 << 18
+ROWS = 1 << 17
 
 #: What must come first, in the order of the rows of table ``causality``.
 ONE_CLOCK = "task starts after its dependency ended, on one clock"
@@ -129,13 +130,26 @@ class _Executions:
     """
 
     def __init__(self, keys: int, folder: Path) -> None:
+        self._maps: list[mmap.mmap] = []
+
         def column(name: str, dtype: type, empty: int) -> Array:
-            values: Array = np.memmap(folder / name, dtype, "w+", shape=max(1, keys))
-            values[:] = empty
+            size = max(1, keys) * np.dtype(dtype).itemsize
+            with (folder / name).open("w+b") as file:
+                file.truncate(size)
+                self._maps.append(mmap.mmap(file.fileno(), size))
+            values: Array = np.frombuffer(self._maps[-1], dtype)
+            for rows in _pieces(len(values)):
+                values[rows] = empty
+                self.release()
             return values
 
         self.end, self.ended_in = column("end", np.int64, _NEVER), column("in", np.int32, -1)
         self.begin, self.began_in = column("begin", np.int64, -1), column("at", np.int32, -1)
+
+    def release(self) -> None:
+        """Take out of memory what the files hold."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def add(self, key: Array, process: Array, start: Array, stop: Array) -> None:
         """Take executions of which each key has one; a time of -1 is none."""
@@ -161,12 +175,19 @@ def _check_tasks(
         sure = (key >= 0) & (process >= 0) & (thread > 0)
         stop = np.where(state == _MEMORY, stop, -1)
         key, process, start, stop = (values[sure] for values in (key, process, start, stop))
+        # keys are numbered by their first execution: most of a piece are new ones
+        highest = np.maximum.accumulate(key)
+        new = np.ones(len(key), bool)
+        new[1:] = highest[1:] > highest[:-1]
+        executions.add(key[new], process[new], start[new], stop[new])
+        key, process, start, stop = (values[~new] for values in (key, process, start, stop))
         while len(key):
             _, first = np.unique(key, return_index=True)
             executions.add(key[first], process[first], start[first], stop[first])
             again = np.ones(len(key), bool)
             again[first] = False
             key, process, start, stop = (values[again] for values in (key, process, start, stop))
+        executions.release()
     for rows in _pieces(tables.rows("dependencies")):
         key, dependency = (tables.read("dependencies", n, rows) for n in ("key", "dependency"))
         ended, began = executions.end[dependency], executions.begin[key]
@@ -176,6 +197,7 @@ def _check_tasks(
         one = clocks[here] == clocks[there]
         for name, chosen in ((ONE_CLOCK, one), (TWO_CLOCKS, ~one)):
             orders[name].compare(ended[both][chosen], began[both][chosen], bound[chosen])
+        executions.release()
 
 
 def _by_pair(tables: Tables, folder: Path) -> Iterator[Array]:

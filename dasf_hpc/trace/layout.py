@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import itertools
 import pickle
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,6 @@ from dasf_hpc.trace.parts import (
     ColumnFile,
     ColumnFileWriter,
     Part,
-    key_texts,
 )
 from dasf_hpc.trace.schema import TABLES, Column
 
@@ -78,7 +76,7 @@ REFERENCES = {
 _INVERSE_OFF = 8
 
 
-@dataclass
+@dataclass(slots=True)
 class Source:
     """A part and its place in the run.
 
@@ -104,8 +102,9 @@ class Source:
     codes: dict[str, Array] = field(default_factory=dict)
 
     def slim(self) -> Source:
-        """Give it without texts and codes."""
-        return dataclasses.replace(self, part=self.part.without_texts(), codes={})
+        """Give it without codes, and without what was recorded of UTC."""
+        part = dataclasses.replace(self.part, anchors=self.part.anchors[:0])
+        return dataclasses.replace(self, part=part, codes={})
 
     def time(self, raw: Array) -> Array:
         """Give trace times of raw readings of its clock."""
@@ -252,11 +251,21 @@ class Layout:
         return path
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: dict[Path, Layout] = {}
+_loading = threading.Lock()
+
+
 def load(path: Path) -> Layout:
-    """Give a layout that was saved."""
-    layout = pickle.loads(path.read_bytes())
-    assert isinstance(layout, Layout)
+    """Give a layout that was saved; the last one is kept, for the next call."""
+    with _loading:
+        layout = _loaded.get(path)
+        if layout is None:
+            # before the next is read: with thousands of sources each takes tens of MB
+            _loaded.clear()
+            with path.open("rb") as file:
+                layout = pickle.load(file)
+            assert isinstance(layout, Layout)
+            _loaded[path] = layout
     return layout
 
 
@@ -449,7 +458,8 @@ def join_keys(layout_file: Path, stretch: int, count: int) -> JoinedKeys:
     out.put("value", value[group[told]])
     out.put("firsts", np.searchsorted(number_of[told], np.arange(len(layout.sources) + 1)))
     texts = _texts(layout, number_of[home[never]], key[home[never]])
-    put_texts(out, texts)
+    out.put("text", np.frombuffer(b"".join(texts), np.uint8))
+    out.put("length", np.fromiter(map(len, texts), np.int32, len(texts)))
     out.close()
     return JoinedKeys(
         unexecuted=len(never),
@@ -470,14 +480,6 @@ def _texts(layout: Layout, number_of: Array, keys: Array) -> list[bytes]:
                 begin, end = offsets[keys[place] : keys[place] + 2].tolist()
                 texts[place] = text[begin:end].tobytes()
     return texts
-
-
-def put_texts(out: ColumnFileWriter, texts: Sequence[bytes]) -> Array:
-    """Append texts, as columns ``text`` and ``length``; give the lengths."""
-    lengths = np.fromiter(map(len, texts), np.int32, len(texts))
-    out.put("text", np.frombuffer(b"".join(texts), np.uint8))
-    out.put("length", lengths)
-    return lengths
 
 
 def _order(digest: Array, *others: Array) -> Array:
@@ -757,26 +759,32 @@ def _put_own_texts(
     layout: Layout, members: Sequence[_Member], opened: Sequence[ColumnFile], out: ColumnFileWriter
 ) -> None:
     """Write the texts of the keys that these sources executed first, block after block."""
-    texts: list[list[bytes]] = []
-    cuts = []
+    texts, lengths, keys_before, bytes_before = [], [], [], []
     for member, columns in zip(members, opened, strict=True):
         executed = member.source.part.executed
-        mine = member.own[:executed]
-        every = key_texts(columns, 0, executed)
-        texts.append(list(itertools.compress(every, mine.tolist())))
+        own = member.own[:executed]
+        offsets = columns.read("keys.offset", 0, executed + 1)
+        text, length = columns.read("keys.text", 0, int(offsets[-1])), np.diff(offsets)
+        if not own.all():
+            text, length = text[np.repeat(own, length)], length[own]
         # the keys' first executions are in order
         blocks = np.searchsorted(columns.read("keys.first"), layout.cuts("tasks")[member.number])
-        cuts.append(np.concatenate([[0], np.cumsum(mine)])[blocks].tolist())
-    ordered: list[bytes] = []
-    ends = [0]
-    for block in range(layout.blocks):
-        for own, cut in zip(texts, cuts, strict=True):
-            ordered += own[cut[block] : cut[block + 1]]
-        ends.append(len(ordered))
-    lengths = put_texts(out, ordered)
-    before = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    out.put("keys.cuts", np.array(ends, np.int64))
-    out.put("text.cuts", before[ends])
+        keys_before.append(np.concatenate([[0], np.cumsum(own)])[blocks])
+        bytes_before.append(np.concatenate([[0], np.cumsum(length)])[keys_before[-1]])
+        texts.append(text.tobytes())
+        lengths.append(length.astype(np.int32))
+    cuts, ends = np.array(keys_before), np.array(bytes_before)
+    order = _block_order(cuts)
+    together = np.concatenate(lengths)
+    out.put("length", together if order is None else together[order])
+    ordered = [
+        text[begin:end]
+        for begins, block_ends in zip(ends.T[:-1].tolist(), ends.T[1:].tolist(), strict=True)
+        for text, begin, end in zip(texts, begins, block_ends, strict=True)
+    ]
+    out.put("text", np.frombuffer(b"".join(ordered), np.uint8))
+    out.put("keys.cuts", cuts.sum(axis=0))
+    out.put("text.cuts", ends.sum(axis=0))
 
 
 def _put_dependencies(

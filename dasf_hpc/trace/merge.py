@@ -343,16 +343,22 @@ def merge_journals(
     with contextlib.ExitStack() as at_failure:
         hands = at_failure.enter_context(contextlib.closing(_hands(client, sum(sizes))))
         parts = []
+        known: dict[str, str] = {}
         calls = ((path, place, number) for number, path in enumerate(paths))
         for path, size, future in zip(paths, sizes, hands.each(make_part, calls), strict=True):
             try:
                 parts.append(future.result())
+                parts[-1].meta = _shared(parts[-1].meta, known)
+                parts[-1].texts = _shared(parts[-1].texts, known)
             except JournalError as error:
                 run.skip(path.name, "journal unreadable", str(error))
             pace.advance(size, path.name)
         parts = list(_distinct(run, parts))
         _place(run, parts)
-        layout = lay_out(_sources(run), place)
+        sources = _sources(run)
+        for part in parts:  # what they told is in the tables
+            part.forget()
+        layout = lay_out(sources, place)
         _number_keys(run.merged, layout, hands, lambda share: pace.advance(share, "keys"))
         at_failure.pop_all()
         run.merged._hands = hands
@@ -363,6 +369,20 @@ def merge_journals(
     run.merged.dictionaries = {name: strings.list() for name, strings in run.strings.items()}
     report(max(1, 2 * sum(sizes)), max(1, 2 * sum(sizes)), "read")
     return run.merged
+
+
+def _shared(value: Any, known: dict[str, str]) -> Any:
+    """Give a document in which each string is the one that was known before, if any was.
+
+    Thousands of journals say the same, each in strings of its own.
+    """
+    if isinstance(value, str):
+        return known.setdefault(value, value)
+    if isinstance(value, list):
+        return [_shared(one, known) for one in value]
+    if isinstance(value, dict):
+        return {_shared(name, known): _shared(one, known) for name, one in value.items()}
+    return value
 
 
 def _scratch(journals_dir: Path, scratch: Path | None) -> tempfile.TemporaryDirectory[str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
-import itertools
 import json
 import mmap
 import os
@@ -26,7 +24,6 @@ import numpy as np
 from dask.utils import key_split
 from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
-from pandas.util import hash_array
 
 from dasf_hpc.profile.journal import (
     DIRECTIONS,
@@ -46,8 +43,8 @@ TASK_STATES = (*STATUSES, "lost")
 _MEMORY = STATES.index("memory")
 _NONE = 0xFFFFFFFF
 
-#: Two digests of 64 bits each: among 10**9 keys the chance that any two are equal is 10**-21.
-_DIGEST_KEYS = ("dasf-hpc digest1", "dasf-hpc digest2")
+#: Keys whose digests are made at once: what that needs stays in a core's cache.
+_DIGESTS_AT_ONCE = 1 << 13
 
 
 #: By name of a column: its offset in a file, its type and the number of its values.
@@ -65,7 +62,7 @@ KNOWN_KEY = np.dtype(
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class Part:
     """A journal's columns, and what of it is small.
 
@@ -131,11 +128,10 @@ class Part:
         """Give the META documents of one kind."""
         return [m for m in self.meta if m.get("kind") == kind]
 
-    def without_texts(self) -> Part:
-        """Give what of it the steps need that move rows."""
-        return dataclasses.replace(
-            self, meta=[], texts={}, probes=self.probes[:0], anchors=self.anchors[:0]
-        )
+    def forget(self) -> None:
+        """Let go of what the steps do not need that move rows."""
+        self.meta, self.texts = [], {}
+        self.probes = np.empty((0, 4), np.int64)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[ColumnFile]:
@@ -353,12 +349,11 @@ class _Maker:
             sized = [text.encode() for text in texts]
         lengths = np.fromiter(map(len, sized), np.int64, len(texts))
         self.part.longest_key = int(lengths.max(initial=0))
-        self.out.put("keys.text", np.frombuffer(whole.encode(), np.uint8))
-        self.out.put("keys.offset", np.concatenate([[0], np.cumsum(lengths)]))
+        data, offsets = whole.encode(), np.concatenate([[0], np.cumsum(lengths)])
+        self.out.put("keys.text", np.frombuffer(data, np.uint8))
+        self.out.put("keys.offset", offsets)
         self.out.put("keys.first", first.astype(np.int32))
-        objects = np.empty(len(texts), object)
-        objects[:] = texts
-        digests = [digest(objects, key) for key in _DIGEST_KEYS]
+        digests = digests_of(data, offsets)
         order = np.argsort(digests[0], kind="stable")
         execution = np.full(len(texts), -1, np.int32)
         execution[: len(first)] = first
@@ -693,11 +688,50 @@ def _last_before(group: Array, marked: Array) -> Array:
 # ------------------------------------------------------------------------------ keys
 
 
-def digest(texts: Array, key: str) -> Array:
-    """Give 64 bits of each text (SipHash)."""
-    if not len(texts):
-        return np.empty(0, np.uint64)
-    return np.asarray(hash_array(texts, hash_key=key, categorize=False), np.uint64)
+def digests_of(data: bytes, offsets: Array) -> tuple[Array, Array]:
+    """Give two digests of 64 bits of each text.
+
+    Among 10**9 texts the chance that both of any two are equal is 10**-21, as far as the words of
+    a text, each with its position stirred in as splitmix64 does it (Steele, Lea and Flood, 2014),
+    are as good as random numbers; a digest is their sum.
+
+    Parameters
+    ----------
+    data
+        The texts, one after the other.
+    offsets
+        Where each begins, and the length of all.
+    """
+    count = len(offsets) - 1
+    one, other = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    # the 8 bytes that begin at each byte
+    buffer = data + bytes(8)
+    words = np.ndarray((len(data) + 1,), "<u8", buffer, strides=(1,))
+    for first in range(0, count, _DIGESTS_AT_ONCE):
+        begins = offsets[first : first + _DIGESTS_AT_ONCE + 1]
+        begins, lengths = begins[:-1], np.diff(begins)
+        # the last word has from 0 to 7 bytes of the text
+        counts = lengths // 8 + 1
+        ends = np.cumsum(counts)
+        starts = ends - counts
+        position = np.arange(ends[-1]) - np.repeat(starts, counts)
+        word = words[np.repeat(begins, counts) + 8 * position]
+        word[ends - 1] &= (np.uint64(1) << (lengths % 8 * 8).astype(np.uint64)) - np.uint64(1)
+        # of texts that end with zeros the number of words may be equal
+        word[ends - 1] += lengths.astype(np.uint64) << np.uint64(56)
+        word = _stirred(word + position.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        chunk = slice(first, first + len(begins))
+        one[chunk] = np.add.reduceat(word, starts)
+        other[chunk] = np.add.reduceat(_stirred(~word), starts)
+    return one, other
+
+
+def _stirred(word: Array) -> Array:
+    """Give 64 bits each of which depends on all of a word's, and of no other word's."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
+    result: Array = word ^ (word >> np.uint64(31))
+    return result
 
 
 def _prefixes(texts: Sequence[str], strings: Strings) -> Array:
@@ -706,7 +740,12 @@ def _prefixes(texts: Sequence[str], strings: Strings) -> Array:
     codes = []
     for text in texts:
         # of a tuple's text what is before its second element is enough, of others what `_head` says
-        short = text[: text.find("',", 2)] if text[:2] == "('" else _head(text)
+        if text[:2] == "('":
+            short = text[: text.find("',", 2)]
+        elif text[:1] in "(b":
+            short = _head(text)
+        else:
+            short = _without_token(text)
         code = heads.get(short)
         if code is None:
             code = heads[short] = strings.code(str(key_split(_head(text))))
@@ -724,6 +763,10 @@ def _head(text: str) -> str:
     elif text[:2] in ("b'", 'b"') and text[-1:] == text[1]:
         with contextlib.suppress(ValueError, SyntaxError):
             text = ast.literal_eval(text).decode()
+    return _without_token(text)
+
+
+def _without_token(text: str) -> str:
     rest, dash, word = text.rpartition("-")
     # key_split stops at the first word that is not a plain one, which tokens never are
     return rest if dash and not word.isalpha() else text
@@ -734,12 +777,3 @@ def _literal(quoted: str) -> str:
         with contextlib.suppress(ValueError, SyntaxError):
             return str(ast.literal_eval(quoted))
     return quoted[1:-1]
-
-
-def key_texts(columns: ColumnFile, start: int = 0, stop: int | None = None) -> list[bytes]:
-    """Read the texts of some keys of a part, UTF-8."""
-    offsets = columns.read("keys.offset", start, None if stop is None else stop + 1)
-    begin = int(offsets[0])
-    data = columns.read("keys.text", begin, int(offsets[-1])).tobytes()
-    cuts = (offsets - begin).tolist()
-    return [data[a:b] for a, b in itertools.pairwise(cuts)]
