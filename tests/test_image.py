@@ -83,7 +83,7 @@ def test_a_definition_is_whole_and_its_scripts_are_shell(variant: str) -> None:
     if variant.startswith("cuda"):
         assert f"nvidia/cuda:{variant[-2:]}." in parts[""]
         assert f"cuda-nsight-systems-{variant[-2:]}-" in parts["%post"]
-        for package in (f"dask-cuda[cu{variant[-2:]}]", f"cupy-cuda{variant[-2:]}x", "ucxx"):
+        for package in (f"dask-cuda[cu{variant[-2:]}]", f"cupy-cuda{variant[-2:]}x[ctk]", "ucxx"):
             assert package in parts["%post"]
 
 
@@ -95,7 +95,12 @@ def test_every_package_of_an_image_is_pinned(variant: str) -> None:
     requires = importlib.metadata.requires("dasf-hpc") or []
     direct = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
     assert direct <= names
-    assert ("dask-cuda" in names) == variant.startswith("cuda")
+    # What a variant adds is pinned, too, with the toolkit that CuPy compiles with.
+    post = sections((ROOT / "containers" / f"{variant}.def").read_text())["%post"]
+    added = re.findall(r"'([\w-]+)(?:\[\w+\])?'", post)
+    assert set(added) <= names
+    assert bool(added) == variant.startswith("cuda")
+    assert ("cuda-toolkit" in names) == any("cuda-runtime" in name for name in names) == bool(added)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -19,9 +19,11 @@ from dasf_hpc.launch.local import LocalLauncher, LocalNodeJob
 from dasf_hpc.launch.walltime import STARTED_VARIABLE
 from dasf_hpc.settings import Settings
 
-#: How long a step of PBS may take to end by itself where we were asked to end at once: half of the
-#: 10 s that PBS leaves a deleted job by default (kill_delay).
-BY_ITSELF_S = 5.0
+#: How long a task of PBS may take to end by itself where we were asked to end at once, and how long
+#: after a signal: together the 10 s that PBS leaves a deleted job by default (kill_delay). Measured:
+#: the worker, its nanny and nsys's report took 5.5 s on two busy cores.
+BY_ITSELF_S = 7.0
+AFTER_SIGNAL_S = 3.0
 
 
 class StepNodeJob(LocalNodeJob):
@@ -119,12 +121,15 @@ class PbsNodeTask(StepNodeJob):
         """Let the task end by itself for a moment, and signal it then.
 
         Its worker was asked to exit. Where the whole job is being deleted, PBS may have signalled
-        the task, too, and nsys gives its report up at a second SIGTERM.
+        the task, too, and nsys gives its report up at a second SIGTERM. pbsdsh passes a signal on
+        and ends without waiting for the task, and PBS kills what is left when we end.
         """
         deadline = time.monotonic() + BY_ITSELF_S
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.1)
-        super().cancel()
+        if self.running():
+            super().cancel()
+            time.sleep(AFTER_SIGNAL_S)
 
 
 class PbsAllocationLauncher(AllocationLauncher):
