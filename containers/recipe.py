@@ -47,14 +47,14 @@ class Variant:
 
 #: The CUDA images are Ubuntu 24.04, whose Python is 3.12. Where their names come from:
 #:
-#: - the base, CUDA without libraries, is what RAPIDS' own images (rapidsai/docker, Dockerfile) start
-#:   from; both tags are used by published projects, the 13.0.1 one for RAPIDS' CUDA 13;
-#: - cuda-nsight-systems-X-Y is in the package source that these images have set up, and puts nsys on
-#:   PATH with its importer (NVIDIA's own Nsight packages of that release, 2025.1 with 12.9);
-#: - dask-cuda[cuNN] and distributed-ucxx-cuNN are dask-cuda's guide ("Installation", "Pip" and "UCXX
-#:   Support"); the latter brings UCX (libucx-cuNN);
-#: - cupy-cudaNNx[ctk] is CuPy's: the wheel alone wants a CUDA toolkit with headers to be installed,
-#:   which the base has not, and [ctk] brings it as packages of Python.
+#: - the base is CUDA without its libraries, as of RAPIDS' own images (rapidsai/docker, Dockerfile);
+#:   both tags are in use by published projects;
+#: - cuda-nsight-systems-X-Y is in the package source that these images have set up; it puts nsys on
+#:   PATH, with its importer (2025.1 with 12.9, say published installation notes);
+#: - dask-cuda[cuNN] and distributed-ucxx-cuNN are of dask-cuda's guide ("Installation", "Pip" and
+#:   "UCXX Support"); the latter brings UCX (libucx-cuNN);
+#: - cupy-cudaNNx[ctk] is CuPy's: the wheel alone wants a CUDA toolkit to be installed, which the
+#:   base is not, and [ctk] brings it as packages of Python.
 #:
 #: The versions in constraints-VARIANT.txt are what pip resolves these and dasf-hpc's own to, for
 #: Python 3.12 on Linux. The images themselves were not built.

@@ -20,8 +20,8 @@ from dasf_hpc.launch.walltime import STARTED_VARIABLE
 from dasf_hpc.settings import Settings
 
 #: How long a task of PBS may take to end by itself where we were asked to end at once, and how long
-#: after a signal: together the 10 s that PBS leaves a deleted job by default (kill_delay). Measured:
-#: the worker, its nanny and nsys's report took 5.5 s on two busy cores.
+#: after a signal: together the 10 s that PBS leaves a deleted job by default (kill_delay). The
+#: worker, its nanny and nsys's report took 5.5 s (measured on two busy cores).
 BY_ITSELF_S = 7.0
 AFTER_SIGNAL_S = 3.0
 
