@@ -364,22 +364,26 @@ def test_the_doctor_looks_into_the_image(slurm: SlurmTestbed, image: Path, tmp_p
 def test_other_versions_inside_are_told_before_anything_is_queued(
     image: Path, tmp_path: Path
 ) -> None:
-    site = tmp_path / "other"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import importlib.metadata as metadata, os\n"
-        "real = metadata.version\n"
-        "if 'APPTAINER_CONTAINER' in os.environ:\n"
-        "    metadata.version = lambda name: '2020.1.0' if name == 'dask' else real(name)\n"
-    )
-    (tmp_path / "job.py").write_text("print('never run')")
-    done = cli(
-        "submit", "--on", "local", "--image", str(image), "job.py",
-        folder=tmp_path, environment={"PYTHONPATH": str(site)},
+    # Inside, and only there, another Dask comes before the image's.
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "-q", "--no-deps"),
+            *("-t", tmp_path / "other", "dask==2026.7.1"),
+        ],
+        stdin=subprocess.DEVNULL, check=True, timeout=120,
     )  # fmt: skip
+    environment = {"APPTAINERENV_PYTHONPATH": str(tmp_path / "other")}
+    (tmp_path / "job.py").write_text("print('never run')")
+    words = ("--on", "local", "--image", str(image))
+    done = cli("submit", *words, "job.py", folder=tmp_path, environment=environment)
     assert done.returncode == 74, done.stderr
-    assert "dask 2020.1.0" in done.stderr
+    assert "dask 2026.7.1" in done.stderr
     assert not (tmp_path / "runs").exists()
+    done = cli("doctor", *words, "--json", folder=tmp_path, environment=environment)
+    assert done.returncode == 78, done.stderr
+    found = {(c["where"], c["name"]): c for c in json.loads(done.stdout)["checks"]}
+    assert found["image", "versions"]["status"] == "fail"
+    assert "dask 2026.7.1" in found["image", "versions"]["detail"]
 
 
 @pytest.mark.needs("apptainer")
