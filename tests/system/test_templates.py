@@ -79,7 +79,7 @@ def run_readme(
     path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
     settings = {"DASF_HPC_INTERFACE": "lo", "DASF_HPC_MEMORY": "8GB", **(more or {})}
     words = ("bash", "-euo", "pipefail", "-c", readme_command("batch", part))
-    return run(cluster, folder, *words, more={"PATH": path, "SBATCH_WAIT": "1", **settings})
+    return run(cluster, folder, *words, more={"PATH": path, **settings})
 
 
 def manifest(directory: Path) -> dict[str, Any]:
@@ -279,10 +279,12 @@ def test_the_head_and_a_sweep_as_batch_jobs(
 ) -> None:
     script(JOB)
     run_readme(cluster, tmp_path, "slurm/dasf-hpc.sbatch", {"DASF_HPC_NSYS": "true"})
+    wait_until(lambda: cluster.queue() == [], 120, "end of the run")
     (first,) = (tmp_path / "runs").iterdir()
     assert manifest(first)["state"] == "complete", said(tmp_path)
     (tmp_path / "sweep.txt").write_text("0.001\n'0.002'\n")
     run_readme(cluster, tmp_path, "slurm/array.sbatch", {"DASF_HPC_NSYS": "false"})
+    wait_until(lambda: cluster.queue() == [], 120, "end of the sweep")
     sweep = [manifest(path) for path in (tmp_path / "runs").iterdir() if path != first]
     assert sorted(content["arguments"] for content in sweep) == [["0.001"], ["0.002"]]
     assert {content["state"] for content in sweep} == {"complete"}, said(tmp_path)
@@ -295,6 +297,7 @@ def test_one_allocation_has_workers_on_every_node(
     script(JOB)
     more = {"DASF_HPC_NSYS": "true", "SBATCH_MEM_PER_NODE": "9G"}
     run_readme(cluster, tmp_path, "slurm/allocation.sbatch", more)
+    wait_until(lambda: cluster.queue() == [], 120, "end of the allocation")
     (directory,) = (tmp_path / "runs").iterdir()
     content = manifest(directory)
     assert content["state"] == "complete", said(tmp_path)
