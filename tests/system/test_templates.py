@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from readme import readme_command
-from system.conftest import Submit, command
+from system.conftest import NO_REPORT, Submit, command
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
@@ -77,7 +77,7 @@ def run_readme(
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"DASF_HPC_INTERFACE": "lo", "DASF_HPC_MEMORY": "8GB", **(more or {})}
+    settings = {"DASF_HPC_INTERFACE": "lo", "DASF_HPC_MEMORY": "8GB", **NO_REPORT, **(more or {})}
     words = ("bash", "-euo", "pipefail", "-c", readme_command("batch", part))
     return run(cluster, folder, *words, more={"PATH": path, **settings})
 
