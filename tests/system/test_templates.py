@@ -18,7 +18,10 @@ from system.conftest import NO_REPORT, Submit, command
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
-from dasf_hpc.launch.head import TEMPLATES
+from dasf_hpc.errors import ProgramMissingError, SettingsError
+from dasf_hpc.launch.choice import choose_launcher
+from dasf_hpc.launch.head import TEMPLATES, filled_template
+from dasf_hpc.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dasf-hpc")
@@ -141,16 +144,14 @@ def test_the_readmes_template_is_printed(tmp_path: Path) -> None:
 def test_a_head_may_live_longer_than_its_nodes(
     tmp_path: Path, script: Callable[[str], str]
 ) -> None:
-    words = ("--walltime", "01:00:00", "--head-walltime", "1-00:00:00")
+    given = {"walltime": "01:00:00", "head_walltime": "1-00:00:00"}
     for system, kind, limit in (
         ("slurm", "head", "#SBATCH --time=24:00:00\n"),
         ("slurm", "allocation", "#SBATCH --time=01:00:00\n"),
         ("pbs", "array", "#PBS -l walltime=24:00:00\n"),
     ):
-        printed = subprocess.run(
-            command("template", system, kind, *words), cwd=tmp_path, capture_output=True, text=True
-        ).stdout
-        assert limit in printed
+        assert limit in filled_template(system, kind, load_settings(given))
+    words = ("--walltime", "01:00:00", "--head-walltime", "1-00:00:00")
     (tmp_path / "sbatch").symlink_to("/bin/true")
     printed = subprocess.run(
         command("submit", "--dry-run", "--detach", "--on", "slurm", *words, script("pass"), "word"),
@@ -337,14 +338,12 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
         assert list(trace.reports["status"]) == ["joined"] * 2, trace.reports.to_string()
 
 
-def test_an_allocation_needs_a_job_and_its_programs(
-    submit: Submit, script: Callable[[str], str]
-) -> None:
-    words, nowhere = ("--on", "allocation", script("pass")), {"PATH": "/nonexistent"}
-    done = submit(*words, environment=nowhere)
-    assert done.code == 64
-    assert "this is no batch job" in done.err
-    for variable, program in (("SLURM_JOB_NODELIST", "srun"), ("PBS_NODEFILE", "pbsdsh")):
-        done = submit(*words, environment={**nowhere, variable: "node1"})
-        assert done.code == 69
-        assert f"needs {program}, which is not on PATH" in done.err
+def test_an_allocation_needs_a_job_and_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"on": "allocation"})
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SettingsError, match="this is no batch job"):
+        choose_launcher(settings)
+    for variable, program in (("PBS_NODEFILE", "pbsdsh"), ("SLURM_JOB_NODELIST", "srun")):
+        monkeypatch.setenv(variable, "node1")
+        with pytest.raises(ProgramMissingError, match=f"needs {program}, which is not on PATH"):
+            choose_launcher(settings)
