@@ -45,19 +45,30 @@ class Variant:
     debian: str | None = None
 
 
-#: The CUDA images are Ubuntu 24.04, whose Python is 3.12; their own package source has nsys.
-#: distributed-ucxx brings UCX.
+#: The CUDA images are Ubuntu 24.04, whose Python is 3.12. Where their names come from:
+#:
+#: - the base is CUDA without its libraries, as of RAPIDS' own images (rapidsai/docker, Dockerfile);
+#:   both tags are in use by published projects;
+#: - cuda-nsight-systems-X-Y is in the package source that these images have set up; it puts nsys on
+#:   PATH, with its importer (2025.1 with 12.9, say published installation notes);
+#: - dask-cuda[cuNN] and distributed-ucxx-cuNN are of dask-cuda's guide ("Installation", "Pip" and
+#:   "UCXX Support"); the latter brings UCX (libucx-cuNN);
+#: - cupy-cudaNNx[ctk] is CuPy's: the wheel alone wants a CUDA toolkit to be installed, which the
+#:   base is not, and [ctk] brings it as packages of Python.
+#:
+#: The versions in constraints-VARIANT.txt are what pip resolves these and dasf-hpc's own to, for
+#: Python 3.12 on Linux. The images themselves were not built.
 VARIANTS = {
     "cpu": Variant("debian:bookworm-slim", ("python3", "python3-venv"), debian="bookworm"),
     "cuda12": Variant(
-        "nvidia/cuda:12.9.1-runtime-ubuntu24.04",
+        "nvidia/cuda:12.9.1-base-ubuntu24.04",
         ("cuda-nsight-systems-12-9", "python3", "python3-venv"),
-        ("dask-cuda[cu12]", "cupy-cuda12x", "distributed-ucxx-cu12"),
+        ("dask-cuda[cu12]", "cupy-cuda12x[ctk]", "distributed-ucxx-cu12"),
     ),
     "cuda13": Variant(
-        "nvidia/cuda:13.0.1-runtime-ubuntu24.04",
+        "nvidia/cuda:13.0.1-base-ubuntu24.04",
         ("cuda-nsight-systems-13-0", "python3", "python3-venv"),
-        ("dask-cuda[cu13]", "cupy-cuda13x", "distributed-ucxx-cu13"),
+        ("dask-cuda[cu13]", "cupy-cuda13x[ctk]", "distributed-ucxx-cu13"),
     ),
 }
 

@@ -182,7 +182,7 @@ def submit(
     from dasf_hpc.show.progress import progress
 
     if dry_run:
-        print(run.dry_run(settings, job, arguments or []))
+        print(run.dry_run(settings, job, arguments or [], detach))
         return
     if detach:
         directory = run.detach(settings, job, arguments or [])
@@ -231,7 +231,7 @@ app.command()(settings_options(doctor))
 
 def template(
     system: Annotated[str, typer.Argument(help="slurm or pbs.")],
-    kind: Annotated[str, typer.Argument(help="head, allocation (slurm) or array.")] = "head",
+    kind: Annotated[str, typer.Argument(help="head, allocation or array.")] = "head",
     given: dict[str, Any] | None = None,
 ) -> None:
     """Print a batch script to submit runs with, filled in for the site."""

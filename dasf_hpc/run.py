@@ -39,7 +39,7 @@ from dasf_hpc.launch.credentials import (
     make_credentials,
 )
 from dasf_hpc.launch.environment import check_workers
-from dasf_hpc.launch.head import submit_head
+from dasf_hpc.launch.head import head_script, submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
@@ -58,7 +58,7 @@ from dasf_hpc.manifest import (
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings, settings_words
+from dasf_hpc.settings import Settings, clock_port, settings_words
 from dasf_hpc.steps import Step, Told
 
 if TYPE_CHECKING:
@@ -91,17 +91,23 @@ class RunResult:
     error: DasfHpcError | None = None
 
 
-def dry_run(settings: Settings, job: str, arguments: Sequence[str]) -> str:
+def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bool = False) -> str:
     """Give the batch script of a node job, made but not submitted, and what a node makes of it.
 
-    What is not known before a run stands in capitals: RUN, its name, and the scheduler's address.
+    Of a detached run the head's script is given first. What is not known before a run stands in
+    capitals: RUN, its name, and the scheduler's address.
     """
     launcher_class = choose_launcher(settings)
+    if detached:
+        require_batch(launcher_class)
     script_path = find_job(job)
     container, settings = open_image(settings, script_path.parent)
     place = run_place(settings.runs_dir.absolute() / "RUN", container)
     security = credentials_in(place.directory / "tls") if settings.tls else None
     script = launcher_class(settings, place, security).job_script().rstrip()
+    if detached:
+        head = _detached_head(launcher_class, settings, job, arguments, place.directory)
+        script = f"{head.rstrip()}\n\n{script}"
     if settings.nsys is False:
         return script
     profile = nsys_command(
@@ -238,10 +244,7 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
         What kept the run from being made; nothing is queued then.
     """
     launcher_class = choose_launcher(settings)
-    if launcher_class.name not in ("slurm", "pbs"):
-        raise SettingsError(
-            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
-        )
+    require_batch(launcher_class)
     find_job(job)
     run_shape(settings, launcher_class.local)
     directory = make_run_directory(settings, job)
@@ -254,10 +257,9 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
         started=time.time(),
         on=launcher_class.name,
     )
-    settings = settings.model_copy(update={"on": launcher_class.name})
-    words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
+    script = _detached_head(launcher_class, settings, job, arguments, directory)
     try:
-        head = submit_head(launcher_class.name, settings, words, directory)
+        head = submit_head(launcher_class.name, script, directory)
     except (DasfHpcError, OSError) as error:
         manifest.update(state="failed", ended=time.time(), error=str(error))
         if isinstance(error, OSError):
@@ -267,6 +269,27 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
         raise
     manifest.update(head_job=head)
     return directory
+
+
+def require_batch(launcher_class: type[Launcher]) -> None:
+    """Raise where no batch scheduler would run the head."""
+    if launcher_class.name not in ("slurm", "pbs"):
+        raise SettingsError(
+            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
+        )
+
+
+def _detached_head(
+    launcher_class: type[Launcher],
+    settings: Settings,
+    job: str,
+    arguments: Sequence[str],
+    directory: Path,
+) -> str:
+    """Give the batch script of a detached run's head."""
+    settings = settings.model_copy(update={"on": launcher_class.name})
+    words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
+    return head_script(launcher_class.name, settings, words)
 
 
 def require_nsys(settings: Settings) -> None:
@@ -321,7 +344,7 @@ def _run_job(
         ) from None
     finally:
         interrupts.hold(launcher.cancel_on_stop)
-        if process is not None:
+        if process is not None and not interrupts.at_once:
             process.terminate()
         told(Step("Ending the workers and writing their reports"))
         manifest.update(state="stopping", job_ended=time.time())
@@ -331,6 +354,7 @@ def _run_job(
             manifest.update(workers_joined=len(recorder.joined))
         manifest.update(stop=asdict(report), batch_jobs=launcher.job_ids())
         if process is not None:
+            process.terminate()  # at once: after the workers, for which PBS leaves 10 s in all
             process.wait_output()
 
 
@@ -350,7 +374,7 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
     """Register the plugins: the scheduler hands them to every worker, also to late ones."""
     journals = launcher.place.directory / "journals"
     settings = launcher.settings
-    recorder = SchedulerRecorder(journals)
+    recorder = SchedulerRecorder(journals, clock_port(settings.scheduler_port))
     scheduler = launcher.cluster.scheduler
 
     async def attach() -> None:

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     on: Literal["auto", "slurm", "pbs", "local", "allocation"] = Field(
         "auto",
         description="Where the workers run; auto: SLURM where there is sbatch, PBS where there is "
-        "qsub, else this machine; allocation: on the nodes of the SLURM job that this runs in.",
+        "qsub, else this machine; allocation: on the nodes of the batch job that this runs in.",
     )
     profile: str | None = Field(
         None,
@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         False, description="Have every node job take a whole node, so that no two share one."
     )
     walltime: str = Field("00:30:00", description="Time limit of a node job, [D-]HH:MM:SS.")
+    head_walltime: str | None = Field(
+        None,
+        description="Time limit of the head where it is a batch job (--detach, templates); what "
+        "its nodes wait in the queue counts; default: that of a node job.",
+    )
     walltime_margin: float | None = Field(
         None,
         gt=0,
@@ -105,7 +110,11 @@ class Settings(BaseSettings):
         None, description="Network interface of scheduler and workers, such as ib0."
     )
     scheduler_port: int = Field(
-        0, ge=0, le=65535, description="Port of the Dask scheduler; 0: any free one."
+        0,
+        ge=0,
+        le=65534,
+        description="Port of the Dask scheduler; the next one tells the nodes the time; 0: any "
+        "free ones.",
     )
     tls: bool = Field(
         True,
@@ -155,9 +164,11 @@ class Settings(BaseSettings):
         True, description="Write report.html, a page that shows the run, at its end."
     )
 
-    @field_validator("walltime")
+    @field_validator("walltime", "head_walltime")
     @classmethod
-    def _check_walltime(cls, value: str) -> str:
+    def _check_walltime(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         walltime_seconds(value)
         return value.strip()
 
@@ -296,6 +307,7 @@ def settings_words(settings: Settings) -> list[str]:
 OF_RECORDING = frozenset(
     {
         "gpus_per_node",
+        "head_walltime",
         "min_workers",
         "nsys",
         "nsys_arg",
@@ -330,6 +342,11 @@ def walltime_seconds(text: str) -> int:
     if seconds == 0:
         raise ValueError("it is no time at all")
     return seconds
+
+
+def clock_port(scheduler_port: int) -> int:
+    """Give the port at which the nodes ask for the time: the scheduler's neighbour, 0 for any."""
+    return scheduler_port + 1 if scheduler_port else 0
 
 
 def load_settings(given: dict[str, Any]) -> Settings:

@@ -6,27 +6,35 @@ written, limits that are low, nodes without a network.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
+from dasf_hpc.doctor import examine
 from dasf_hpc.doctor.check import Status
 from dasf_hpc.doctor.examine import apptainer, as_json, batch_scheduler, look_into_image
 from dasf_hpc.doctor.host import HostRequest, clock_synchronisation, host_checks, port
 from dasf_hpc.doctor.trial import compare_versions
 from dasf_hpc.launch.environment import clash, versions_here
+from dasf_hpc.launch.pbs import PbsLauncher
 from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.settings import load_settings
+
+OLDER_DASK = "2026.7.1"
 
 FAILED = 78
 """Exit code for a check that failed, as the README documents it."""
@@ -35,7 +43,10 @@ Found = dict[tuple[str, str], dict[str, str]]
 
 
 def look(
-    *before: str, request: HostRequest | None = None, environment: Mapping[str, str] | None = None
+    *before: str,
+    request: HostRequest | None = None,
+    environment: Mapping[str, str] | None = None,
+    python: str | Path = sys.executable,
 ) -> dict[str, dict[str, str]]:
     """Run the checks of a host in a process of its own, after the words of ``before``."""
     code = (
@@ -46,7 +57,7 @@ def look(
     )
     asked = json.dumps(asdict(request or HostRequest(nsys=False)))
     done = subprocess.run(
-        [*before, sys.executable, "-c", code, asked],
+        [*before, python, "-c", code, asked],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
         env={**os.environ, **(environment or {})},
     )  # fmt: skip
@@ -67,6 +78,25 @@ def broken(folder: Path, *names: str, by: str = "false") -> str:
     for name in names:
         (folder / name).symlink_to(program)
     return f"{folder}:{os.environ['PATH']}"
+
+
+def other_environment(folder: Path, *without: str) -> Path:
+    """Make a virtual environment of this one's packages without some; give its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith((*without, "__pycache__")):
+            (site / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+def install_older_dask(folder: Path) -> None:
+    """Put another Dask, which works, into a folder of packages."""
+    packages = [f"{name}=={OLDER_DASK}" for name in ("dask", "distributed")]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", folder, *packages],
+        stdin=subprocess.DEVNULL, check=True, timeout=120,
+    )  # fmt: skip
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts of one's own need root")
@@ -157,6 +187,27 @@ def test_a_kernel_that_forbids_sampling_and_has_a_slow_clock_is_told(tmp_path: P
     assert "hpet" in found["clock source"]["detail"]
 
 
+@needs_root
+def test_a_kernel_that_does_not_tell_is_no_failure() -> None:
+    # As in some containers: both folders of the kernel are empty.
+    found = look(
+        *in_mounts(
+            "mount -t tmpfs none /sys/devices/system/clocksource/clocksource0",
+            "mount -t tmpfs none /proc/sys/kernel",
+        )
+    )
+    for name in ("clock source", "perf_event_paranoid"):
+        assert found[name]["status"] == "could not look"
+        assert "No such file" in found[name]["detail"]
+
+
+def test_a_missing_package_for_gpus_is_told(tmp_path: Path) -> None:
+    python = other_environment(tmp_path / "venv", "pynvml", "nvidia_ml_py")
+    found = look(request=HostRequest(nsys=False, gpus=1), python=python)
+    assert found["nvml"]["status"] == "fail"
+    assert found["nvml"]["remedy"] == "pip install nvidia-ml-py"
+
+
 @pytest.mark.skipif(
     Path("/proc/driver/nvidia/version").exists(), reason="this machine has an NVIDIA driver"
 )
@@ -189,6 +240,8 @@ def test_a_port_where_nobody_listens_is_told() -> None:
     check = port("compute node", "127.0.0.1", 1)
     assert check.status is Status.FAIL
     assert "--interface" in check.remedy
+    found = look(request=HostRequest(nsys=False, head=("127.0.0.1", 1), clock_port=2))
+    assert (found["port"]["status"], found["clock port"]["status"]) == ("fail", "warn")
 
 
 def test_other_versions_elsewhere_are_told() -> None:
@@ -233,6 +286,26 @@ def test_programs_of_the_batch_scheduler_that_are_missing_or_broken_are_told(
     assert "ended with 1" in check.detail
 
 
+def test_a_batch_scheduler_that_does_not_answer_is_told(
+    openpbs: OpenPbsTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", openpbs.environment["PATH"])
+    monkeypatch.setenv("OPENPBS_TESTBED", str(tmp_path / "gone"))
+    check = batch_scheduler(PbsLauncher, "")
+    assert check.status is Status.FAIL
+    assert "cannot connect to server" in check.detail
+    # A server that takes the question and says nothing.
+    (tmp_path / "deaf").mkdir()
+    monkeypatch.setenv("OPENPBS_TESTBED", str(tmp_path / "deaf"))
+    monkeypatch.setattr(examine, "ANSWER_TIMEOUT_S", 0.5)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf" / "socket"))
+        deaf.listen()
+        check = batch_scheduler(PbsLauncher, "")
+    assert check.status is Status.FAIL
+    assert "qstat did not answer within 0.5 s" in check.detail
+
+
 def test_an_apptainer_that_does_not_work_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +321,17 @@ def test_an_apptainer_that_does_not_work_is_told(
     monkeypatch.setenv("PATH", "/nonexistent")
     (check,), _, _ = look_into_image(asked)
     assert "not on PATH" in check.detail
+
+
+def free_ports() -> int:
+    """Find a port that is free, as is the one after it."""
+    while True:
+        with socket.socket() as one, socket.socket() as next_one:
+            one.bind(("", 0))
+            number: int = one.getsockname()[1]
+            with contextlib.suppress(OSError):
+                next_one.bind(("", number + 1))
+                return number
 
 
 Doctor = Callable[..., tuple[int, Found]]
@@ -277,9 +361,12 @@ def doctor(slurm: SlurmTestbed, tmp_path: Path) -> Doctor:
 
 @pytest.mark.needs("slurm", "nsys")
 def test_a_cluster_where_all_is_well(doctor: Doctor, slurm: SlurmTestbed, tmp_path: Path) -> None:
-    code, found = doctor("--nodes", "2", "--memory", "8GB", "--nsys")
+    number = free_ports()
+    words = ("--nodes", "2", "--memory", "8GB", "--nsys", "--scheduler-port", str(number))
+    code, found = doctor(*words)
     assert code == 0, found
-    for name in ("trial job", "shared file system", "tls", "versions", "port", "nvtx range"):
+    names = ("trial job", "shared file system", "tls", "versions", "port", "clock port")
+    for name in (*names, "nvtx range"):
         assert found["compute node", name]["status"] == "ok", found["compute node", name]
     assert found["login node", "batch scheduler"]["status"] == "ok"
     assert found["compute node", "scratch folder"]["detail"].split(":")[0] in slurm.nodes
@@ -290,9 +377,14 @@ def test_a_cluster_where_all_is_well(doctor: Doctor, slurm: SlurmTestbed, tmp_pa
 def test_nodes_that_do_not_reach_the_head_are_told(doctor: Doctor) -> None:
     # The batch script starts itself again with a network of its own: no way to the head.
     alone = '[ -n "$ALONE" ] || ALONE=1 exec unshare --net bash "$0"'
-    code, found = doctor("--prologue", alone)
+    number = free_ports()
+    with socket.create_server(("", number + 1)):  # nor can the head use the port beside its own
+        code, found = doctor("--prologue", alone, "--scheduler-port", str(number))
     assert code == FAILED
     assert found["compute node", "port"]["status"] == "fail"
+    assert found["compute node", "clock port"]["status"] == "warn"
+    assert found["login node", "clock port"]["status"] == "warn"
+    assert "in use" in found["login node", "clock port"]["detail"]
     assert found["compute node", "shared file system"]["status"] == "ok"
     assert found["compute node", "tls"]["status"] == "could not look"
 
@@ -316,7 +408,23 @@ def test_a_trial_job_that_is_refused_or_waits_is_told(doctor: Doctor) -> None:
     code, found = doctor("--directive=--begin=now+1hour", "--start-timeout", "4", "--no-tls")
     assert code == 0
     assert found["compute node", "trial job"]["status"] == "could not look"
+    assert found["compute node", "shared file system"]["status"] == "could not look"
     assert found["compute node", "tls"]["status"] == "warn"
+    code, found = doctor("--prologue", "echo no such module >&2; exit 3")
+    assert code == FAILED
+    assert found["compute node", "trial job"]["status"] == "fail"
+    assert "no such module" in found["compute node", "trial job"]["detail"]
+    assert Path(found["login node", "logs"]["detail"].split(": ")[1]).is_dir()
+
+
+@pytest.mark.needs("slurm")
+def test_another_dask_on_the_nodes_is_told(doctor: Doctor, tmp_path: Path) -> None:
+    python = other_environment(tmp_path / "venv", "dask-", "distributed", "dask")
+    install_older_dask(next((tmp_path / "venv").glob("lib/python*/site-packages")))
+    code, found = doctor("--worker-python", str(python))
+    assert code == FAILED
+    assert found["compute node", "versions"]["status"] == "fail"
+    assert f"has dask {OLDER_DASK}, the head" in found["compute node", "versions"]["detail"]
 
 
 @pytest.mark.needs("slurm")
@@ -324,6 +432,23 @@ def test_a_runs_directory_that_cannot_be_made_is_told(doctor: Doctor) -> None:
     code, found = doctor("--runs-dir", "/proc/nowhere")
     assert code == FAILED
     assert found["login node", "runs directory"]["status"] == "fail"
+
+
+def test_a_cluster_with_pbs_where_all_is_well(openpbs: OpenPbsTestbed, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "dasf_hpc.cli", "doctor", "--on", "pbs", "--json"),
+            *("--interface", "lo", "--no-nsys", "--memory", "1GB"),
+        ],
+        env={**os.environ, **openpbs.environment}, cwd=tmp_path,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    found = {(c["where"], c["name"]): c["status"] for c in json.loads(done.stdout)["checks"]}
+    names = ("trial job", "shared file system", "tls", "versions", "port")
+    assert {found["compute node", name] for name in names} == {"ok"}
+    assert found["login node", "batch scheduler"] == "ok"
+    openpbs.wait_until_empty()
 
 
 def test_a_host_without_the_batch_scheduler_is_told(tmp_path: Path) -> None:

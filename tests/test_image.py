@@ -8,11 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from readme import readme_block, readme_command
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
@@ -83,7 +86,7 @@ def test_a_definition_is_whole_and_its_scripts_are_shell(variant: str) -> None:
     if variant.startswith("cuda"):
         assert f"nvidia/cuda:{variant[-2:]}." in parts[""]
         assert f"cuda-nsight-systems-{variant[-2:]}-" in parts["%post"]
-        for package in (f"dask-cuda[cu{variant[-2:]}]", f"cupy-cuda{variant[-2:]}x", "ucxx"):
+        for package in (f"dask-cuda[cu{variant[-2:]}]", f"cupy-cuda{variant[-2:]}x[ctk]", "ucxx"):
             assert package in parts["%post"]
 
 
@@ -95,7 +98,12 @@ def test_every_package_of_an_image_is_pinned(variant: str) -> None:
     requires = importlib.metadata.requires("dasf-hpc") or []
     direct = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
     assert direct <= names
-    assert ("dask-cuda" in names) == variant.startswith("cuda")
+    # What a variant adds is pinned, too, with the toolkit that CuPy compiles with.
+    post = sections((ROOT / "containers" / f"{variant}.def").read_text())["%post"]
+    added = re.findall(r"'([\w-]+)(?:\[\w+\])?'", post)
+    assert set(added) <= names
+    assert bool(added) == variant.startswith("cuda")
+    assert ("cuda-toolkit" in names) == any("cuda-runtime" in name for name in names) == bool(added)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -195,25 +203,32 @@ def debian_mirror() -> str:
     pytest.skip("this machine has no Debian mirror in /etc/apt")
 
 
-@pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the cpu image, built from this checkout with the versions of this environment.
-
-    That takes minutes: whoever works on these tests keeps one and names it in a variable.
-    """
-    if kept := os.environ.get("DASF_HPC_TEST_IMAGE"):
-        return Path(kept)
-    folder = tmp_path_factory.mktemp("image")
-    constraints = folder / "constraints.txt"
-    constraints.write_text(
-        "".join(
-            f"{found.name}=={found.version}\n"
-            for found in importlib.metadata.distributions()
-            if found.name not in ("dasf-hpc", "pip", "setuptools")
-        )
+def environment_of_packages(folder: Path) -> None:
+    """Make a virtual environment that sees this one's packages, so that pip need not get them."""
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", folder],
+        stdin=subprocess.DEVNULL,
+        check=True,
     )
-    arguments = [f"mirror={debian_mirror()}", f"constraints={constraints}"]
-    words: list[str] = []
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a fresh clone in which the README's commands have built ``dasf-hpc.sif``.
+
+    That takes minutes: whoever works on these tests keeps an image and names it in a variable.
+    """
+    clone = tmp_path_factory.mktemp("image") / "dasf-hpc"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], stdin=subprocess.DEVNULL, check=True)
+    environment_of_packages(clone / ".venv")
+    lines = readme_block("image")
+    assert lines.rstrip().endswith(readme_command("image", "sbatch"))
+    lines = lines[: lines.index("sbatch")]
+    if kept := os.environ.get("DASF_HPC_TEST_IMAGE"):
+        (clone / "dasf-hpc.sif").symlink_to(kept)
+        lines = lines[: lines.index("dasf-hpc image build")]
     cache = Path(
         subprocess.run(
             [sys.executable, "-m", "pip", "cache", "dir"],
@@ -221,24 +236,30 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ).stdout.strip()
     )  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
-    words += ["--bind", f"{cache}:/media"]
-    variables = "PIP_CACHE_DIR=/media"
-    certificates = os.environ.get("PIP_CERT")
-    if certificates:  # a site whose proxy has a certificate of its own
-        words += ["--bind", f"{Path(certificates).parent}:/mnt"]
+    binds, variables = f"{cache}:/media", "PIP_CACHE_DIR=/media"
+    if certificates := os.environ.get("PIP_CERT"):  # a site whose proxy has one of its own
+        binds += f",{Path(certificates).parent}:/mnt"
         variables += f" PIP_CERT=/mnt/{Path(certificates).name}"
-    arguments.append(f"environment={variables}")
-    for argument in arguments:
-        words += ["--build-arg", argument]
-    target = folder / "cpu.sif"
-    done = cli(
-        "image", "build", str(target), "--variant", "cpu", "--fakeroot", *words,
-        folder=folder, timeout=1100,
-        # Six seconds instead of forty, and a little larger.
-        environment={"APPTAINER_MKSQUASHFS_ARGS": "-Xcompression-level 1"},
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", lines],
+        cwd=clone, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1100,
+        env={
+            **os.environ,
+            "MIRROR": debian_mirror(),
+            "BUILD_VARIABLES": variables,
+            "APPTAINER_BIND": binds,
+            # Six seconds instead of forty, and a little larger.
+            "APPTAINER_MKSQUASHFS_ARGS": "-Xcompression-level 1",
+        },
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
-    return target
+    return clone
+
+
+@pytest.fixture(scope="session")
+def image(checkout: Path) -> Path:
+    """Give the cpu image, built from this checkout with the versions of this environment."""
+    return (checkout / "dasf-hpc.sif").resolve()
 
 
 JOB = """
@@ -253,6 +274,44 @@ JOB = """
     assert len(found) == 1, found
     print("all in", *found.pop())
 """
+
+
+@pytest.mark.needs("slurm", "nsys", "apptainer")
+def test_from_a_fresh_clone_to_a_report_with_the_readmes_commands(
+    slurm: SlurmTestbed, checkout: Path
+) -> None:
+    (checkout / "job.py").write_text(textwrap.dedent(JOB))
+    slurm.wait_until_idle()
+    programs = f"{checkout / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    settings = {"INTERFACE": "lo", "MEMORY": "8GB", "NSYS": "true"}  # as a site's own file has them
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", readme_command("image", "sbatch")],
+        cwd=checkout, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+        env={
+            **os.environ,
+            **slurm.environment,
+            **{f"DASF_HPC_{name}": value for name, value in settings.items()},
+            "PATH": programs,
+        },
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while slurm.queue():
+        assert time.monotonic() < deadline, slurm.queue()
+        time.sleep(0.2)
+    said = "\n".join(path.read_text() for path in checkout.glob("slurm-*.out"))
+    assert done.returncode == 0, done.stderr
+    (run,) = (checkout / "runs").iterdir()
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["state"] == "complete", said
+    assert f"all in {checkout / 'dasf-hpc.sif'} /opt/dasf-hpc" in (run / "logs/job.out").read_text()
+    with open_trace(run) as trace:
+        assert len(trace.tasks) == trace.reports["linked"].sum() == 40
+        assert list(trace.reports["status"]) == ["joined"] * 2
+        workers = trace.processes[trace.processes["role"] == "worker"]
+        assert len(set(trace.nodes["hostname"].iloc[workers["node"]])) == 2
+    report = (run / "report.html").read_text()
+    assert report.startswith("<!doctype html>")
+    assert run.name in report
 
 
 @pytest.mark.needs("slurm", "nsys", "apptainer")
@@ -304,30 +363,32 @@ def test_the_doctor_looks_into_the_image(slurm: SlurmTestbed, image: Path, tmp_p
     assert found["compute node", "trial job"] == "could not look"
 
 
-@pytest.mark.xdist_group("cluster")  # with those that use the image too: it is built once
 @pytest.mark.needs("apptainer")
 def test_other_versions_inside_are_told_before_anything_is_queued(
     image: Path, tmp_path: Path
 ) -> None:
-    site = tmp_path / "other"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import importlib.metadata as metadata, os\n"
-        "real = metadata.version\n"
-        "if 'APPTAINER_CONTAINER' in os.environ:\n"
-        "    metadata.version = lambda name: '2020.1.0' if name == 'dask' else real(name)\n"
-    )
-    (tmp_path / "job.py").write_text("print('never run')")
-    done = cli(
-        "submit", "--on", "local", "--image", str(image), "job.py",
-        folder=tmp_path, environment={"PYTHONPATH": str(site)},
+    # Inside, and only there, another Dask comes before the image's.
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "-q", "--no-deps"),
+            *("-t", tmp_path / "other", "dask==2026.7.1"),
+        ],
+        stdin=subprocess.DEVNULL, check=True, timeout=120,
     )  # fmt: skip
+    environment = {"APPTAINERENV_PYTHONPATH": str(tmp_path / "other")}
+    (tmp_path / "job.py").write_text("print('never run')")
+    words = ("--on", "local", "--image", str(image))
+    done = cli("submit", *words, "job.py", folder=tmp_path, environment=environment)
     assert done.returncode == 74, done.stderr
-    assert "dask 2020.1.0" in done.stderr
+    assert "dask 2026.7.1" in done.stderr
     assert not (tmp_path / "runs").exists()
+    done = cli("doctor", *words, "--json", folder=tmp_path, environment=environment)
+    assert done.returncode == 78, done.stderr
+    found = {(c["where"], c["name"]): c for c in json.loads(done.stdout)["checks"]}
+    assert found["image", "versions"]["status"] == "fail"
+    assert "dask 2026.7.1" in found["image", "versions"]["detail"]
 
 
-@pytest.mark.xdist_group("cluster")
 @pytest.mark.needs("apptainer")
 def test_the_image_runs_the_program_and_tells_its_versions(image: Path, tmp_path: Path) -> None:
     done = subprocess.run(

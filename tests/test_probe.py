@@ -242,3 +242,34 @@ def test_a_responder_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
             return True
 
     assert wait_for(gone)
+
+
+def test_a_fixed_port_of_the_scheduler_fixes_the_clocks_too(tmp_path: Path) -> None:
+    while True:
+        with socket.socket() as one, socket.socket() as next_one:
+            one.bind(("", 0))
+            number: int = one.getsockname()[1]
+            with contextlib.suppress(OSError):
+                next_one.bind(("", number + 1))
+                break
+    (tmp_path / "job.py").write_text(
+        "import json, os\n"
+        f"path = os.path.join(os.environ['DASF_HPC_RUN'], 'journals', {CONTACT!r})\n"
+        "print(os.environ['DASK_SCHEDULER_ADDRESS'], json.load(open(path))['port'])\n"
+    )
+    words = ("submit", "--on", "local", "--no-nsys", "--no-report", "--scheduler-port", str(number))
+    done = subprocess.run(
+        [sys.executable, "-m", "dasf_hpc.cli", *words, "job.py"],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f":{number} {number + 1}" in done.stdout
+
+
+def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="in use"),
+    ):
+        ResponderProcess(tmp_path, "127.0.0.1", taken.getsockname()[1])
+    assert not (tmp_path / CONTACT).exists()

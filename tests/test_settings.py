@@ -275,7 +275,7 @@ def test_an_unknown_key_that_resembles_nothing_lists_what_there_is(refused: Refu
         (["--threads-per-worker", "-1"], "--threads-per-worker is -1"),
         (["--gpus-per-node", "-1"], "--gpus-per-node is -1"),
         (["--min-workers", "0"], "--min-workers is 0"),
-        (["--scheduler-port", "70000"], "65535"),
+        (["--scheduler-port", "70000"], "65534"),
         (["--start-timeout", "0"], "--start-timeout is 0.0"),
         (["--stop-timeout", "-5"], "--stop-timeout is -5.0"),
         (["--sample-interval", "nan"], "--sample-interval is nan"),

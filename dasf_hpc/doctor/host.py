@@ -77,6 +77,8 @@ class HostRequest:
         The nsys to use; None: from PATH.
     head
         Address and port of the head to connect to, None to leave that out.
+    clock_port
+        Port there that tells nodes the time; 0 where it is any free one.
     """
 
     scratch: str | None = None
@@ -84,6 +86,7 @@ class HostRequest:
     nsys: bool | None = None
     nsys_path: str | None = None
     head: tuple[str, int] | None = None
+    clock_port: int = 0
 
 
 def host_checks(where: str, request: HostRequest) -> list[Check]:
@@ -99,6 +102,8 @@ def host_checks(where: str, request: HostRequest) -> list[Check]:
     ]
     if request.head is not None:
         checks.append(port(where, *request.head))
+        if request.clock_port:
+            checks.append(clock_port(where, request.head[0], request.clock_port))
     return checks
 
 
@@ -373,17 +378,29 @@ def open_files(where: str) -> Check:
 
 def port(where: str, host: str, number: int) -> Check:
     """Connect to the head's port."""
-    name = "port"
+    problem = _unreachable(host, number)
+    if problem:
+        remedy = "name a network that both see with --interface, or an open port with "
+        return fail("port", where, problem, f"{remedy}--scheduler-port")
+    return ok("port", where, f"{host}:{number} of the head can be reached")
+
+
+def clock_port(where: str, host: str, number: int) -> Check:
+    """Connect to the head's port that tells nodes the time."""
+    problem = _unreachable(host, number)
+    if problem:
+        remedy = "open the port after --scheduler-port, too; without it times are less exact"
+        return warn("clock port", where, problem, remedy)
+    return ok("clock port", where, f"{host}:{number} of the head can be reached")
+
+
+def _unreachable(host: str, number: int) -> str:
+    """Say why a port of the head cannot be reached; nothing where it can."""
     try:
         socket.create_connection((host, number), CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        return fail(
-            name,
-            where,
-            f"{host}:{number} of the head cannot be reached: {error.strerror or error}",
-            "name a network that both see with --interface, or an open port with --scheduler-port",
-        )
-    return ok(name, where, f"{host}:{number} of the head can be reached")
+        return f"{host}:{number} of the head cannot be reached: {error.strerror or error}"
+    return ""
 
 
 # ------------------------------------------------------------------------------------ as a program

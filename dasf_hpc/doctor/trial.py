@@ -6,6 +6,7 @@ the node finds comes back through the folder that head and nodes should share.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from dasf_hpc.launch.environment import Versions, clash, versions_here
 from dasf_hpc.launch.image import Container
 from dasf_hpc.launch.launcher import Launcher, RunPlace
 from dasf_hpc.manifest import make_run_directory
-from dasf_hpc.settings import Settings
+from dasf_hpc.settings import Settings, clock_port
 
 #: How long the trial job may wait in the queue and start, unless --start-timeout says otherwise.
 TRIAL_TIMEOUT_S = 30.0
@@ -49,7 +50,9 @@ def trial(
     directory = make_run_directory(settings, "doctor")
     checks: list[Check] = []
     try:
-        checks = _trial(launcher_class, settings, directory, container)
+        with contextlib.ExitStack() as listening:
+            checks = _listen_beside(settings, listening)
+            checks += _trial(launcher_class, settings, directory, container)
     except DasfHpcError as error:
         checks = [fail(NAMES[0], COMPUTE, str(error), "see the batch scheduler's own words")]
         checks += [could_not_look(n, COMPUTE, "the trial job did not run") for n in NAMES[1:]]
@@ -63,6 +66,20 @@ def trial(
         else:
             shutil.rmtree(directory, ignore_errors=True)
     return checks
+
+
+def _listen_beside(settings: Settings, listening: contextlib.ExitStack) -> list[Check]:
+    """Listen where a run's clock responder would, if the scheduler's port is a fixed one."""
+    number = clock_port(settings.scheduler_port)
+    if not number:
+        return []
+    try:
+        listening.enter_context(socket.create_server(("", number)))
+    except OSError as error:
+        detail = f"port {number} of this host, after --scheduler-port, cannot be used: "
+        remedy = "choose another --scheduler-port; without this one times are less exact"
+        return [warn("clock port", LOGIN, detail + (error.strerror or str(error)), remedy)]
+    return []
 
 
 def _trial(
@@ -79,6 +96,7 @@ def _trial(
         nsys=settings.nsys,
         nsys_path=settings.nsys_path,
         head=("127.0.0.1" if launcher_class.local else head, number),
+        clock_port=clock_port(settings.scheduler_port),
     )
     if container is not None:
         container = container.with_binds([directory])

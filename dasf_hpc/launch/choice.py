@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from dasf_hpc.errors import ProgramMissingError
-from dasf_hpc.launch.allocation import AllocationLauncher
+from dasf_hpc.launch.allocation import AllocationLauncher, allocation_launcher
 from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.local import LocalLauncher
 from dasf_hpc.launch.pbs import PbsLauncher
@@ -26,12 +26,14 @@ def choose_launcher(settings: Settings) -> type[Launcher]:
     ------
     ProgramMissingError
         If a batch scheduler was asked for that this host cannot submit to.
+    SettingsError
+        If a batch job's own nodes were asked for, and this is none.
     """
     if settings.on == "auto":
         for candidate in LAUNCHERS.values():
             if candidate.submit_program is None or shutil.which(candidate.submit_program):
                 return candidate
-    launcher = LAUNCHERS[settings.on]
+    launcher = allocation_launcher() if settings.on == "allocation" else LAUNCHERS[settings.on]
     program = launcher.submit_program
     if program is not None and not shutil.which(program):
         raise ProgramMissingError(

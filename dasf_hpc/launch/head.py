@@ -21,7 +21,7 @@ TEMPLATES = {
         "allocation": "allocation.sbatch",
         "array": "array.sbatch",
     },
-    "pbs": {"head": "dasf-hpc.pbs", "array": "array.pbs"},
+    "pbs": {"head": "dasf-hpc.pbs", "allocation": "allocation.pbs", "array": "array.pbs"},
 }
 _SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
 #: What squeue and qstat say of a job that is over and forgotten.
@@ -47,7 +47,8 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
         )
     settings = with_jobqueue_yaml(settings, system)
     text = (shipped(system) / known[kind]).read_text(encoding="utf-8")
-    seconds = walltime_seconds(settings.walltime)
+    limit = settings.walltime if kind == "allocation" else settings.head_walltime
+    seconds = walltime_seconds(limit or settings.walltime)
     walltime = f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
     if system == "slurm":
         mark, queue = "#SBATCH ", "--partition="
@@ -67,8 +68,8 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
     return text
 
 
-def submit_head(system: str, settings: Settings, words: Sequence[str], directory: Path) -> str:
-    """Submit the head of a run as a batch job; give its id.
+def head_script(system: str, settings: Settings, words: Sequence[str]) -> str:
+    """Give the batch script of a run's head.
 
     Parameters
     ----------
@@ -78,13 +79,6 @@ def submit_head(system: str, settings: Settings, words: Sequence[str], directory
         Those of the run.
     words
         Of ``dasf-hpc submit``.
-    directory
-        The run's directory.
-
-    Raises
-    ------
-    BatchError
-        If the job is refused.
     """
     text = filled_template(system, "head", settings)
     begin = text.index(_SITE)
@@ -94,8 +88,28 @@ def submit_head(system: str, settings: Settings, words: Sequence[str], directory
         *settings.prologue,
         f"exec {shlex.join([sys.executable, '-m', 'dasf_hpc.cli', 'submit', *words])}",
     ]
+    return text[:begin] + "\n".join(commands) + "\n"
+
+
+def submit_head(system: str, script: str, directory: Path) -> str:
+    """Submit the head of a run as a batch job; give its id.
+
+    Parameters
+    ----------
+    system
+        slurm or pbs.
+    script
+        What `head_script` gives.
+    directory
+        The run's directory.
+
+    Raises
+    ------
+    BatchError
+        If the job is refused.
+    """
     path = directory / "scripts" / "head.sh"
-    path.write_text(text[:begin] + "\n".join(commands) + "\n", encoding="utf-8")
+    path.write_text(script, encoding="utf-8")
     program = shutil.which(_SUBMIT[system]) or _SUBMIT[system]
     try:
         done = subprocess.run(

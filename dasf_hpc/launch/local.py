@@ -36,16 +36,16 @@ class LocalNodeJob(NodeJob, LocalJob):
         script: str = super().job_script()
         return "#!/usr/bin/env bash\n" + script.lstrip("\n")
 
-    def command(self, script: str) -> list[str]:
-        """Give the words that run the script."""
+    def command(self, script: str, log: Path) -> list[str]:
+        """Give the words that run the script, and write to the log if their output is not all."""
         return ["bash", script]
 
     async def _submit_job(self, script_filename: str) -> str:
         log = self.launcher.place.directory / "logs" / f"{Path(script_filename).stem}.log"
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             # A session of its own: Ctrl-C in the terminal is for the run, which ends the job.
             self.process = subprocess.Popen(
-                self.command(script_filename),
+                self.command(script_filename, log),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

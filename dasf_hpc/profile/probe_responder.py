@@ -142,6 +142,8 @@ class ResponderProcess:
         The run's folder of journals, where recorders find how to reach it.
     host
         The address, of this host, at which they may.
+    port
+        The port there; 0 for any free one.
 
     Raises
     ------
@@ -149,11 +151,13 @@ class ResponderProcess:
         If it cannot listen there or be started.
     """
 
-    def __init__(self, directory: Path, host: str) -> None:
+    def __init__(self, directory: Path, host: str, port: int = 0) -> None:
         secret = secrets.token_bytes(32)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as listener:
-            listener.bind((host, 0))
+            # As Dask does: the last run's connections may linger on a port that is always the same.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
             listener.listen(1024)
             self._contact = write_contact(directory, (host, listener.getsockname()[1]), secret)
             words = ["--listener", str(listener.fileno()), "--contact", str(self._contact)]

@@ -40,10 +40,13 @@ class SchedulerRecorder(SchedulerPlugin):
     ----------
     directory
         Folder of the run's journals.
+    clock_port
+        Where the clock responder listens; 0 for any free port.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock_port: int = 0) -> None:
         self.name = "dasf-hpc-scheduler"
+        self._clock_port = clock_port
         self._directory = directory
         self._responder: ResponderProcess | None = None
         self._journal = Journal(journal_path(directory, "scheduler"), process_document("scheduler"))
@@ -57,9 +60,10 @@ class SchedulerRecorder(SchedulerPlugin):
         scheduler.handlers[PROBE_HANDLER] = answer_probe
         try:
             host = get_address_host(scheduler.address)
-            self._responder = ResponderProcess(self._directory, host)
+            self._responder = ResponderProcess(self._directory, host, self._clock_port)
         except (OSError, ValueError) as error:  # workers' probes over Dask's connections must do
-            logger.warning("dasf-hpc: no clock responder: %s", error)
+            where = f" at port {self._clock_port}" if self._clock_port else ""
+            logger.warning("dasf-hpc: no clock responder%s: %s", where, error)
         self._task = asyncio.ensure_future(self._keep_anchors())
 
     async def _keep_anchors(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system.conftest import Submit, command
-from testbed.openpbs import OpenPbsTestbed
+from readme import readme_command
+from system.conftest import NO_REPORT, Submit, command
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
-from dasf_hpc.launch.head import TEMPLATES
+from dasf_hpc.errors import ProgramMissingError, SettingsError
+from dasf_hpc.launch.choice import choose_launcher
+from dasf_hpc.launch.head import TEMPLATES, filled_template
+from dasf_hpc.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dasf-hpc")
@@ -30,7 +34,7 @@ JOB = """
         time.sleep(seconds)
         return socket.gethostname()
 
-    seconds = float(sys.argv[1])
+    seconds = float(sys.argv[1]) if sys.argv[1:] else 0.02
     with Client() as client:
         print("ran on", *sorted(set(client.gather(client.map(where, range(40), seconds=seconds)))))
 """
@@ -66,6 +70,19 @@ def run(
     )  # fmt: skip
     assert done.returncode == code, f"{words}: {done.stderr}\n{done.stdout}"
     return done.stdout
+
+
+def run_readme(
+    cluster: SlurmTestbed, folder: Path, part: str, more: Mapping[str, str] | None = None
+) -> str:
+    """Run a command of the README as a user does: dasf-hpc on PATH, the templates at hand."""
+    for name in ("slurm", "pbs"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"DASF_HPC_INTERFACE": "lo", "DASF_HPC_MEMORY": "8GB", **NO_REPORT, **(more or {})}
+    words = ("bash", "-euo", "pipefail", "-c", readme_command("batch", part))
+    return run(cluster, folder, *words, more={"PATH": path, **settings})
 
 
 def manifest(directory: Path) -> dict[str, Any]:
@@ -107,10 +124,78 @@ def test_templates_are_clean_as_they_are_and_filled_in(
 
 def test_an_unknown_template_is_told(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("template", "pbs", "allocation"), cwd=tmp_path, capture_output=True, text=True
+        command("template", "pbs", "sweep"), cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 64
-    assert "there are: head, array" in done.stderr
+    assert "there are: head, allocation, array" in done.stderr
+
+
+def test_the_readmes_template_is_printed(tmp_path: Path) -> None:
+    words = readme_command("batch", "dasf-hpc template")
+    path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-c", words], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True
+    )
+    (written,) = tmp_path.iterdir()
+    assert "\n#SBATCH --account=abc123\n" in written.read_text()
+    assert "\nmodule load cuda\n" in written.read_text()
+
+
+def test_a_head_may_live_longer_than_its_nodes(
+    tmp_path: Path, script: Callable[[str], str]
+) -> None:
+    given = {"walltime": "01:00:00", "head_walltime": "1-00:00:00"}
+    for system, kind, limit in (
+        ("slurm", "head", "#SBATCH --time=24:00:00\n"),
+        ("slurm", "allocation", "#SBATCH --time=01:00:00\n"),
+        ("pbs", "array", "#PBS -l walltime=24:00:00\n"),
+    ):
+        assert limit in filled_template(system, kind, load_settings(given))
+    words = ("--walltime", "01:00:00", "--head-walltime", "1-00:00:00")
+    (tmp_path / "sbatch").symlink_to("/bin/true")
+    printed = subprocess.run(
+        command("submit", "--dry-run", "--detach", "--on", "slurm", *words, script("pass"), "word"),
+        cwd=tmp_path, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "#SBATCH --time=24:00:00\n" in printed
+    assert "job.py word\n" in printed
+    assert re.search(r"#SBATCH -t 01:00:00", printed)
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "says"),
+    [
+        ("slurm/array.sbatch", {}, "give the file of parameters"),
+        ("slurm/array.sbatch", {"line": "'never closed"}, "unmatched"),
+        ("slurm/dasf-hpc.sbatch", {}, "dasf-hpc: not found"),
+        ("slurm/allocation.sbatch", {}, "dasf-hpc: not found"),
+        ("pbs/dasf-hpc.pbs", {}, "give the words of dasf-hpc submit"),
+        ("pbs/dasf-hpc.pbs", {"RUN": "'never closed"}, "unmatched"),
+        ("pbs/dasf-hpc.pbs", {"RUN": "job.py", "PBS_O_WORKDIR": "/nonexistent"}, "/nonexistent"),
+        ("pbs/allocation.pbs", {}, "give the words of dasf-hpc submit"),
+        ("pbs/allocation.pbs", {"RUN": "'never closed"}, "unmatched"),
+        ("pbs/allocation.pbs", {"RUN": "job.py"}, "dasf-hpc: not found"),
+        ("pbs/array.pbs", {}, "give the file of parameters"),
+        ("pbs/array.pbs", {"line": "1"}, "give the words of dasf-hpc submit"),
+        ("pbs/array.pbs", {"line": "'never closed", "RUN": "job.py"}, "unmatched"),
+    ],
+)
+def test_a_template_that_lacks_something_says_what_and_runs_nothing(
+    template: str, given: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    given = {**given, "SLURM_ARRAY_TASK_ID": "1", "PBS_ARRAY_INDEX": "1"}
+    words = []
+    if "line" in given:
+        (tmp_path / "sweep.txt").write_text(given.pop("line") + "\n")
+        given["PARAMETERS"] = "sweep.txt"
+        words = ["sweep.txt", "job.py"]
+    done = subprocess.run(
+        ["bash", str(ROOT / template), *words],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PBS_NODEFILE": "/dev/null", **given},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert says in done.stderr, done.stderr
 
 
 @pytest.mark.needs("slurm", "nsys")
@@ -119,13 +204,11 @@ def test_a_detached_run_is_listed_logged_and_complete(
 ) -> None:
     script(JOB)
     begun = time.monotonic()
-    out = run(
-        cluster, tmp_path, *command("submit", "--detach", "--json"), "--on", "slurm", "--nodes",
-        "2", "--memory", "8GB", "--interface", "lo", "--nsys", "job.py", "0.02",
-    )  # fmt: skip
+    directory = Path(run_readme(cluster, tmp_path, "--detach", {"DASF_HPC_NSYS": "true"}).strip())
     assert time.monotonic() - begun < 20
-    directory = Path(json.loads(out)["directory"])
-    assert manifest(directory)["head_job"]
+    # The head has a time limit of its own.
+    limit = ("squeue", "--noheader", "--jobs", manifest(directory)["head_job"], "--format=%l")
+    assert run(cluster, tmp_path, *limit).strip() == "4:00:00"
 
     def state() -> str:
         (listed,) = json.loads(run(cluster, tmp_path, *command("runs", "--json")))
@@ -196,18 +279,13 @@ def test_the_head_and_a_sweep_as_batch_jobs(
     cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
 ) -> None:
     script(JOB)
-    environment = {"DASF_HPC": str(PROGRAM), "DASF_HPC_INTERFACE": "lo", "DASF_HPC_NSYS": "false"}
-    run(
-        cluster, tmp_path, "sbatch", "--wait", str(ROOT / "slurm" / "dasf-hpc.sbatch"),
-        "--nsys", "job.py", "0.01", more=environment,
-    )  # fmt: skip
+    run_readme(cluster, tmp_path, "slurm/dasf-hpc.sbatch", {"DASF_HPC_NSYS": "true"})
+    wait_until(lambda: cluster.queue() == [], 120, "end of the run")
     (first,) = (tmp_path / "runs").iterdir()
     assert manifest(first)["state"] == "complete", said(tmp_path)
     (tmp_path / "sweep.txt").write_text("0.001\n'0.002'\n")
-    run(
-        cluster, tmp_path, "sbatch", "--wait", "--array=1-2",
-        str(ROOT / "slurm" / "array.sbatch"), "sweep.txt", "job.py", more=environment,
-    )  # fmt: skip
+    run_readme(cluster, tmp_path, "slurm/array.sbatch", {"DASF_HPC_NSYS": "false"})
+    wait_until(lambda: cluster.queue() == [], 120, "end of the sweep")
     sweep = [manifest(path) for path in (tmp_path / "runs").iterdir() if path != first]
     assert sorted(content["arguments"] for content in sweep) == [["0.001"], ["0.002"]]
     assert {content["state"] for content in sweep} == {"complete"}, said(tmp_path)
@@ -218,11 +296,9 @@ def test_one_allocation_has_workers_on_every_node(
     cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
 ) -> None:
     script(JOB)
-    run(
-        cluster, tmp_path, "sbatch", "--wait", "--nodes=3", "--mem=9G", "--cpus-per-task=4",
-        str(ROOT / "slurm" / "allocation.sbatch"), "--interface", "lo", "--nsys", "job.py", "0.05",
-        more={"DASF_HPC": str(PROGRAM)},
-    )  # fmt: skip
+    more = {"DASF_HPC_NSYS": "true", "SBATCH_MEM_PER_NODE": "9G"}
+    run_readme(cluster, tmp_path, "slurm/allocation.sbatch", more)
+    wait_until(lambda: cluster.queue() == [], 120, "end of the allocation")
     (directory,) = (tmp_path / "runs").iterdir()
     content = manifest(directory)
     assert content["state"] == "complete", said(tmp_path)
@@ -262,36 +338,12 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
         assert list(trace.reports["status"]) == ["joined"] * 2, trace.reports.to_string()
 
 
-def test_an_allocation_needs_a_job(submit: Submit, script: Callable[[str], str]) -> None:
-    done = submit("--on", "allocation", script("pass"), environment={"PATH": "/nonexistent"})
-    assert done.code == 69
-    assert "srun" in done.err
-
-
-def test_a_pbs_head_filled_in_takes_its_words_from_a_variable(
-    openpbs: OpenPbsTestbed, script: Callable[[str], str], tmp_path: Path
-) -> None:
-    script(JOB)
-    # This PBS tells jobs nothing of itself; a site's own lines do.
-    told = [f"export {name}={value}" for name, value in openpbs.environment.items()]
-    filled = subprocess.run(
-        command("template", "pbs", *(f"--prologue={line}" for line in told)),
-        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    (tmp_path / "head.pbs").write_text(filled)
-    environment = {
-        **os.environ, **openpbs.environment, "RUN": "--no-nsys --memory 1GB job.py '0.01'",
-    }  # fmt: skip
-    subprocess.run(
-        ["qsub", "-V", "head.pbs"],
-        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60,
-    )  # fmt: skip
-    runs = tmp_path / "runs"
-    done = ("complete", "partial", "failed")
-    wait_until(
-        lambda: any(manifest(path.parent)["state"] in done for path in runs.glob("*/run.json")),
-        120,
-        "end of the run",
-    )
-    (directory,) = runs.iterdir()
-    assert manifest(directory)["state"] == "complete", manifest(directory)
+def test_an_allocation_needs_a_job_and_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({"on": "allocation"})
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SettingsError, match="this is no batch job"):
+        choose_launcher(settings)
+    for variable, program in (("PBS_NODEFILE", "pbsdsh"), ("SLURM_JOB_NODELIST", "srun")):
+        monkeypatch.setenv(variable, "node1")
+        with pytest.raises(ProgramMissingError, match=f"needs {program}, which is not on PATH"):
+            choose_launcher(settings)

@@ -1,9 +1,9 @@
 """OpenPBS's commands without OpenPBS, for tests where no PBS can be installed.
 
-``qsub``, ``qstat`` and ``qdel`` in the folder beside this module are programs, not mocks: options,
-output, messages and exit codes are those that OpenPBS documents, and jobs are processes of this
-machine with the environment, the working directory and the end that PBS gives them. What they are
-not: several hosts. Every job runs here, whatever host it was promised.
+``qsub``, ``qstat``, ``qdel`` and ``pbsdsh`` in the folder beside this module are programs, not
+mocks: options, output, messages and exit codes are those that OpenPBS documents, and jobs are
+processes of this machine with the environment, the working directory and the end that PBS gives
+them. What they are not: several hosts. Every job runs here, whatever host it was promised.
 
 As a program it starts a server and keeps it until Ctrl-C or SIGTERM::
 
@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 COMMANDS = Path(__file__).with_name("openpbs")
-"""The folder of ``qsub``, ``qstat`` and ``qdel``."""
+"""The folder of ``qsub``, ``qstat``, ``qdel`` and ``pbsdsh``."""
 
 DIRECTORY_VARIABLE = "OPENPBS_TESTBED"
 
@@ -69,6 +69,10 @@ class OpenPbsTestbed:
         How long a job whose shell has ended is shown in state ``E``.
     queued_s
         How long a job is queued at least.
+    tasks_hear_qdel
+        Whether ``qdel`` and the walltime signal what ``pbsdsh`` started at once, too, or only the
+        job's shell; its manual page says "the job's running processes", and not those of which
+        host.
     history
         Whether finished jobs stay known to ``qstat -x``; without it they are unknown at once.
 
@@ -85,6 +89,7 @@ class OpenPbsTestbed:
         kill_delay_s: float = KILL_DELAY_S,
         exiting_s: float = 0.2,
         queued_s: float = 0.1,
+        tasks_hear_qdel: bool = True,
         history: bool = True,
     ) -> None:
         self.settings: dict[str, Any] = {
@@ -92,6 +97,7 @@ class OpenPbsTestbed:
             "kill_delay_s": kill_delay_s,
             "exiting_s": exiting_s,
             "queued_s": queued_s,
+            "tasks_hear_qdel": tasks_hear_qdel,
             "history": history,
         }
         self.environment: dict[str, str] = {}
@@ -160,7 +166,7 @@ class OpenPbsTestbed:
         """Copy the commands, to be run by this Python: others take long to start (pyenv: 0.2 s)."""
         folder.mkdir()
         shutil.copy(COMMANDS / "pbs_commands.py", folder)
-        for name in ("qsub", "qstat", "qdel"):
+        for name in ("qsub", "qstat", "qdel", "pbsdsh"):
             body = (COMMANDS / name).read_text(encoding="utf-8").split("\n", 1)[1]
             program = folder / name
             program.write_text(f"#!{sys.executable} -S\n{body}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What ``qsub``, ``qstat`` and ``qdel`` do: read words, ask the server, print its answer.
+"""What ``qsub``, ``qstat``, ``qdel`` and ``pbsdsh`` do: ask the server, print its answer.
 
 Options, messages and exit codes are those of OpenPBS's manual pages and of its table of errors: a
 command exits with the lowest eight bits of the server's error number, so that 15001 (unknown job)
@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
+import time
 from typing import Any
 
 DIRECTORY_VARIABLE = "OPENPBS_TESTBED"
@@ -24,10 +26,10 @@ NO_SERVER = 15034
 LINE_LENGTH = 78
 """``qstat -f`` wraps longer values: the next line begins with a tab."""
 
-QSUB_OPTIONS = "a:A:c:C:e:fhj:k:l:m:M:N:o:p:P:q:r:R:S:u:v:VW:z"
+QSUB_OPTIONS = "a:A:c:C:e:fhj:J:k:l:m:M:N:o:p:P:q:r:R:S:u:v:VW:z"
 QSUB_USAGE = """\
 usage: qsub [-a date_time] [-A account_string] [-c interval]
-	[-C directive_prefix] [-e path] [-f ] [-h ] [-j oe|eo] [-k keep]
+	[-C directive_prefix] [-e path] [-f ] [-h ] [-j oe|eo] [-J X-Y[:Z]] [-k keep]
 	[-l resource_list] [-m mail_options] [-M user_list] [-N jobname]
 	[-o path] [-p priority] [-P project] [-q destination] [-r y|n]
 	[-R o|e|oe] [-S path] [-u user_list] [-v variable_list] [-V ]
@@ -35,7 +37,7 @@ usage: qsub [-a date_time] [-A account_string] [-c interval]
        qsub --version
 """
 QSTAT_USAGE = """\
-usage: qstat [-f [-w]] [-x] [ job_identifier... | destination... ]
+usage: qstat [-f [-w]] [-t] [-x] [ job_identifier... | destination... ]
        qstat --version
 """
 QDEL_USAGE = """\
@@ -155,7 +157,7 @@ def merge_options(
 ) -> dict[str, Any]:
     """Put directives and command line together: the command line wins, resource by resource."""
     options: dict[str, Any] = dict.fromkeys(
-        ("A", "N", "S", "e", "j", "k", "o", "p", "P", "q", "r", "v"), ""
+        ("A", "J", "N", "S", "e", "j", "k", "o", "p", "P", "q", "r", "v"), ""
     )
     options |= {"h": False, "V": False, "z": False, "l": {}}
     for name, value in [*directives, *given]:
@@ -170,6 +172,8 @@ def merge_options(
             options[letter] = True
         elif letter == "j" and value not in ("oe", "eo", "n"):
             raise ValueError("illegal -j value")
+        elif letter == "J" and not valid_range(value):
+            raise ValueError("illegal -J value")
         elif letter == "N" and not re.fullmatch(r"[A-Za-z0-9][!-~]{0,235}", value):
             raise ValueError("illegal -N value")
         elif letter == "r" and value not in ("y", "n"):
@@ -177,6 +181,12 @@ def merge_options(
         elif letter in options:
             options[letter] = value
     return options
+
+
+def valid_range(text: str) -> bool:
+    """Say whether ``X-Y[:Z]`` are the indices of an array: from X, below Y, in steps above 0."""
+    found = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", text)
+    return bool(found and int(found[1]) < int(found[2]) and found[3] != "0")
 
 
 def job_variables(options: dict[str, Any]) -> dict[str, str]:
@@ -208,7 +218,7 @@ def qstat(words: list[str]) -> int:
         print("pbs_version = 22.05.11")
         return 0
     try:
-        given, operands = getopt.getopt(words, "fwx")
+        given, operands = getopt.getopt(words, "ftwx")
     except getopt.GetoptError as error:
         print(f"qstat: {error.msg}", file=sys.stderr)
         sys.stderr.write(QSTAT_USAGE)
@@ -217,7 +227,8 @@ def qstat(words: list[str]) -> int:
     code = 0
     jobs: list[dict[str, Any]] = []
     for operand in operands or [""]:
-        answer = ask("qstat", {"do": "status", "what": operand, "history": "-x" in options})
+        request = {"what": operand, "history": "-x" in options, "subjobs": "-t" in options}
+        answer = ask("qstat", {"do": "status", **request})
         if "error" in answer:
             code = fail("qstat", answer["error"])
         else:
@@ -287,3 +298,67 @@ def qdel(words: list[str]) -> int:
         if "error" in answer:
             code = fail("qdel", answer["error"])
     return code
+
+
+# ---------------------------------------------------------------------------------------- pbsdsh
+
+PBSDSH_USAGE = """\
+Usage: pbsdsh [-c copies][-s][-v][-o] -- program [args...]
+       pbsdsh [-n node_index][-s][-v][-o] -- program [args...]
+       pbsdsh --version
+"""
+POLL_S = 0.05
+
+
+def pbsdsh(words: list[str]) -> int:
+    """Start a program on hosts of the job that this runs in, and wait for its end.
+
+    What the program writes goes to the job's output, and its exit code is not ours. A signal that
+    asks us to end is passed on to it.
+    """
+    if words == ["--version"]:
+        print("pbs_version = 22.05.11")
+        return 0
+    try:
+        given, program = getopt.getopt(words, "c:n:svo")
+        copies, node = (dict(given).get(name) for name in ("-c", "-n"))
+        if not program or (copies is not None and node is not None):
+            raise getopt.GetoptError("")
+        first, count = int(node or 0), int(copies or 0)
+    except (getopt.GetoptError, ValueError):
+        sys.stderr.write(PBSDSH_USAGE)
+        return 1
+    if "PBS_ENVIRONMENT" not in os.environ:
+        print("pbsdsh: not executing under PBS", file=sys.stderr)
+        return 1
+    job = {"job": os.environ.get("PBS_JOBID"), "cookie": os.environ.get("PBS_JOBCOOKIE")}
+    answer = ask("pbsdsh", {"do": "nodes", **job})
+    if "error" in answer:
+        print(f"pbsdsh: {answer['error'][1]}", file=sys.stderr)
+        return 1
+    nodes = answer["nodes"]
+    signals: list[int] = []
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
+    tasks = []
+    for at in [first] if node is not None else range(count if copies is not None else nodes):
+        request = {"do": "spawn", **job, "node": at % nodes, "words": program}
+        answer = ask("pbsdsh", request)
+        if "error" in answer:
+            print(f"pbsdsh: spawn failed on node {at} err {answer['error'][1]}", file=sys.stderr)
+        else:
+            tasks.append(answer["task"])
+    while tasks and "-o" not in dict(given):
+        if signals:
+            for task in tasks:
+                print(f"pbsdsh: killing task 0x{task:08X} signal {signals[0]}", flush=True)
+                ask("pbsdsh", {"do": "signal", **job, "task": task, "number": signals[0]})
+            return 1
+        for task in list(tasks):
+            status = ask("pbsdsh", {"do": "obit", **job, "task": task}).get("status", 0)
+            if status is not None:
+                tasks.remove(task)
+                if status:
+                    print(f"pbsdsh: task 0x{task:08X} exit status {status}", flush=True)
+        time.sleep(POLL_S)
+    return 0

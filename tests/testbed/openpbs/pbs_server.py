@@ -1,9 +1,11 @@
 """The server, the scheduler and the execution hosts behind this folder's commands, in one process.
 
-It answers ``qsub``, ``qstat`` and ``qdel`` on a Unix socket, starts the jobs it has hosts for as
-processes of this machine, and ends them as OpenPBS does: SIGTERM to every process of the job's
-session, SIGKILL after ``kill_delay_s``; as soon as the job's shell has ended, whatever is left of
-the session is killed. The hosts are only counted: their processors, memory and GPUs are promises.
+It answers ``qsub``, ``qstat``, ``qdel`` and ``pbsdsh`` on a Unix socket, starts the jobs it has
+hosts for as processes of this machine, and ends them as OpenPBS does: SIGTERM to every process of
+the job's sessions, SIGKILL after ``kill_delay_s``; as soon as the job's shell has ended, whatever
+is left of them is killed. A task that ``pbsdsh`` starts is a session of its own, with the
+environment that the job began with and not the one its script made. The hosts are only counted:
+their processors, memory and GPUs are promises.
 
 It ends, and everything it started with it, when its standard input is closed.
 """
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ class Host:
     mem: int
     ngpus: int
     free: dict[str, int] = field(default_factory=dict)
-    jobs: set[int] = field(default_factory=set)
+    jobs: set[str] = field(default_factory=set)
     exclusive: bool = False
 
     def __post_init__(self) -> None:
@@ -80,8 +82,20 @@ class Host:
 
 
 @dataclass
+class Task:
+    """What pbsdsh started on one of a job's hosts."""
+
+    process: subprocess.Popen[bytes]
+    status: int | None = None
+
+
+@dataclass
 class Job:
-    """A batch job from its submission until it is forgotten."""
+    """A batch job from its submission until it is forgotten.
+
+    An array (``qsub -J``) has ``indices``; each of its subjobs is a job of its own, with an
+    ``index``.
+    """
 
     number: int
     name: str
@@ -106,11 +120,22 @@ class Job:
     deleted: bool = False
     kill_at: float | None = None
     cookie: str = field(default_factory=lambda: secrets.token_hex(16).upper())
+    indices: tuple[int, ...] = ()
+    index: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    tasks: list[Task] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The identifier without the server: ``3``, an array's ``3[]``, a subjob's ``3[1]``."""
+        if self.indices:
+            return f"{self.number}[]"
+        return str(self.number) if self.index is None else f"{self.number}[{self.index}]"
 
     @property
     def id(self) -> str:
         """The identifier that users see."""
-        return f"{self.number}.{SERVER}"
+        return f"{self.key}.{SERVER}"
 
 
 class Server:
@@ -128,7 +153,7 @@ class Server:
             (directory / "configuration.json").read_text(encoding="utf-8")
         )
         self.hosts = [Host(**host) for host in self.settings["hosts"]]
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[str, Job] = {}
         self.next_number = 0
         self.user = pwd.getpwuid(os.getuid())
         self.host_name = socket.gethostname()
@@ -143,13 +168,23 @@ class Server:
                 case "submit":
                     return {"id": self.submit(request).id}
                 case "status":
-                    jobs = self.find(request["what"], request["history"])
+                    jobs = self.find(request["what"], request["history"], request["subjobs"])
                     return {
                         "jobs": [{"id": job.id, "attributes": self.describe(job)} for job in jobs]
                     }
                 case "delete":
                     self.delete(request["what"], request["force"])
                     return {}
+                case "spawn":
+                    return {"task": self.spawn(request)}
+                case "obit":
+                    return {"status": self.task_of(request).status}
+                case "signal":
+                    for pid in members({self.task_of(request).process.pid}):
+                        send(pid, request["number"])
+                    return {}
+                case "nodes":
+                    return {"nodes": len(self.running_job(request).placed)}
                 case "configure":
                     self.settings |= request["settings"]
                     return {}
@@ -193,21 +228,37 @@ class Server:
             state="H" if options["h"] else "Q",
         )
         self.next_number += 1
-        self.jobs[job.number] = job
+        subjobs = [replace(job, index=index) for index in array_indices(options["J"])]
+        for subjob in subjobs:
+            subjob.cookie = secrets.token_hex(16).upper()
+            subjob.placed, subjob.tasks = [], []
+        job.indices = tuple(array_indices(options["J"]))
+        self.jobs |= {one.key: one for one in (job, *subjobs)}
         return job
 
-    def find(self, what: str, history: bool) -> list[Job]:
-        """Find the jobs that a job identifier or a destination names; ``""`` is the server."""
-        current = [job for job in self.jobs.values() if history or job.state != "F"]
+    def subjobs(self, array: Job) -> list[Job]:
+        """Give the subjobs of an array."""
+        return [self.jobs[f"{array.number}[{index}]"] for index in array.indices]
+
+    def find(self, what: str, history: bool, subjobs: bool = False) -> list[Job]:
+        """Find the jobs that a job identifier or a destination names; ``""`` is the server.
+
+        Subjobs are only listed where they are asked for.
+        """
+        current = [
+            job
+            for job in self.jobs.values()
+            if (history or job.state != "F") and (subjobs or job.index is None)
+        ]
         if what in ("", f"@{SERVER}"):
             return current
-        named = re.fullmatch(r"(\d+)(?:\[\d*\])?(\..*)?", what)
+        named = re.fullmatch(r"(\d+(?:\[\d*\])?)(\..*)?", what)
         if named is None:
             queue = what.split("@")[0]
             if queue not in self.settings["queues"]:
                 raise Refused(UNKNOWN_QUEUE, f"Unknown queue {what}")
             return [job for job in current if job.queue == queue]
-        job = self.jobs.get(int(named[1]))
+        job = self.jobs.get(named[1])
         identifier = what if named[2] else f"{what}.{SERVER}"
         if job is None:
             raise Refused(UNKNOWN_JOB, f"Unknown Job Id {identifier}")
@@ -216,11 +267,11 @@ class Server:
                 FINISHED_JOB,
                 f"{identifier} Job has finished, use -x or -H to obtain historical job information",
             )
-        return [job]
+        return [job, *(self.subjobs(job) if subjobs else [])]
 
     def delete(self, what: str, force: bool) -> None:
         """Delete a job: at once where it waits, by signals where it runs."""
-        if not re.fullmatch(r"\d+(\..*)?", what):
+        if not re.fullmatch(r"\d+(\[\d*\])?(\..*)?", what):
             raise Refused(1, f"illegally formed job identifier: {what}")
         try:
             [job] = self.find(what, history=False)
@@ -231,7 +282,11 @@ class Server:
         if job.state == "E":
             raise Refused(BAD_STATE, f"Request invalid for state of job {job.id}")
         job.deleted = True
-        if job.state in "QH":
+        if job.indices:
+            for subjob in self.subjobs(job):
+                if subjob.state not in "EF":
+                    self.delete(subjob.id, force)
+        elif job.state in "QH":
             job.comment = f"{job.comment or 'Not Running'} and terminated"
             self.finish(job)
         elif job.kill_at is None or force:
@@ -252,7 +307,14 @@ class Server:
                 "resources_used.vmem": "0kb",
                 "resources_used.walltime": clock_text(used),
             }
-        facts |= {"job_state": job.state, "queue": job.queue, "server": SERVER}
+        # A subjob that is over is "expired" as long as its array is not (qstat(1B)).
+        expired = job.index is not None and self.jobs[f"{job.number}[]"].state != "F"
+        state = "X" if job.state == "F" and expired else job.state
+        facts |= {"job_state": state, "queue": job.queue, "server": SERVER}
+        if job.indices:
+            facts |= {"array": "True", "array_indices_submitted": job.options["J"]}
+        if job.index is not None:
+            facts |= {"array_id": f"{job.number}[].{SERVER}", "array_index": str(job.index)}
         if job.options["A"]:
             facts["Account_Name"] = job.options["A"]
         facts |= {
@@ -282,7 +344,8 @@ class Server:
             facts["stime"] = time.ctime(job.started_at)
         if job.process is not None:
             facts |= {"session_id": str(job.process.pid), "jobdir": self.user.pw_dir}
-        facts["substate"] = {"Q": "10", "H": "20", "R": "42", "E": "50", "F": "92"}[job.state]
+        substates = {"Q": "10", "H": "20", "R": "42", "E": "50", "B": "60", "F": "92"}
+        facts["substate"] = substates[job.state]
         facts["Variable_List"] = ",".join(f"{k}={v}" for k, v in job.variables.items())
         if job.comment:
             facts["comment"] = job.comment
@@ -304,19 +367,33 @@ class Server:
             if job.state == "R":
                 self.look_at_running(job, now)
             elif job.state == "E" and now - job.ended_at >= self.settings["exiting_s"]:
-                left = list(session_members(job))
+                left = list(members(sessions(job)))
                 for pid in left:
                     send(pid, signal.SIGKILL)
                 if not left:
                     self.deliver(job)
                     self.finish(job)
-        for job in self.jobs.values():
-            if job.state == "Q" and now - job.queued_at >= self.settings["queued_s"]:
+        for job in list(self.jobs.values()):
+            if job.indices:
+                self.look_at_array(job)
+            elif job.state == "Q" and now - job.queued_at >= self.settings["queued_s"]:
                 self.try_to_run(job)
+
+    def look_at_array(self, array: Job) -> None:
+        """Let an array begin with the first of its subjobs and end with the last."""
+        states = {subjob.state for subjob in self.subjobs(array)}
+        if states == {"F"} and array.state != "F":
+            array.state, array.changed_at = "F", time.time()
+            if not self.settings["history"]:
+                for job in (*self.subjobs(array), array):
+                    del self.jobs[job.key]
+        elif array.state == "Q" and not states <= {"Q", "H"}:
+            array.state, array.changed_at = "B", time.time()
 
     def reap(self) -> None:
         """Collect every child that ended, the jobs' shells and the orphans they left us."""
         shells = {job.process.pid: job for job in self.jobs.values() if job.process is not None}
+        tasks = {task.process.pid: task for job in self.jobs.values() for task in job.tasks}
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -324,6 +401,10 @@ class Server:
                 return
             if pid == 0:
                 return
+            if pid in tasks:
+                code = os.waitstatus_to_exitcode(status)
+                tasks[pid].process.returncode = code
+                tasks[pid].status = code if code >= 0 else 256 - code
             job = shells.get(pid)
             if job is None or job.process is None or job.state != "R":
                 continue
@@ -333,14 +414,14 @@ class Server:
             job.exit_status = code if code >= 0 else 256 - code
             job.ended_at = job.changed_at = time.time()
             job.state = "E"
-            for other in session_members(job):
+            for other in members(sessions(job)):
                 send(other, signal.SIGKILL)
 
     def look_at_running(self, job: Job, now: float) -> None:
         """Enforce a job's walltime, and kill what did not heed SIGTERM."""
         if job.kill_at is not None:
             if now >= job.kill_at:
-                for pid in session_members(job):
+                for pid in members(sessions(job)):
                     send(pid, signal.SIGKILL)
         elif job.walltime_s is not None and now - job.started_at > job.walltime_s:
             limit, used = int(job.walltime_s), int(now - job.started_at) + 1
@@ -351,8 +432,51 @@ class Server:
     def terminate(self, job: Job, delay_s: float) -> None:
         """Send SIGTERM to all of a job, and SIGKILL when the delay is over."""
         job.kill_at = time.time() + delay_s
-        for pid in session_members(job):
+        shell = set() if job.process is None else {job.process.pid}
+        for pid in members(sessions(job) if self.settings["tasks_hear_qdel"] else shell):
             send(pid, signal.SIGTERM)
+
+    # -- tasks
+
+    def running_job(self, request: dict[str, Any]) -> Job:
+        """Find the job that a task manager's request comes from."""
+        job = self.jobs.get(str(request["job"]).split(".")[0])
+        if job is None or job.state != "R" or job.cookie != request["cookie"]:
+            raise Refused(BAD_STATE, "tm_init failed, rc = TM_ESYSTEM (17000)")
+        return job
+
+    def task_of(self, request: dict[str, Any]) -> Task:
+        """Find a task."""
+        task: Task = self.running_job(request).tasks[request["task"]]
+        return task
+
+    def spawn(self, request: dict[str, Any]) -> int:
+        """Start a task on one of a job's hosts; give its number."""
+        job = self.running_job(request)
+        numbers = {"PBS_NODENUM": str(request["node"]), "PBS_TASKNUM": str(len(job.tasks) + 2)}
+        with (
+            self.output_of(job, "OU").open("ab") as stdout,
+            self.output_of(job, "ER").open("ab") as stderr,
+        ):
+            try:
+                process = subprocess.Popen(
+                    request["words"],
+                    env=job.environment | numbers,
+                    cwd=self.user.pw_dir,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Refused(BAD_STATE, f"error {error.errno} on spawn") from None
+        job.tasks.append(Task(process))
+        return len(job.tasks) - 1
+
+    def output_of(self, job: Job, suffix: str) -> Path:
+        """Give the file for one of a job's streams while it runs, with -j for both."""
+        joined = {"eo": "ER", "oe": "OU"}.get(job.options["j"], suffix)
+        return self.spool(job, joined)
 
     def try_to_run(self, job: Job) -> None:
         """Start a job where there are hosts for it, or write down why not."""
@@ -364,7 +488,7 @@ class Server:
         for host, chunk in placed:
             for name, amount in chunk.items():
                 host.free[name] -= amount
-            host.jobs.add(job.number)
+            host.jobs.add(job.key)
             host.exclusive = host.exclusive or job.exclusive
         job.placed = placed
         self.start(job)
@@ -385,6 +509,7 @@ class Server:
         if limit is not None and running >= limit:
             return [], "Not Running: Server job limit has been reached."
         left = {host.name: dict(host.free) for host in self.hosts}
+        scatter = "scatter" in job.options["l"].get("place", "").split(":")
         placed: list[tuple[Host, dict[str, int]]] = []
         for chunk in job.chunks:
             lacking, exclusive_only = "ncpus", True
@@ -392,6 +517,8 @@ class Server:
                 if host.exclusive or (job.exclusive and host.jobs):
                     continue
                 exclusive_only = False
+                if scatter and any(host is taken for taken, _ in placed):
+                    continue
                 short = [n for n, amount in chunk.items() if amount > left[host.name][n]]
                 if not short:
                     for name, amount in chunk.items():
@@ -424,37 +551,44 @@ class Server:
         first = job.script.split("\n", 1)[0]
         shell = first[2:].split() if first.startswith("#!") else [self.user.pw_shell]
         cpus = str(sum(chunk["ncpus"] for _, chunk in job.placed))
-        environment = job.variables | {
-            "HOME": self.user.pw_dir,
-            "LOGNAME": self.user.pw_name,
-            "USER": self.user.pw_name,
-            "SHELL": self.user.pw_shell,
-            "PATH": job.variables["PATH"] if job.options["V"] else JOB_PATH,
-            "TMPDIR": str(scratch),
-            "NCPUS": cpus,
-            "OMP_NUM_THREADS": cpus,
-            "ENVIRONMENT": "BATCH",
-            "PBS_ENVIRONMENT": "PBS_BATCH",
-            "PBS_JOBID": job.id,
-            "PBS_JOBNAME": job.name,
-            "PBS_QUEUE": job.queue,
-            "PBS_NODEFILE": str(nodes),
-            "PBS_NODENUM": "0",
-            "PBS_TASKNUM": "1",
-            "PBS_JOBDIR": self.user.pw_dir,
-            "PBS_JOBCOOKIE": job.cookie,
-        }
-        output, error = self.spool(job, "OU"), self.spool(job, "ER")
-        for path in (output, error):
-            path.touch(mode=0o600)
-        if job.options["j"] == "eo":
-            output = error
-        elif job.options["j"] == "oe":
-            error = output
-        with output.open("ab") as stdout, error.open("ab") as stderr:
+        array = {}
+        if job.index is not None:
+            array = {"PBS_ARRAY_INDEX": str(job.index), "PBS_ARRAY_ID": f"{job.number}[].{SERVER}"}
+        job.environment = (
+            array
+            | job.variables
+            | {
+                # As pbs.conf on every host: a job's own commands find the server, too.
+                "OPENPBS_TESTBED": str(self.directory),
+                "HOME": self.user.pw_dir,
+                "LOGNAME": self.user.pw_name,
+                "USER": self.user.pw_name,
+                "SHELL": self.user.pw_shell,
+                "PATH": job.variables["PATH"] if job.options["V"] else JOB_PATH,
+                "TMPDIR": str(scratch),
+                "NCPUS": cpus,
+                "OMP_NUM_THREADS": cpus,
+                "ENVIRONMENT": "BATCH",
+                "PBS_ENVIRONMENT": "PBS_BATCH",
+                "PBS_JOBID": job.id,
+                "PBS_JOBNAME": job.name,
+                "PBS_QUEUE": job.queue,
+                "PBS_NODEFILE": str(nodes),
+                "PBS_NODENUM": "0",
+                "PBS_TASKNUM": "1",
+                "PBS_JOBDIR": self.user.pw_dir,
+                "PBS_JOBCOOKIE": job.cookie,
+            }
+        )
+        for suffix in ("OU", "ER"):
+            self.spool(job, suffix).touch(mode=0o600)
+        with (
+            self.output_of(job, "OU").open("ab") as stdout,
+            self.output_of(job, "ER").open("ab") as stderr,
+        ):
             job.process = subprocess.Popen(
                 [*(shell or ["/bin/sh"]), str(script)],
-                env=environment,
+                env=job.environment,
                 cwd=self.user.pw_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
@@ -486,8 +620,8 @@ class Server:
     def finish(self, job: Job) -> None:
         """Free a job's hosts; it stays known as finished where there is a history."""
         for host, chunk in job.placed:
-            if job.number in host.jobs:
-                host.jobs.discard(job.number)
+            if job.key in host.jobs:
+                host.jobs.discard(job.key)
                 host.exclusive = False
             for name, amount in chunk.items():
                 host.free[name] += amount
@@ -495,15 +629,16 @@ class Server:
             job.comment += " and failed" if job.exit_status else " and finished"
         job.state = "F"
         job.changed_at = time.time()
-        if not self.settings["history"]:
-            del self.jobs[job.number]
+        if not self.settings["history"] and job.index is None:
+            del self.jobs[job.key]
 
     def output_path(self, job: Job, letter: str) -> Path:
         """Give the path of a job's output (``o``) or error (``e``) stream."""
         given = job.options[letter].rpartition(":")[2]
         if given:
             return Path(job.directory, given)
-        return Path(job.directory, f"{job.name}.{letter}{job.number}")
+        index = "" if job.index is None else f".{job.index}"
+        return Path(job.directory, f"{job.name}.{letter}{job.number}{index}")
 
     def spool(self, job: Job, suffix: str) -> Path:
         """Give the path of a file that is kept while the job is."""
@@ -594,6 +729,14 @@ def read_request(resources: dict[str, str]) -> tuple[list[dict[str, int]], bool]
 _BAD_VALUE = "Illegal attribute or resource value"
 
 
+def array_indices(text: str) -> range:
+    """Read ``X-Y[:Z]``, the indices of an array; none where there is no text."""
+    if not text:
+        return range(0)
+    first, last, step = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?", text).groups()  # type: ignore[union-attr]
+    return range(int(first), int(last) + 1, int(step or 1))
+
+
 def read_amount(name: str, text: str) -> int | None:
     """Read a number or, for memory, a size in bytes; ``None`` for what is neither."""
     if name in ("host", "arch"):
@@ -646,16 +789,20 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def session_members(job: Job) -> Iterator[int]:
-    """Find the living processes of a job's session."""
-    if job.process is None:
-        return
+def sessions(job: Job) -> set[int]:
+    """Give a job's sessions: its shell's and its tasks'."""
+    shell = [] if job.process is None else [job.process]
+    return {process.pid for process in (*shell, *(task.process for task in job.tasks))}
+
+
+def members(leaders: set[int]) -> Iterator[int]:
+    """Find the living processes of sessions."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 # proc(5): after the name in parentheses come state, parent, group and session.
                 fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                if int(fields[3]) == job.process.pid and fields[0] not in "ZX":
+                if int(fields[3]) in leaders and fields[0] not in "ZX":
                     yield int(entry.name)
 
 
