@@ -14,7 +14,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.executions import Executions, Ints
+from dasf_hpc.analysis.executions import Executions, Ints, keep_arrivals, kept_arrivals
 from dasf_hpc.trace.open import Trace
 
 Rows = NDArray[np.intp]
@@ -126,7 +126,15 @@ def _same_thread(runs: Executions, order: Rows) -> Ints:
 
 def _arrivals(trace: Trace, runs: Executions) -> Ints:
     """Give when the task of each execution was first known to a worker."""
-    top = int(runs.key.max()) + 1 if len(runs) else 0
+    first = kept_arrivals(trace)
+    if first is None:
+        first = _first_arrivals(trace, int(runs.key.max()) + 1 if len(runs) else 0)
+    result: Ints = np.where(runs.key >= 0, first[np.maximum(runs.key, 0)], runs.start)
+    return result
+
+
+def _first_arrivals(trace: Trace, top: int) -> Ints:
+    """Give when each key was first known to a worker, as transitions say."""
     first = np.full(max(top, 1), np.iinfo(np.int64).max)
     for piece in trace.pieces("transitions", ["time", "key", "finish_state"]):
         if len(piece):
@@ -137,8 +145,8 @@ def _arrivals(trace: Trace, runs: Executions) -> Ints:
                 (piece["finish_state"].cat.codes.to_numpy() == waiting) & (key >= 0) & (key < top)
             )
             np.minimum.at(first, key[came], piece["time"].to_numpy()[came])
-    result: Ints = np.where(runs.key >= 0, first[np.maximum(runs.key, 0)], runs.start)
-    return result
+    keep_arrivals(trace, first)
+    return first
 
 
 def _barriers(known: Ints, start: Ints, stop: Ints) -> Ints:

@@ -39,6 +39,7 @@ from dasf_hpc.analysis.executions import (
     Span,
     duration_text,
     gpu_names,
+    keep_arrivals,
     read_executions,
     run_span,
     workers,
@@ -247,6 +248,7 @@ class _Recorded:
         self._arrival = np.full(max(top, 1), self._never)
         self._events: dict[int, list[Ints]] = {}
         self._read_transitions(trace)
+        keep_arrivals(trace, self._arrival.copy())
         keyed = runs.key >= 0
         np.minimum.at(self._arrival, runs.key[keyed], runs.start[keyed])
         since = self._known_since()
