@@ -169,6 +169,11 @@ def _read_column(trace: Trace, column: str) -> tuple[NDArray[Any], list[str]]:
     return whole, names
 
 
+def layer_of(key: str) -> str:
+    """Give what the keys of one array or collection have in common; other keys whole."""
+    return key[: key.find("',", 2)] if key.startswith("('") and "'," in key else key
+
+
 def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
     """Keep when each key was first known to a worker, for who asks for it later."""
     _READ.setdefault(trace, {})["arrival"] = arrivals, []

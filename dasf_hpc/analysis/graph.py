@@ -35,6 +35,8 @@ class Graph:
         ``first_dependency[i + 1]``, as positions in this order, each before i.
     same_thread
         The one before in the same thread, -1: none.
+    known
+        When a worker first knew of its task, or it began.
     barrier
         The one that ended last before the latest barrier before it, -1: none.
     """
@@ -47,6 +49,7 @@ class Graph:
     first_dependency: Ints
     dependencies: Ints
     same_thread: Ints
+    known: Ints
     barrier: Ints
 
     def __len__(self) -> int:
@@ -62,6 +65,7 @@ def executed_graph(trace: Trace, runs: Executions) -> Graph:
     order = np.argsort(runs.start, kind="stable")
     start, stop = runs.start[order], runs.stop[order]
     first, needed = _dependencies(trace, runs, order)
+    known = np.minimum(start, _arrivals(trace, runs)[order])
     return Graph(
         rows=order,
         process=runs.process[order],
@@ -71,7 +75,8 @@ def executed_graph(trace: Trace, runs: Executions) -> Graph:
         first_dependency=first,
         dependencies=needed,
         same_thread=_same_thread(runs, order),
-        barrier=_barriers(np.minimum(start, _arrivals(trace, runs)[order]), start, stop),
+        known=known,
+        barrier=_barriers(known, start, stop),
     )
 
 

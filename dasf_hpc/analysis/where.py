@@ -40,6 +40,7 @@ from dasf_hpc.analysis.executions import (
     duration_text,
     gpu_names,
     keep_arrivals,
+    layer_of,
     read_executions,
     run_span,
     workers,
@@ -419,10 +420,7 @@ def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Int
     if not len(roots):
         return np.empty(0, np.int64)
     texts = trace.texts("keys", roots)
-    layers = [
-        text[: text.find("',", 2)] if text.startswith("('") and "'," in text else text
-        for text in (str(t) for t in texts)
-    ]
+    layers = [layer_of(str(text)) for text in texts]
     codes, names = pd.factorize(pd.Series(layers, dtype=object))
     first = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(first, codes, arrival[roots])
