@@ -145,6 +145,32 @@ def test_the_path_tiles_the_run_and_the_schedule_plays_what_was_recorded(
         assert (changes["time"] <= changes["recorded"]).all()
 
 
+@pytest.mark.parametrize(
+    ("key", "needs", "kind"),
+    [
+        ("b-1", ["c-1"], "scheduling"),  # what it needs is there
+        ("('x-1', 1)", [], "scheduling"),  # its array was submitted
+        ("('x-2', 1)", [], "script"),
+        ("f-1", [], "script"),
+    ],
+)
+def test_while_a_task_could_run_the_script_is_not_to_blame(
+    tmp_path: Path, key: str, needs: list[str], kind: str
+) -> None:
+    tasks = [
+        Task("('x-1', 0)", 0, 0, 100),
+        Task("c-1", 1, 0, 50),
+        Task(key, 1, 200, 300, needs=needs),
+    ]
+    transitions = [
+        (task.worker, max(0, task.start - 10), task.key, "released", "waiting") for task in tasks
+    ]
+    with make_trace(tmp_path / "t.h5", Made(tasks, [Worker(), Worker()], transitions)) as trace:
+        path = critical_path(trace).tables["path"]
+    assert path["kind"].tolist() == ["task", kind, "task"]
+    assert path["start"].tolist() == [0, 100, 200]
+
+
 def test_a_merged_run_plays_as_it_was_recorded(tmp_path: Path) -> None:
     run = write_run(tmp_path / "journals", nodes=2, workers=2, tasks=300, failing=0.05, killed=1)
     merge_journals(run.journals).write(tmp_path / "trace.h5")

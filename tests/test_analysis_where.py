@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from handmade import Made, Task, Worker, make_trace
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_run
 
-from dasf_hpc.analysis.answer import Answer
+from dasf_hpc.analysis import idle
+from dasf_hpc.analysis.answer import Answer, Severity, told_as_one
 from dasf_hpc.analysis.where import PARTS, where
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
@@ -328,6 +330,19 @@ def test_a_synthetic_run_sums_up_with_killed_workers_and_failures(tmp_path: Path
     assert summary["dispatching"] > 4_000 * len(tasks)
 
 
+def test_windows_of_time_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "journals", nodes=2, workers=2, tasks=300, failing=0.05)
+    merge_journals(run.journals).write(tmp_path / "trace.h5")
+    with open_trace(tmp_path) as trace:
+        whole = where(trace).tables["workers"]
+        monkeypatch.setattr(idle, "AT_ONCE", 50)
+        monkeypatch.setattr(idle, "AT_ONCE_EACH", 1)
+        pieces = where(trace).tables["workers"]
+    assert (whole["scheduler"] > 0).any()
+    for part in PARTS:
+        assert np.abs(whole[part].to_numpy() - pieces[part].to_numpy()).max() <= 1, part
+
+
 def test_without_transitions_it_says_that_it_could_not_look(tmp_path: Path) -> None:
     with make_trace(tmp_path / "trace.h5", Made([Task("a-1", 0, 0, 10)])) as trace:
         answer = where(trace)
@@ -392,3 +407,29 @@ def test_tasks_are_not_to_be_so_large_that_threads_have_none(tmp_path: Path) -> 
     with make_trace(tmp_path / "trace.h5", made) as trace:
         step = where(trace).findings[0].next_step
     assert "about 3 times as large leave 3 tasks of f for 1 thread; larger ones" in step
+
+
+def test_many_findings_of_a_kind_are_one_with_the_worst_named() -> None:
+    table = pd.DataFrame({"worker": list("abcde"), "slow": [5, 4, 3, 2, 1]}, [7, 5, 3, 1, 0])
+
+    def told(count: int) -> list[tuple[str, tuple[int, ...]]]:
+        found = told_as_one(
+            Severity.WARNING,
+            "balance",
+            "workers",
+            table.head(count),
+            "workers are slow",
+            lambda row: f"{row['worker']} is {row['slow']} times slower",
+            "Look.",
+        )
+        return [(finding.sentence, finding.rows) for finding in found]
+
+    assert told(0) == []
+    assert told(1) == [("a is 5 times slower.", (7,))]
+    assert told(5) == [
+        (
+            "5 workers are slow: a is 5 times slower; b is 4 times slower; c is 3 times slower; "
+            "and 2 more.",
+            (7, 5, 3, 1, 0),
+        )
+    ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from readme import readme_command, readme_commands
@@ -44,3 +48,34 @@ def test_the_commands_that_ci_runs_are_there() -> None:
     for name in ("run", "test"):
         block = README.split(f"<!-- ci: {name} -->")[1].split("```")[1]
         assert block.startswith("bash\npython3 -m venv .venv\n")
+
+
+def test_the_worked_example_finds_what_it_says_and_the_change_helps(tmp_path: Path) -> None:
+    commands = README.split("<!-- example -->")[1].split("```")[1].removeprefix("bash\n")
+    few = (
+        commands.replace("--block 8", "--shape 48 48 64 --block 6")
+        .replace("--block 48", "--shape 48 48 64 --block 24")
+        .replace("in 2 3 4 5;", "in;")
+    )
+    assert few != commands
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", few],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 82, done.stdout + done.stderr  # two runs are too few to compare
+    found = re.search(r"^(?:serious|warning) Tasks are too small: .*$", done.stdout, re.MULTILINE)
+    assert found is not None, done.stdout
+    assert re.search(r"about \d+ times as large", found.group())
+    waits = []
+    for name in ("before", "after"):
+        words = ["dasf-hpc", "analyze", "where", str(next((tmp_path / name).iterdir())), "--json"]
+        answer = subprocess.run(
+            words, env=os.environ | {"PATH": path}, check=True, capture_output=True, text=True
+        )
+        parts = json.loads(answer.stdout)["tables"]["summary"]["rows"]
+        waits.append(sum(p["time"] for p in parts if p["part"] in ("dispatching", "scheduler")))
+    assert waits[1] < 0.5 * waits[0], waits

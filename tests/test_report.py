@@ -70,6 +70,14 @@ def _data(page: Path) -> Any:
 # ------------------------------------------------------------------------------ what it holds
 
 
+def test_a_folder_that_is_no_run_is_not_to_be_merged(tmp_path: Path) -> None:
+    with pytest.raises(TraceFileError, match=r"holds neither trace\.h5 nor journals"):
+        write_report(tmp_path)
+    (tmp_path / "journals").mkdir()
+    with pytest.raises(TraceFileError, match="dasf-hpc merge"):
+        write_report(tmp_path)
+
+
 def test_a_short_run_is_drawn_execution_by_execution(page: Path, run_folder: Path) -> None:
     drawn, _ = _data(page)
     assert drawn["whole"]

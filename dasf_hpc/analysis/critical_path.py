@@ -19,6 +19,7 @@ from dasf_hpc.analysis.executions import (
     Executions,
     bounds,
     duration_text,
+    layer_of,
     read_executions,
     workers,
 )
@@ -79,7 +80,7 @@ def critical_path(trace: Trace) -> Answer:
         reason = "No task was executed in this run."
         return Answer("critical_path", empty, columns, [], [reason])
     graph = executed_graph(trace, runs)
-    path = _table(_walk(graph, _Gaps(trace, graph)), graph, runs, found)
+    path = _table(_walk(graph, _Gaps(trace, graph, runs)), graph, runs, found)
     functions = (
         path.groupby(["function", "kind"], sort=False)
         .agg(time=("duration", "sum"), segments=("duration", "size"))
@@ -107,8 +108,11 @@ def critical_path(trace: Trace) -> Answer:
 class _Gaps:
     """Tells what happened between the end of one task and the beginning of the next."""
 
-    def __init__(self, trace: Trace, graph: Graph) -> None:
+    def __init__(self, trace: Trace, graph: Graph, runs: Executions) -> None:
         self._graph = graph
+        self._trace = trace
+        self._keys = runs.key
+        self._submitted: dict[int, dict[str, int]] = {}
         self._bounds = bounds(trace)
         self._clocks = trace.processes["clock"].to_numpy(np.int64)
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
@@ -129,6 +133,38 @@ class _Gaps:
             return 0
         pair = self._bounds[[one, other]]
         return -1 if (pair < 0).any() else int(pair.sum())
+
+    def could_run(self, task: int, time: int) -> bool:
+        """Say whether a task that no worker knew of could run already: the scheduler had it.
+
+        It could when all it needs was there; one that needs nothing, when a worker had another
+        task of its array or collection.
+        """
+        graph = self._graph
+        if graph.first_dependency[task + 1] > graph.first_dependency[task]:
+            return True
+        key = self._keys[graph.rows[task]]
+        if key < 0:
+            return False
+        function = int(graph.function[task])
+        if function not in self._submitted:
+            self._submitted[function] = self._first_known(function)
+        (text,) = self._trace.texts("keys", np.array([key]))
+        return self._submitted[function][layer_of(str(text))] < time
+
+    def _first_known(self, function: int) -> dict[str, int]:
+        """Give when a worker first knew of a task of each array of a function."""
+        graph = self._graph
+        alone = graph.first_dependency[1:] == graph.first_dependency[:-1]
+        places = np.flatnonzero(alone & (graph.function == function))
+        keys = self._keys[graph.rows[places]]
+        places, keys = places[keys >= 0], keys[keys >= 0]
+        first: dict[str, int] = {}
+        texts = self._trace.texts("keys", keys)
+        for text, known in zip(texts, graph.known[places].tolist(), strict=True):
+            layer = layer_of(str(text))
+            first[layer] = min(known, first.get(layer, known))
+        return first
 
     def fetched(self, process: int, start: int, stop: int) -> int:
         """Say for how long in a stretch of time a worker fetched data, ns."""
@@ -174,7 +210,7 @@ def _between(
     if bound > 0 and start - end <= bound:
         return [("handover", current, end, start, bound)]
     on_thread = int(graph.same_thread[current]) == previous
-    if not needed and not on_thread:
+    if not needed and not on_thread and not gaps.could_run(current, end):
         return [("script", current, end, start, bound)]
     fetched = gaps.fetched(other, end, start) if needed else 0
     middle = start - fetched
@@ -230,7 +266,7 @@ def _findings(functions: pd.DataFrame, whole: int) -> list[Finding]:
                 "functions",
                 (int(str(row)),),
                 f"{part['share']:.0f} % of the critical path ({duration_text(part['time'])} of "
-                f"{duration_text(whole)}) is "
+                f"{duration_text(whole)}): "
                 + (part["function"] if part["kind"] == "task" else KINDS[part["kind"]])
                 + ".",
                 steps[part["kind"]],

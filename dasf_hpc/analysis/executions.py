@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -109,19 +110,12 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
         If the trace is damaged.
     """
     wanted = [c for c in _COLUMNS if c in columns or c in ("process", "start", "stop")]
-    names: dict[str, list[str]] = {"prefix": [], "state": []}
-    read: dict[str, list[NDArray[Any]]] = {column: [] for column in wanted}
+    kept = _READ.setdefault(trace, {})
     for column in wanted:
-        for piece in trace.pieces("tasks", [column]):  # one by one: a table of several is a copy
-            values = piece[column]
-            if column in names:
-                names[column] = [str(name) for name in values.cat.categories]
-                read[column].append(values.cat.codes.to_numpy())
-            elif column == "key" and not len(piece):
-                read[column].append(np.empty(0, np.int32))
-            else:
-                read[column].append(values.to_numpy())
-    arrays = {column: np.concatenate(parts) for column, parts in read.items()}
+        if column not in kept:
+            kept[column] = _read_column(trace, column)
+    arrays = {column: kept[column][0] for column in wanted}
+    names = {column: kept[column][1] for column in ("prefix", "state") if column in wanted}
     count = len(arrays["start"])
     none = np.zeros(count, np.int8)
     start, stop = arrays["start"], arrays["stop"]
@@ -134,7 +128,7 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
     if count and process.min() < 0:  # of no process that is known: of one of their own
         process = np.where(process < 0, len(trace.processes), process).astype(np.int32)
     function = arrays.get("prefix", none).astype(np.int32)
-    functions = names["prefix"]
+    functions = names.get("prefix", [])
     if len(function) and function.min() < 0:
         function = np.where(function < 0, len(functions), function).astype(np.int32)
         functions = [*functions, UNKNOWN]
@@ -148,9 +142,47 @@ def read_executions(trace: Trace, columns: Sequence[str] = _COLUMNS) -> Executio
         # clocks of two readings in one thread do not run back, damaged values may
         stop=np.maximum(stop, start).astype(np.int64, copy=False),
         state=arrays.get("state", none).astype(np.int8, copy=False),
-        states=names["state"],
+        states=names.get("state", []),
         nbytes=arrays.get("nbytes", none).astype(np.int64, copy=False),
     )
+
+
+#: Columns of ``tasks`` that were read of a trace: a report asks for them ten times.
+_READ: WeakKeyDictionary[Trace, dict[str, tuple[NDArray[Any], list[str]]]] = WeakKeyDictionary()
+
+
+def _read_column(trace: Trace, column: str) -> tuple[NDArray[Any], list[str]]:
+    """Read a column of ``tasks``, and the names that its codes stand for."""
+    names: list[str] = []
+    parts: list[NDArray[Any]] = []
+    for piece in trace.pieces("tasks", [column]):
+        values = piece[column]
+        if column in ("prefix", "state"):
+            names = [str(name) for name in values.cat.categories]
+            parts.append(values.cat.codes.to_numpy())
+        elif column == "key" and not len(piece):
+            parts.append(np.empty(0, np.int32))
+        else:
+            parts.append(values.to_numpy())
+    whole = np.concatenate(parts)
+    whole.flags.writeable = False  # it is shared
+    return whole, names
+
+
+def layer_of(key: str) -> str:
+    """Give what the keys of one array or collection have in common; other keys whole."""
+    return key[: key.find("',", 2)] if key.startswith("('") and "'," in key else key
+
+
+def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
+    """Keep when each key was first known to a worker, for who asks for it later."""
+    _READ.setdefault(trace, {})["arrival"] = arrivals, []
+
+
+def kept_arrivals(trace: Trace) -> Ints | None:
+    """Give what was kept: by code of the key, the largest int64 where no transition says."""
+    kept = _READ.get(trace, {}).get("arrival")
+    return None if kept is None else kept[0]
 
 
 def process_stops(trace: Trace) -> Ints:

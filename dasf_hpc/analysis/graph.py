@@ -14,7 +14,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.executions import Executions, Ints
+from dasf_hpc.analysis.executions import Executions, Ints, keep_arrivals, kept_arrivals
 from dasf_hpc.trace.open import Trace
 
 Rows = NDArray[np.intp]
@@ -35,6 +35,8 @@ class Graph:
         ``first_dependency[i + 1]``, as positions in this order, each before i.
     same_thread
         The one before in the same thread, -1: none.
+    known
+        When a worker first knew of its task, or it began.
     barrier
         The one that ended last before the latest barrier before it, -1: none.
     """
@@ -47,6 +49,7 @@ class Graph:
     first_dependency: Ints
     dependencies: Ints
     same_thread: Ints
+    known: Ints
     barrier: Ints
 
     def __len__(self) -> int:
@@ -62,6 +65,7 @@ def executed_graph(trace: Trace, runs: Executions) -> Graph:
     order = np.argsort(runs.start, kind="stable")
     start, stop = runs.start[order], runs.stop[order]
     first, needed = _dependencies(trace, runs, order)
+    known = np.minimum(start, _arrivals(trace, runs)[order])
     return Graph(
         rows=order,
         process=runs.process[order],
@@ -71,7 +75,8 @@ def executed_graph(trace: Trace, runs: Executions) -> Graph:
         first_dependency=first,
         dependencies=needed,
         same_thread=_same_thread(runs, order),
-        barrier=_barriers(np.minimum(start, _arrivals(trace, runs)[order]), start, stop),
+        known=known,
+        barrier=_barriers(known, start, stop),
     )
 
 
@@ -126,7 +131,15 @@ def _same_thread(runs: Executions, order: Rows) -> Ints:
 
 def _arrivals(trace: Trace, runs: Executions) -> Ints:
     """Give when the task of each execution was first known to a worker."""
-    top = int(runs.key.max()) + 1 if len(runs) else 0
+    first = kept_arrivals(trace)
+    if first is None:
+        first = _first_arrivals(trace, int(runs.key.max()) + 1 if len(runs) else 0)
+    result: Ints = np.where(runs.key >= 0, first[np.maximum(runs.key, 0)], runs.start)
+    return result
+
+
+def _first_arrivals(trace: Trace, top: int) -> Ints:
+    """Give when each key was first known to a worker, as transitions say."""
     first = np.full(max(top, 1), np.iinfo(np.int64).max)
     for piece in trace.pieces("transitions", ["time", "key", "finish_state"]):
         if len(piece):
@@ -137,8 +150,8 @@ def _arrivals(trace: Trace, runs: Executions) -> Ints:
                 (piece["finish_state"].cat.codes.to_numpy() == waiting) & (key >= 0) & (key < top)
             )
             np.minimum.at(first, key[came], piece["time"].to_numpy()[came])
-    result: Ints = np.where(runs.key >= 0, first[np.maximum(runs.key, 0)], runs.start)
-    return result
+    keep_arrivals(trace, first)
+    return first
 
 
 def _barriers(known: Ints, start: Ints, stop: Ints) -> Ints:

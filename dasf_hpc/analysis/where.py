@@ -39,6 +39,8 @@ from dasf_hpc.analysis.executions import (
     Span,
     duration_text,
     gpu_names,
+    keep_arrivals,
+    layer_of,
     read_executions,
     run_span,
     workers,
@@ -247,6 +249,7 @@ class _Recorded:
         self._arrival = np.full(max(top, 1), self._never)
         self._events: dict[int, list[Ints]] = {}
         self._read_transitions(trace)
+        keep_arrivals(trace, self._arrival.copy())
         keyed = runs.key >= 0
         np.minimum.at(self._arrival, runs.key[keyed], runs.start[keyed])
         since = self._known_since()
@@ -417,10 +420,7 @@ def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Int
     if not len(roots):
         return np.empty(0, np.int64)
     texts = trace.texts("keys", roots)
-    layers = [
-        text[: text.find("',", 2)] if text.startswith("('") and "'," in text else text
-        for text in (str(t) for t in texts)
-    ]
+    layers = [layer_of(str(text)) for text in texts]
     codes, names = pd.factorize(pd.Series(layers, dtype=object))
     first = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(first, codes, arrival[roots])

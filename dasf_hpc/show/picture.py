@@ -83,9 +83,10 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
         for w in table.to_dict("records")
     ]
     lane = lanes(executions)
+    used = np.zeros(len(row_of), np.int64)
+    np.maximum.at(used, executions.process, lane + 1)
     for row, process in zip(rows, table.index, strict=True):
-        used = int(lane[executions.process == process].max(initial=-1)) + 1
-        row["lanes"] = max(row["lanes"], used)
+        row["lanes"] = max(row["lanes"], int(used[process]))
     if bins:
         colour = np.minimum(rank, COLOURED)[executions.function]
         threads = np.array([row["lanes"] for row in rows])
@@ -165,29 +166,36 @@ def _binned(
     bins
         Their number.
     """
+    narrow = row.astype(np.uint16) if len(threads) < 1 << 16 else row
+    order = np.argsort(narrow, kind="stable")
+    firsts = np.searchsorted(narrow[order], np.arange(len(threads) + 1))
+    texts = []
+    for number, count in enumerate(threads.tolist()):  # one by one they stay in the caches
+        mine = order[firsts[number] : firsts[number + 1]]
+        filled = _filled(begin[mine], np.minimum(end[mine], bins), colour[mine], bins)
+        most = filled.argmax(axis=0)
+        letters = (most + ord("0")).astype(np.uint8).tobytes().decode()
+        texts.append({"busy": _digits(filled.sum(axis=0) / count), "most": letters})
+    return texts
+
+
+def _filled(begin: Floats, end: Floats, colour: NDArray[np.integer[Any]], bins: int) -> Floats:
+    """Give how much of each bin executions of each colour fill, in sum."""
     colours = COLOURED + 1
-    end = np.minimum(end, bins)
     first = np.clip(begin.astype(np.int64), 0, bins - 1)
     last = np.clip(end.astype(np.int64), 0, bins - 1)
-    cell = (row * colours + colour) * (bins + 1)
-    size = len(threads) * colours * (bins + 1)
+    cell = colour * (bins + 1)
+    size = colours * (bins + 1)
     # what an execution fills of its first and last bin, and 1 for each between: a sum of steps
     inside = first == last
-    filled = np.bincount(cell + first, np.where(inside, end - begin, first + 1 - begin), size)
+    filled: Floats = np.zeros(size)
+    filled += np.bincount(cell + first, np.where(inside, end - begin, first + 1 - begin), size)
     filled += np.bincount((cell + last)[~inside], (end - last)[~inside], size)
     steps = np.bincount((cell + first + 1)[~inside], minlength=size).astype(np.float64)
     steps -= np.bincount((cell + last)[~inside], minlength=size)
-    filled = filled.reshape(len(threads), colours, bins + 1)
-    filled += np.cumsum(steps.reshape(filled.shape), axis=2)
-    filled = filled[:, :, :bins]
-    most, busy = filled.argmax(axis=1), filled.sum(axis=1) / threads[:, None]
-    return [
-        {
-            "busy": _digits(busy[number]),
-            "most": "".join(map(str, most[number].tolist())),
-        }
-        for number in range(len(threads))
-    ]
+    filled = filled.reshape(colours, bins + 1)
+    filled += np.cumsum(steps.reshape(filled.shape), axis=1)
+    return filled[:, :bins]
 
 
 def _digits(shares: Floats) -> str:
