@@ -437,7 +437,7 @@ def _add_up(
     covered = np.isin(np.arange(count), list(told))
     for part in in_time(busy.COLUMNS):
         sums.add(part)
-        covered[np.unique(part["gpu"][part["gpu"] != NONE])] = True
+        covered[part["gpu"][part["gpu"] != NONE]] = True
     gpus["busy"] = np.where(covered, sums.busy, NONE)
     table = sums.table()
     if not table:

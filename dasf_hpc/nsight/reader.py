@@ -552,9 +552,9 @@ class _Export:
         ):
             own[process, identifier] = name
             anywhere.setdefault(identifier, set()).add(name)
-        ids, id_index = np.unique(domain, return_inverse=True)
-        pids, pid_index = np.unique(pid, return_inverse=True)
-        pairs, pair_index = np.unique(pid_index * len(ids) + id_index, return_inverse=True)
+        ids, id_index = distinct_values(domain)
+        pids, pid_index = distinct_values(pid)
+        pairs, pair_index = distinct_values(pid_index * len(ids) + id_index)
         names = []
         for pair in pairs.tolist():
             identifier = int(ids[pair % len(ids)])
@@ -565,7 +565,7 @@ class _Export:
 
     def processes(self, *seen: Integers) -> Processes:
         """List the processes that something was recorded of."""
-        recorded = {int(pid) for pids in seen for pid in np.unique(pids)}
+        recorded = {int(pid) for pids in seen for pid in distinct_values(pids)[0]}
         for table in ("NVTX_EVENTS", "OSRT_API", "PROFILER_OVERHEAD"):
             if "globalTid" in self.columns.get(table, ()):
                 query = f"SELECT DISTINCT (globalTid >> 24) & 0xffffff FROM {table}"

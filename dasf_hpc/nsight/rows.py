@@ -40,6 +40,7 @@ from dasf_hpc.nsight.reader import (
     Names,
     Report,
     Synchronizations,
+    distinct_values,
 )
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
@@ -402,7 +403,7 @@ class _Placing:
 
     def _process(self, pid: Array) -> Array:
         """Give the row of each process."""
-        self._meet(np.unique(pid).tolist())
+        self._meet(distinct_values(pid)[0].tolist())
         return self._by_process(pid, lambda number: self.row_of_pid.get(number, NONE))
 
     def _times(self, pid: Array, *times: Array) -> None:
@@ -534,7 +535,7 @@ class _Placing:
 
     def _kinds(self, dictionary: str, kinds: Mapping[int, str], values: Array) -> Array:
         strings = self.additions.strings(dictionary)
-        distinct, index = np.unique(values, return_inverse=True)
+        distinct, index = distinct_values(values)
         codes = [
             NONE if kind == NONE else strings.code(kinds.get(kind, f"kind {kind}"))
             for kind in distinct.tolist()

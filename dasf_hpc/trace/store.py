@@ -389,7 +389,7 @@ class ColumnWriter:
             if self._loose_rows == self._rows:
                 self._glued.append((self._position, self._compress(self._together())))
                 self._position += self._rows
-                self._settle(8)
+                self._settle(2)
 
     def _together(self) -> NDArray[Any]:
         rows = np.concatenate(self._loose)

@@ -13,6 +13,9 @@ from dasf_hpc.trace.open import Trace
 #: Functions in a summary.
 LONGEST = 10
 
+#: Rows that are looked at together.
+ROWS = 1 << 18
+
 
 #: Kind of gap for what a node does not have, such as the package nvtx: told, but no loss.
 NOT_AVAILABLE = "not available"
@@ -159,7 +162,7 @@ def summarise(trace: Trace) -> Summary:
     processes = trace.processes
     bound, source = _worst_bound(trace.clocks)
     tasks = _Tasks()
-    for piece in trace.pieces("tasks", ["prefix", "state", "start", "stop", "attempt"]):
+    for piece in trace.pieces("tasks", ["prefix", "state", "start", "stop", "attempt"], ROWS):
         tasks.add(piece)
     return Summary(
         nodes=_worker_nodes(trace),
@@ -285,7 +288,7 @@ def _gpu_times(trace: Trace) -> GpuTimes | None:
 
 def _longest_kernels(trace: Trace) -> list[KernelTime]:
     pieces = []
-    for kernels in trace.pieces("kernels", ["name", "start", "stop"]):
+    for kernels in trace.pieces("kernels", ["name", "start", "stop"], ROWS):
         times = (kernels["stop"] - kernels["start"]).groupby(kernels["name"], observed=True)
         figures = times.agg(["count", "sum", "max"])
         pieces.append(figures.set_axis(figures.index.astype(str)))

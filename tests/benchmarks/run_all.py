@@ -171,6 +171,21 @@ BENCHMARKS = (
         quick=("--sizes", "1"),
     ),
     Benchmark(
+        "end_of_run.py",
+        (
+            Figure(
+                "a run's end without report.html, 1 million tasks, 8 reports",
+                "s",
+                "0 kernels a task.merge_s",
+                15,
+            ),
+            Figure("the same, CPU time", "s", "0 kernels a task.merge_cpu_s"),
+            Figure("the same and report.html", "s", "0 kernels a task.wall_s", 15),
+            Figure("with 2 million kernels, and report.html", "s", "2 kernels a task.wall_s", 15),
+        ),
+        quick=("--tasks", "0.02"),
+    ),
+    Benchmark(
         "analysis_speed.py",
         (
             Figure("slowest analysis of 10 million tasks", "s", "*.wall_s"),
