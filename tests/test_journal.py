@@ -300,18 +300,21 @@ def test_a_thread_that_ended_holds_no_memory(tmp_path: Path) -> None:
 class _Interrupted:
     """A writer's view of its memory by words, through which it publishes; may be interrupted."""
 
-    def __init__(self, shared: Any) -> None:
-        self._words = memoryview(shared).cast("Q")
+    def __init__(self, shared: Any, whole: _Interrupted | None = None) -> None:
+        self._words = memoryview(shared).cast("B").cast("Q")
+        self._whole = whole or self
         self.now = False
 
     def cast(self, code: str) -> _Interrupted:
         return self
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Interrupted(self._words[place], self._whole)
         return self._words[place]
 
     def __setitem__(self, place: int, value: int) -> None:
-        if self.now:
+        if self._whole.now:
             raise KeyboardInterrupt
         self._words[place] = value
 
@@ -368,12 +371,14 @@ journal = Journal(Path(sys.argv[1]), {}, alone=False)
 print(journal.memory, flush=True)
 record = journal.recorder(Stream.TRANSFERS)
 edge = journal.recorder(Stream.EDGES)
+move = journal.transition_recorder()
 sys.stdin.readline()
 i = 0
 while True:
     i += 1
     record(i, i * 3, i * 5, i, i & 0xFFFF, i & 0xFFFF)
     edge(i, i)
+    move(i * 7, i, 0x49)
     journal.key(f"key-{i}")
 """
 
@@ -420,7 +425,11 @@ def test_whoever_files_while_records_are_made_sees_whole_ones_in_order(tmp_path:
     assert (edges["key"] == edges["dependency"]).all()
     assert (edges["key"] == np.arange(1, len(edges) + 1)).all()
     assert list(contents.keys.values()) == [f"key-{i + 1}" for i in range(len(contents.keys))]
-    assert len(edges) - 1 <= len(contents.keys) <= len(edges)
+    moves = contents.records[Stream.TRANSITIONS]
+    assert len(edges) - 1 <= len(moves) <= len(edges)
+    assert (moves["key"] == np.arange(1, len(moves) + 1)).all()
+    assert (moves["time"] == 7 * moves["key"].astype(int)).all()
+    assert len(moves) - 1 <= len(contents.keys) <= len(moves)
 
 
 # ------------------------------------------------------------------------------ damage

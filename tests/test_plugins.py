@@ -51,6 +51,7 @@ from dasf_hpc.profile.plugins import (
     MARK_INTERVAL_S,
     MARKS,
     GPUAnnotationPlugin,
+    ResourceMonitor,
     WorkerTaskPlugin,
 )
 
@@ -841,6 +842,35 @@ def test_a_plugin_removed_and_registered_again_goes_on_in_a_new_journal(tmp_path
         for key in ("first", "second"):
             execution(recorded.directory, key)
         assert not executions(recorded.directory, "unseen")
+
+
+def test_only_plugins_that_do_something_are_told_of_transitions(tmp_path: Path) -> None:
+    class Own(ResourceMonitor):
+        def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+            self.monitor_kwargs[start] = finish
+
+    with recorded_cluster(tmp_path) as recorded:
+        client = recorded.client
+        client.register_plugin(Own.for_workers(1000, "own", tmp_path / "own"))
+        client.register_plugin(ResourceMonitor.for_workers(1000, "later", tmp_path / "own"))
+        client.submit(add, 1, key="told").result()
+
+        def plugins(dask_worker: Any) -> tuple[list[str], list[str], dict[str, str]]:
+            told = dask_worker.state.plugins
+            own = dask_worker.plugins["own"].monitor_kwargs
+            return sorted(dask_worker.plugins), sorted(told), own
+
+        [(there, told, own)] = client.run(plugins).values()
+        assert {"own", "later", "TracePlugin"} <= set(there)
+        assert told == [n for n in there if n not in ("later", "GPUAnnotationPlugin")]
+        assert own["executing"] == "memory"
+        for name in ("own", "later"):
+            client.unregister_worker_plugin(name)
+        [(there, told, _)] = client.run(
+            lambda dask_worker: (list(dask_worker.plugins), list(dask_worker.state.plugins), {})
+        ).values()
+        assert not {"own", "later"} & {*there, *told}
+        assert transitions(recorded.directory, "told")[0] == ("released", "waiting")
 
 
 def test_one_plugin_object_given_to_several_workers_records_each(tmp_path: Path) -> None:

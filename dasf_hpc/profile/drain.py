@@ -11,9 +11,11 @@ journal going to n * 4096 of the file. In memory two numbers of 8 bytes stand in
 header's two slots and its last 8 bytes, each written by one store: at 40 where the data ends, from
 the beginning of the memory (0 where there is none yet), and at 56 what becomes of the block: 0
 while it is recorded into; the end of its data, from its own beginning, once its writer is done with
-it; all ones once that is on file, and the writer may use the place again. The checksums that a
-block has on file are made here. The first block of the memory holds, as its first number, the
-errno of the latest attempt to write, 0 where it worked.
+it; all ones once that is on file, and the writer may use the place again. In blocks of the streams
+`WORDS` the first number stays 0 while they are recorded into: their records are whole words of 8
+bytes, of which the first is stored last and is never 0, and the data ends before the first record
+that is 0. The checksums that a block has on file are made here. The first block of the memory
+holds, as its first number, the errno of the latest attempt to write, 0 where it worked.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Version of what is said above of the memory: who records and who files must agree on it.
-LAYOUT = 2
+LAYOUT = 3
 
 BLOCK = 4096
 HEADER = 64
@@ -55,6 +57,10 @@ _WORD = struct.Struct("<Q")
 _NUMBER_OFFSET = 16
 _STREAM_OFFSET = 6
 _META = 0
+
+#: Words of a record by number of the stream, for the streams whose records publish themselves: one
+#: store a record less, and the record's own is of one word (transitions).
+WORDS = {3: 1}
 
 #: Seconds between two turns, and after one that failed.
 INTERVAL_S = 0.1
@@ -148,6 +154,13 @@ class Drain:
         heads[0] = 0
         if SETTLE_S:
             time.sleep(SETTLE_S)
+        streams = heads.view(np.uint8)[:, _STREAM_OFFSET]
+        for stream, size in WORDS.items():
+            begun = (streams == stream) & (heads[:, STATE_OFFSET // 8] == 0)
+            for index in begun.nonzero()[0].tolist():
+                length = published(words[index, HEADER // 8 :], size)
+                if length:
+                    heads[index, END_OFFSET // 8] = index * BLOCK + HEADER + length
         indices = (heads != self._seen[: self._used]).any(axis=1).nonzero()[0]
         numbers = heads[indices, _NUMBER_OFFSET // 8] & 0xFFFFFFFF
         return [(i, heads[i].tobytes()) for i in indices[np.argsort(numbers)].tolist()]
@@ -270,6 +283,22 @@ class Drain:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._asked.get_nowait()()
+
+
+def published(words: NDArray[np.uint64], size: int) -> int:
+    """Give the bytes of the whole records at the beginning of a block's words.
+
+    Parameters
+    ----------
+    words
+        A block's data in memory, of one of the streams `WORDS`.
+    size
+        Words of a record.
+    """
+    first = words[: len(words) // size * size : size]
+    empty = first == 0
+    count = int(empty.argmax()) if empty.any() else len(first)
+    return count * size * 8
 
 
 def _word(head: bytes, offset: int) -> int:

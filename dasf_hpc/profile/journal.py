@@ -10,7 +10,8 @@ then records are dropped, counted and named.
 
 In memory a record is stored first and then published, by one store of eight bytes that says where
 the data of its block ends: whoever copies the block sees the whole record or none of it. A record
-costs the writer these two stores and nothing else; checksums are the copier's work.
+costs the writer these two stores and nothing else, a transition, of eight bytes, only one: it
+publishes itself. Checksums are the copier's work.
 
 On file a block's header has two slots for (end of data, CRC-32 of the data), the newest first, and
 the one before it. A reader takes the slot with the larger end whose checksum is right: a write
@@ -69,9 +70,11 @@ from dasf_hpc.profile.drain import (
     HEADER,
     RETRY_S,
     STATE_OFFSET,
+    WORDS,
     Drain,
     anonymous_memory,
     describe,
+    published,
 )
 from dasf_hpc.profile.drain import SLOT as _SLOT
 from dasf_hpc.profile.drain import SLOT_OFFSETS as _SLOT_OFFSETS
@@ -88,6 +91,7 @@ _KEPT_FOR_META = 4
 CLOSE_WAIT_S = 5.0
 
 _HEAD = struct.Struct("<4sHBBQIIqI")
+_STREAM_OFFSET = 6
 
 #: Text longer than this, in bytes, is cut: a record must fit a block.
 MAX_TEXT = BLOCK - HEADER - 1
@@ -221,6 +225,10 @@ STATUSES = ("memory", "error", "rescheduled")
 DIRECTIONS = ("incoming", "outgoing")
 
 
+#: What is recorded of a task besides a transition: called with key, its id and the time.
+Then = Callable[[Any, int, int], None]
+
+
 class JournalError(Exception):
     """A file that is not a journal this version can read; the message is one sentence."""
 
@@ -344,6 +352,8 @@ class Journal:
                 base_key,
             )
             # A free place has no end, and until its state says that it is used it is not read.
+            if stream in WORDS:
+                self._map[start + HEADER : start + BLOCK] = bytes(BLOCK - HEADER)
             self._map[start : start + END_OFFSET] = head + _CRC.pack(zlib.crc32(head))
             self._words[start + STATE_OFFSET >> 3] = 0
         if self._dropped_since is not None and stream is not Stream.META:
@@ -352,7 +362,12 @@ class Journal:
 
     def finish(self, start: int) -> int:
         """Take back a block into which nothing more will be stored; gives the end of its data."""
-        end = max(self._words[start + END_OFFSET >> 3] - start, HEADER)
+        if self._map[start + _STREAM_OFFSET] in WORDS:
+            size = WORDS[self._map[start + _STREAM_OFFSET]]
+            data = np.frombuffer(self._map[start + HEADER : start + BLOCK], "<u8")
+            end = HEADER + published(data, size)
+        else:
+            end = max(self._words[start + END_OFFSET >> 3] - start, HEADER)
         self._words[start + STATE_OFFSET >> 3] = end
         self._finished.append(start)
         return end
@@ -407,36 +422,96 @@ class Journal:
     def transition_recorder(self) -> Callable[[int, int, int], None]:
         """Give the function ``record(time_ns, key, states)``; states are ``start << 4 | finish``.
 
-        It belongs to the event loop's thread. This is the hottest call of the recording, 6 to 7 a
-        task: what does not fit the block's base time or base key is found by the packing, which
-        refuses it.
+        It belongs to one thread.
         """
-        pack_into, size = _STRUCTS[Stream.TRANSITIONS].pack_into, RECORD_SIZES[Stream.TRANSITIONS]
-        memory, words = self._map, self._words
-        block = _Block(self, Stream.TRANSITIONS)
-        at, last, end, base, base_key = 0, -1, 0, 0, 0
+        begin = self._transition_blocks()
+        inside: Any = ()
+        at, origin, earliest, latest = 0, 0, 1, 0
 
         def record(time_ns: int, key: int, states: int) -> None:
-            nonlocal at, last, end, base, base_key
-            if at <= last:
-                try:
-                    pack_into(memory, at, time_ns - base, key - base_key << 8 | states)
-                    at += size
-                    words[end] = at
-                    return
-                except struct.error:
-                    pass
-            base, base_key = time_ns, max(0, key - 0x7FFFFF)
-            start = block.renew(base, base_key)
-            if not start:
-                last = -1
-                return
-            at, last, end = start + HEADER, start + BLOCK - size, start + END_OFFSET >> 3
-            pack_into(memory, at, 0, key - base_key << 8 | states)
-            at += size
-            words[end] = at
+            nonlocal inside, at, origin, earliest, latest
+            if not earliest <= time_ns <= latest:
+                inside, at, origin, earliest, latest = begin(time_ns, key)
+            try:
+                inside[at] = time_ns + (key << 40) + (states << 32) - origin
+            except (IndexError, ValueError):
+                inside, at, origin, earliest, latest = begin(time_ns, key)
+                inside[at] = time_ns + (key << 40) + (states << 32) - origin
+            at += 1
 
         return record
+
+    def transition_listener(
+        self,
+        ids: dict[Any, int],
+        steps: Mapping[str, Mapping[str, tuple[int, Then | None]]],
+        failed: Callable[[], None],
+    ) -> Callable[..., None]:
+        """Give the function ``transition(key, start, finish)`` that Dask calls on the event loop.
+
+        This is the hottest call of the recording, 6 to 7 a task, and between two of them Dask runs
+        so much else that none of it is in the processor's caches: all is in one function, which is
+        what `transition_recorder` does and no call more. What does not fit the block or its base
+        key is found by the store, which refuses it.
+
+        Parameters
+        ----------
+        ids
+            Id of each key that is known; new ones are added.
+        steps
+            By start and finish: ``start << 4 | finish`` of their codes, shifted by 32 bits to the
+            left, and what is called besides, with key, its id and the time.
+        failed
+            Is called in an exception's place.
+        """
+        begin, known, monotonic_ns = self._transition_blocks(), ids.get, time.monotonic_ns
+        define, append = self.key, self._append_key
+        inside: Any = ()
+        at, origin, latest = 0, 0, 0
+
+        def transition(key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+            nonlocal inside, at, origin, latest
+            now = monotonic_ns()
+            try:
+                number = known(key)
+                if number is None:
+                    plain = type(key) is str and len(key) <= MAX_KEY and key[:1] != "\x01"
+                    number = ids[key] = append(key) if plain else define(key)
+                states, then = steps[start][finish]
+                if now > latest:
+                    inside, at, origin, _, latest = begin(now, number)
+                try:
+                    inside[at] = now + (number << 40) + states - origin
+                except (IndexError, ValueError):
+                    inside, at, origin, _, latest = begin(now, number)
+                    inside[at] = now + (number << 40) + states - origin
+                at += 1
+                if then is not None:
+                    then(key, number, now)
+            except Exception:
+                failed()
+
+        return transition
+
+    def _transition_blocks(self) -> Callable[[int, int], tuple[Any, int, int, int, int]]:
+        """Give the function that begins a block of transitions for a time and a key's id.
+
+        It gives the block's words, the first one's index, what is to be subtracted from a word, and
+        the times between which a record fits. Where there is no block the words are of nobody.
+        """
+        block = _Block(self, Stream.TRANSITIONS)
+
+        def begin(time_ns: int, key: int) -> tuple[Any, int, int, int, int]:
+            # A record is never 0: its time is not its block's.
+            base, base_key = time_ns - 1, max(0, key - 0x7FFFFF)
+            origin = base + (base_key << 40)
+            start = block.renew(base, base_key)
+            if not start:  # for this record only
+                return [0], 0, origin, 1, 0
+            inside = self._words[start + HEADER >> 3 : start + BLOCK >> 3]
+            return inside, 0, origin, time_ns, base + 0xFFFFFFFF
+
+        return begin
 
     def _text_recorder(self, stream: Stream) -> Callable[[str], int]:
         """Give a function that appends to a text stream, from any thread, and gives the text's id.
