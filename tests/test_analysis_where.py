@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_run
 
-from dasf_hpc.analysis import idle
+from dasf_hpc.analysis import idle, slots
 from dasf_hpc.analysis.answer import Answer, Severity, told_as_one
 from dasf_hpc.analysis.where import PARTS, where
 from dasf_hpc.trace.merge import merge_journals
@@ -337,6 +337,7 @@ def test_windows_of_time_change_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         whole = where(trace).tables["workers"]
         monkeypatch.setattr(idle, "AT_ONCE", 50)
         monkeypatch.setattr(idle, "AT_ONCE_EACH", 1)
+        monkeypatch.setattr(slots, "AT_ONCE", 7)
         pieces = where(trace).tables["workers"]
     assert (whole["scheduler"] > 0).any()
     for part in PARTS:

@@ -372,7 +372,9 @@ def _refused(path: Path) -> str:
 
 def test_what_is_no_trace_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert "No such file" in _refused(tmp_path / "none.h5")
-    assert "holds no trace.h5" in _refused(tmp_path)
+    assert "holds neither trace.h5 nor journals" in _refused(tmp_path)
+    (tmp_path / "journals").mkdir()
+    assert "dasf-hpc merge" in _refused(tmp_path)
     path = tmp_path / "a.h5"
     path.touch()
     assert "is empty" in _refused(path)

@@ -28,6 +28,8 @@ COUNTS = (
 #: Bits of an event that say what changes; the others are its time, ns.
 BITS = 6
 _MASK = (1 << BITS) - 1
+#: Events that are looked at together: more leave the caches, fewer make the calls count.
+AT_ONCE = 1 << 16
 #: Times beyond 2 years are those of a damaged file.
 LATEST = 1 << (62 - BITS)
 
@@ -126,48 +128,61 @@ def split(slots: Slots, first: Iterable[str] = ("executing",)) -> Split:
     if slots.stop <= slots.start:
         no_counts = np.empty(0, np.int32)
         return Split(dict.fromkeys(names, 0), np.empty(0, np.int64), no_counts, no_counts)
-    times, counts = _counted(slots)
-    lengths = np.diff(times, append=slots.stop)
-    none: Counts = np.zeros(len(times), np.int32)
-    causes = _causes(counts, none)
-    idle = np.full(len(times), slots.threads, np.int32)
+    packed = _in_order(slots)
     parts = dict.fromkeys(names, 0)
-    queued = none
-    for name in names:
-        cause = causes.get(name)
-        if cause is None:
-            continue
-        used = np.minimum(idle, np.maximum(cause, 0))
-        idle = idle - used
-        parts[name] = exact_sum(used, lengths)
-        if name in ("paused", "dispatching"):
-            queued = queued + (cause - used)
-    real = lengths > 0  # of changes at one moment only the last one is seen
-    times, idle, queued = times[real], idle[real], queued[real]
-    changed = np.append(True, (idle[1:] != idle[:-1]) | (queued[1:] != queued[:-1]))
-    zero = np.zeros(1, np.int32)
-    return Split(
-        parts,
-        np.append(times[changed], slots.stop),
-        np.concatenate([idle[changed], zero]),
-        np.concatenate([queued[changed], zero]),
-    )
+    before = dict.fromkeys(COUNTS, 0)
+    pieces: list[tuple[Ints, Counts, Counts]] = []
+    for row in range(0, len(packed), AT_ONCE):
+        part = packed[row : row + AT_ONCE]
+        after = packed[row + AT_ONCE : row + AT_ONCE + 1] >> BITS
+        end = max(int(after[0]), slots.start) if len(after) else slots.stop
+        lengths = np.diff(np.maximum(part >> BITS, slots.start), append=end)
+        counts = _counted((part & _MASK).astype(np.uint8), before)
+        none: Counts = np.zeros(len(part), np.int32)
+        causes = _causes(counts, none)
+        idle: Counts = np.full(len(part), slots.threads, np.int32)
+        queued = none
+        for name in names:
+            cause = causes.get(name)
+            if cause is None:
+                continue
+            used = np.minimum(idle, np.maximum(cause, 0))
+            idle = idle - used
+            parts[name] += exact_sum(used, lengths)
+            if name in ("paused", "dispatching"):
+                queued = queued + (cause - used)
+        real = np.flatnonzero(lengths)  # of changes at one moment only the last one is seen
+        idle, queued = idle[real], queued[real]
+        changed = np.append(True, (idle[1:] != idle[:-1]) | (queued[1:] != queued[:-1]))
+        changed = np.flatnonzero(changed[: len(real)])
+        times = np.maximum(part[real[changed]] >> BITS, slots.start)
+        pieces.append((times, idle[changed], queued[changed]))
+    zero: Counts = np.zeros(1, np.int32)
+    pieces.append((np.array([slots.stop], np.int64), zero, zero))
+    all_times, left, waiting = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    return Split(parts, all_times, left, waiting)
 
 
-def _counted(slots: Slots) -> tuple[Ints, dict[str, Counts]]:
-    """Give the times at which something changes, in order, and each count from then on."""
+def _in_order(slots: Slots) -> Ints:
+    """Give the events up to the end of some slots in the order of time."""
     begin = np.array([slots.start << BITS | NOTHING], np.int64)
-    packed = np.sort(np.concatenate([begin, *slots.events]))
-    packed = packed[: np.searchsorted(packed, slots.stop << BITS)]
-    codes = (packed & _MASK).astype(np.uint8)
-    times = np.maximum(packed >> BITS, slots.start)
+    packed = np.concatenate([begin, *slots.events])
+    packed.sort()
+    return packed[: np.searchsorted(packed, slots.stop << BITS)]
+
+
+def _counted(codes: NDArray[np.uint8], before: dict[str, int]) -> dict[str, Counts]:
+    """Give each count from each event on; `before` is what it was, and is brought up to date."""
     present = np.bincount(codes, minlength=1 << BITS) > 0
-    counts = {
-        name: np.cumsum(_CHANGES[:, number][codes], dtype=np.int32)
-        for number, name in enumerate(COUNTS)
-        if _CHANGES[present, number].any()
-    }
-    return times, counts
+    counts: dict[str, Counts] = {}
+    for number, name in enumerate(COUNTS):
+        if _CHANGES[present, number].any():
+            counts[name] = np.cumsum(_CHANGES[:, number][codes], dtype=np.int32)
+            counts[name] += np.int32(before[name])
+            before[name] = int(counts[name][-1])
+        elif before[name]:
+            counts[name] = np.full(len(codes), before[name], np.int32)
+    return counts
 
 
 def _causes(counts: dict[str, Counts], none: Counts) -> dict[str, Counts]:
