@@ -243,11 +243,14 @@ def _job(client: Client, seconds: float) -> None:
 
 
 def test_the_prediction_holds_when_the_function_really_is_made_faster(tmp_path: Path) -> None:
-    """Real runs of Dask: the prediction from the slow one against the fast one."""
-    recorded: dict[float, int] = {}
-    predicted = 0
-    for seconds in (0.3, 0.1):
-        journals = tmp_path / f"{seconds}" / "journals"
+    """Real runs of Dask: the prediction from the slow ones against the fast ones.
+
+    Of three runs each the shortest: what else the machine does only adds to a run's time.
+    """
+    recorded: dict[float, list[int]] = {0.3: [], 0.1: []}
+    predictions = []
+    for number, seconds in enumerate([0.3, 0.1] * 3):
+        journals = tmp_path / f"{number}" / "journals"
         with (
             LocalCluster(
                 n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None
@@ -259,11 +262,12 @@ def test_the_prediction_holds_when_the_function_really_is_made_faster(tmp_path: 
         merge_journals(journals).write(journals.parent / "trace.h5")
         with open_trace(journals.parent) as trace:
             change = what_if(trace, {"fft": 3}).table.iloc[0]
-        recorded[seconds] = int(change["recorded"])
+        recorded[seconds].append(int(change["recorded"]))
         if seconds == 0.3:
-            predicted = int(change["time"])
-    assert recorded[0.1] < 0.75 * recorded[0.3]
+            predictions.append(int(change["time"]))
+    slow, fast, predicted = min(recorded[0.3]), min(recorded[0.1]), min(predictions)
+    assert fast < 0.75 * slow
     # sleeps are exact to milliseconds; what is off is where the scheduler puts tasks: 4 to 9 % on
-    # a quiet machine, 19 % seen on a busy one
-    assert predicted == pytest.approx(recorded[0.1], rel=0.3)
-    assert predicted < 0.75 * recorded[0.3]
+    # a quiet machine, 19 % seen of single runs on a busy one
+    assert predicted == pytest.approx(fast, rel=0.3)
+    assert predicted < 0.75 * slow
