@@ -519,8 +519,8 @@ class Journal:
         The id is the text's position in the stream.
         """
         memory, words = self._map, self._words
-        # Whoever has popped the list's one item may append. The GIL makes that a lock, at a third of
-        # what a lock of `threading` costs where the processor's caches are cold: 1.2 us (measured).
+        # Whoever has popped the list's one item may append. The GIL makes that a lock, for a third
+        # of what one of `threading` costs with the processor's caches cold: 1.2 us (measured).
         turn = [None]
         take, give = turn.pop, turn.append
         block = _Block(self, stream)
