@@ -773,7 +773,9 @@ def test_what_a_full_disk_does_not_take_is_kept_until_there_is_room(
             return set(keys)
 
         keys = storm(6000, "full")
-        assert 0 < len(executions(directory)) < 6000
+        # A block that has its place on the disk goes on being filled, a new one has no room: what
+        # is there may lack a start, and is not the last word.
+        assert 0 < sum(len(j.records[Stream.STARTS]) for j in journals(directory)) < 6000
         subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
         time.sleep(1.1)  # RETRY_S: the recorder tries again after that
         keys |= storm(200, "room")

@@ -85,7 +85,7 @@ BENCHMARKS = (
             Figure(
                 "longest call of transition in a storm of tasks",
                 "us",
-                "storm, task plugin.transition.longest_us",
+                "storm, all plugins.transition.longest_us",
                 1000,
             ),
         ),
