@@ -39,7 +39,7 @@ SMALL = 2048
 LONGEST_FIXED = 512
 
 #: Bytes of chunks that HDF5 keeps of each column while a file is open; 8 MiB by itself (2.0), which
-#: of all columns is more than a merge takes for all else. Columns are read in order, a stretch once.
+#: of all columns is more than a merge needs for all else. Columns are read in order, each row once.
 CACHE = 1 << 20
 
 _GROUP = "dictionaries"
