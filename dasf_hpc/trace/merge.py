@@ -437,6 +437,8 @@ def _number_keys(
     if foreign:
         pairs = np.concatenate(foreign)
         layout.foreign = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    for source in layout.sources:  # all rows have the trace's codes now
+        source.codes = {}
 
 
 def _sources(run: _Run) -> list[Source]:
