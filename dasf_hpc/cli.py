@@ -178,14 +178,14 @@ def submit(
     command's exit code is the script's, or one of those listed in the README.
     """
     settings = load_settings(given or {})
-    from dasf_hpc import run
+    from dasf_hpc import batch, run
     from dasf_hpc.show.progress import progress
 
     if dry_run:
-        print(run.dry_run(settings, job, arguments or [], detach))
+        print(batch.dry_run(settings, job, arguments or [], detach))
         return
     if detach:
-        directory = run.detach(settings, job, arguments or [])
+        directory = batch.detach(settings, job, arguments or [])
         name = {"run": directory.name, "directory": str(directory)}
         print(json.dumps(name, indent=1) if as_json else directory)
         return

@@ -7,7 +7,6 @@ stop, and `merge_run`, which can be called again at any time from what is on dis
 from __future__ import annotations
 
 import os
-import shlex
 import socket
 import sys
 import threading
@@ -20,13 +19,12 @@ from typing import TYPE_CHECKING
 
 from distributed import Client
 
+from dasf_hpc.batch import run_place
 from dasf_hpc.errors import (
     DasfHpcError,
     InterruptedRun,
     PartialRecording,
     ProgramMissingError,
-    RunDirectoryError,
-    SettingsError,
     WalltimeError,
     WorkersError,
 )
@@ -34,18 +32,15 @@ from dasf_hpc.interrupts import Interrupts
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.credentials import (
     client_environment,
-    credentials_in,
     delete_credentials,
     make_credentials,
 )
 from dasf_hpc.launch.environment import check_workers
-from dasf_hpc.launch.head import head_script, submit_head
-from dasf_hpc.launch.image import Container, open_image
+from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import JobProcess, find_job
-from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
+from dasf_hpc.launch.launcher import Launcher, run_shape
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.walltime import EndBeforeWalltime
-from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.manifest import (
     HEARTBEAT,
     STOP_REQUEST,
@@ -58,7 +53,7 @@ from dasf_hpc.manifest import (
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings, clock_port, settings_words
+from dasf_hpc.settings import Settings, clock_port
 from dasf_hpc.steps import Step, Told
 
 if TYPE_CHECKING:
@@ -89,37 +84,6 @@ class RunResult:
     exit_code: int
     summary: Summary
     error: DasfHpcError | None = None
-
-
-def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bool = False) -> str:
-    """Give the batch script of a node job, made but not submitted, and what a node makes of it.
-
-    Of a detached run the head's script is given first. What is not known before a run stands in
-    capitals: RUN, its name, and the scheduler's address.
-    """
-    launcher_class = choose_launcher(settings)
-    if detached:
-        require_batch(launcher_class)
-    script_path = find_job(job)
-    container, settings = open_image(settings, script_path.parent)
-    place = run_place(settings.runs_dir.absolute() / "RUN", container)
-    security = credentials_in(place.directory / "tls") if settings.tls else None
-    script = launcher_class(settings, place, security).job_script().rstrip()
-    if detached:
-        head = _detached_head(launcher_class, settings, job, arguments, place.directory)
-        script = f"{head.rstrip()}\n\n{script}"
-    if settings.nsys is False:
-        return script
-    profile = nsys_command(
-        settings.nsys_path or "nsys",
-        choose_nsys(settings.nsys_arg, has_gpu=True),
-        str(place.directory / "nsight" / "HOST-JOBID"),
-        ["WORKER COMMAND"],
-    )
-    return (
-        f"{script}\n\n# A node that has nsys (and, for cuda, a GPU) runs the words after -- as:\n"
-        f"# {shlex.join(profile)}"
-    )
 
 
 def submit(
@@ -226,70 +190,6 @@ def submit(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
-
-
-def run_place(directory: Path, container: Container | None) -> RunPlace:
-    """Give the place of a run, its directory bound into the image."""
-    if container is not None:
-        container = container.with_binds([directory])
-    return RunPlace(directory, directory.name, Path.cwd(), container)
-
-
-def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
-    """Have a batch job be the head of a run, and give the run's directory at once.
-
-    Raises
-    ------
-    DasfHpcError
-        What kept the run from being made; nothing is queued then.
-    """
-    launcher_class = choose_launcher(settings)
-    require_batch(launcher_class)
-    find_job(job)
-    run_shape(settings, launcher_class.local)
-    directory = make_run_directory(settings, job)
-    manifest = Manifest(directory)
-    manifest.update(
-        name=directory.name,
-        state="queued",
-        job=job,
-        arguments=list(arguments),
-        started=time.time(),
-        on=launcher_class.name,
-    )
-    script = _detached_head(launcher_class, settings, job, arguments, directory)
-    try:
-        head = submit_head(launcher_class.name, script, directory)
-    except (DasfHpcError, OSError) as error:
-        manifest.update(state="failed", ended=time.time(), error=str(error))
-        if isinstance(error, OSError):
-            raise RunDirectoryError(
-                f"{directory} cannot be written: {error.strerror or error}."
-            ) from None
-        raise
-    manifest.update(head_job=head)
-    return directory
-
-
-def require_batch(launcher_class: type[Launcher]) -> None:
-    """Raise where no batch scheduler would run the head."""
-    if launcher_class.name not in ("slurm", "pbs"):
-        raise SettingsError(
-            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
-        )
-
-
-def _detached_head(
-    launcher_class: type[Launcher],
-    settings: Settings,
-    job: str,
-    arguments: Sequence[str],
-    directory: Path,
-) -> str:
-    """Give the batch script of a detached run's head."""
-    settings = settings.model_copy(update={"on": launcher_class.name})
-    words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
-    return head_script(launcher_class.name, settings, words)
 
 
 def require_nsys(settings: Settings) -> None:
