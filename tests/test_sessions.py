@@ -1,4 +1,4 @@
-"""nsys starts also where a killed one left the host's table of sessions, or its lock, in its way.
+"""nsys starts also where another left the host's table of sessions, or its lock, in its way.
 
 Each test has shared memory and a lock folder of its own, in a mount namespace, so that nothing it
 breaks is met by another.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,12 @@ from dasf_hpc.launch import node
 from dasf_hpc.nsight import sessions
 from dasf_hpc.nsight.export import find_nsys
 
-pytestmark = pytest.mark.needs("nsys")
+LOCKS = Path("/tmp") / sessions.LOCKS
 
 OWN_PLACES = f"""
 mount -t tmpfs tmpfs {sessions.TABLES}
-mkdir -p {sessions.LOCKS.parent} && mount -t tmpfs tmpfs {sessions.LOCKS.parent}
-mkdir -p {sessions.LOCKS}
+mkdir -p {LOCKS.parent} && mount -t tmpfs tmpfs {LOCKS.parent}
+mkdir -p {LOCKS}
 """
 
 HALF_MADE = (
@@ -39,8 +40,8 @@ PROFILE = ["nsys", "profile", "-t", "nvtx", "--sample=none", "--cpuctxsw=none"]
 
 
 @pytest.fixture
-def version() -> str:
-    """Give the version of the nsys that is here."""
+def version(nsys: Path, nothing_is_left: None) -> str:
+    """Give the version of the nsys that is here; nothing of it may be left behind."""
     text = find_nsys().version_text
     assert text is not None
     if text != "2022.4.2.1":
@@ -48,7 +49,7 @@ def version() -> str:
     return text
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """Look that no agent that a test started waits for ever."""
     before = set(agents())
@@ -121,7 +122,7 @@ def test_what_a_killed_nsys_left_in_line_is_ended(tmp_path: Path, version: str) 
     assert process.returncode == 0, output
     assert "Agent launcher failed" in output
     (record,) = node.read_node_records(tmp_path)
-    assert any("agents of killed nsys" in note for note in record["notes"])
+    assert any("agents of ended nsys" in note for note in record["notes"])
     assert not any("died at its start" in note for note in record["notes"])
     assert (tmp_path / record["report"]).exists()
 
@@ -131,7 +132,7 @@ def test_an_nsys_that_could_not_start(tmp_path: Path, version: str, told: bool) 
     """While another has the lock, nsys gives up; it is started again unless the job is over."""
     step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
     process = start_apart(version, "", *step, folder=tmp_path)
-    lock = in_reach(process, sessions.LOCKS / f"SessionManager-{version}.lock")
+    lock = in_reach(process, LOCKS / f"SessionManager-{version}.lock")
     with lock.open("w") as stream:
         fcntl.lockf(stream, fcntl.LOCK_EX)
         deadline = time.monotonic() + 30.0
@@ -174,3 +175,53 @@ def test_a_table_in_use_is_left_alone(tmp_path: Path, version: str) -> None:
     output = said(start_apart(version, "", *command, folder=tmp_path))
     assert "True None" in output
     assert (tmp_path / "r.nsys-rep").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+def test_who_waits_for_ever_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "TABLES", tmp_path)
+    table = sessions.table_of("1.2.3")
+    table.write_bytes((1).to_bytes(4, "little") + bytes(100))
+    open_it = f"import sys; file = open({str(table)!r}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", open_it], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert sessions.waits_for_ever(process.pid)
+        with table.open("r+b") as stream:
+            stream.write((2).to_bytes(4, "little"))
+        assert not sessions.waits_for_ever(process.pid)
+        with table.open("r+b") as stream:
+            stream.write((1).to_bytes(4, "little"))
+        table.unlink()
+        assert sessions.waits_for_ever(process.pid)
+        process.kill()
+    assert not sessions.waits_for_ever(process.pid)
+
+
+def test_jobs_with_a_tmpdir_each_start_nsys_at_once(tmp_path: Path, version: str) -> None:
+    """As batch schedulers give them: then nsys's own lock keeps nobody apart."""
+    step = shlex.join([*NODE_STEP, "--run"])
+    begin = "\n".join(
+        f"mkdir -p {folder}/tmp; TMPDIR={folder}/tmp {step} {folder} -- sleep 1 &"
+        for folder in (tmp_path / str(n) for n in range(4))
+    )
+    process = start_apart(version, f"{begin}\nwait", "true", folder=tmp_path)
+    output = said(process)
+    for n in range(4):
+        (record,) = node.read_node_records(tmp_path / str(n))
+        assert (tmp_path / str(n) / record["report"]).exists(), output
+        assert not any("its start" in note for note in record["notes"])
+
+
+def test_an_nsys_that_waits_for_ever_is_started_again(tmp_path: Path, version: str) -> None:
+    """The table becomes half made when nsys has already begun to start."""
+    meanwhile = f"(until ls {tmp_path}/nodes/*.json; do :; done; {HALF_MADE}) >/dev/null 2>&1 &"
+    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+    process = start_apart(version, meanwhile, *step, folder=tmp_path)
+    output = said(process)
+    assert process.returncode == 0, output
+    (record,) = node.read_node_records(tmp_path)
+    assert any("died at its start" in note for note in record["notes"])
+    assert (tmp_path / record["report"]).exists()

@@ -37,7 +37,7 @@ from dasf_hpc.nsight.export import (
     nvtx_problem,
 )
 from dasf_hpc.nsight.reader import read_report
-from dasf_hpc.nsight.sessions import make_way
+from dasf_hpc.nsight.sessions import make_way, turn
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.profile.identity import installed_version
 
@@ -171,16 +171,17 @@ def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
     try:
         for _ in range(NSYS_STARTS):
             way = make_way(nsys.version_text) or way
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=CAPTURE_TIMEOUT_S,
-                cwd=folder,
-                check=False,
-            )
+            with turn():
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=CAPTURE_TIMEOUT_S,
+                    cwd=folder,
+                    check=False,
+                )
             said = (done.stderr + done.stdout).strip()
             if any(folder.glob("doctor.*")):
                 break

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys, nvtx_problem
-from dasf_hpc.nsight.sessions import make_way
+from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
 from dasf_hpc.profile.identity import installed_version
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
@@ -171,12 +171,19 @@ class Ended(NamedTuple):
     told: bool
 
 
-def run_to_its_end(command: Sequence[str]) -> Ended:
-    """Run a command to its end, whatever signals ask this process to end meanwhile.
+def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
+    """Run nsys with a command to its end, whatever signals ask this process to end meanwhile.
 
-    Batch schedulers and terminals signal every process of a job. So the command has had the signal
-    too, and it is not passed on: nsys writes its report at the first SIGTERM and gives it up at a
-    second one.
+    Batch schedulers and terminals signal every process of a job. So nsys has had the signal, too,
+    and it is not passed on: nsys writes its report at the first SIGTERM and gives it up at a second
+    one. An nsys that waits at its start for what will never come is killed.
+
+    Parameters
+    ----------
+    command
+        The words of ``nsys profile`` and of the command.
+    begun
+        The file that the command makes first.
     """
     told = False
 
@@ -187,7 +194,15 @@ def run_to_its_end(command: Sequence[str]) -> Ended:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         # A handler, unlike SIG_IGN, is not handed down to the command.
         signal.signal(number, hear)
-    process = subprocess.Popen(command)
+    with turn():
+        process = subprocess.Popen(command)
+        looked = time.monotonic()
+        while process.poll() is None and not begun.exists():
+            time.sleep(0.02)
+            if time.monotonic() - looked > 2.0:
+                if waits_for_ever(process.pid):
+                    process.kill()
+                looked = time.monotonic()
     code = process.wait()
     return Ended(process.pid, code if code >= 0 else 128 - code, told)
 
@@ -228,7 +243,7 @@ def main(words: Sequence[str] | None = None) -> int:
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]
-        ended = run_to_its_end([*command[:at], *starter, *command[at:]])
+        ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun)
         if begun.exists() or ended.code == 0:
             return ended.code
         failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]

@@ -1,20 +1,25 @@
-"""Nsight: nsys's table of sessions on a node, and how to get past one that a killed nsys left.
+"""Nsight: nsys's table of sessions on a node, and how to get past one that is half made.
 
 All nsys of one version on a host share a table in memory, ``/dev/shm/NSys-VERSION``, whoever runs
-them. Where one is killed while it makes that table, the next ones wait for it to be finished: each
-gives up after 10 s ("Agent launcher failed.") and leaves an agent process behind that waits for
-ever and holds up the ones after it. Seen with nsys 2022.4.2 after a batch scheduler had killed a
-job; only taking the table away helps. Those that have it open go on as if nothing had happened
-(tried: their reports are whole), and the next nsys makes a new one.
+them. The lock in front of it lies below ``TMPDIR``, and where every batch job has a TMPDIR of its
+own, two that start at once both make the table, which is never finished then; nor is it where one
+is killed while making it. Whoever comes waits for it: nsys itself for ever, or, where only its
+agent waits, for 10 s ("Agent launcher failed."), and the agent is left behind and holds up the ones
+after it. All of this was seen with nsys 2022.4.2. Only taking the table away helps. Those that have
+it open go on as if nothing had happened (tried: their reports are whole), and the next nsys makes a
+new one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import pwd
 import re
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,8 +27,8 @@ import psutil
 TABLES = Path("/dev/shm")
 """Where Linux keeps memory that has a name."""
 
-LOCKS = Path("/tmp/nvidia/nsight_systems")
-"""Where nsys keeps the locks in front of its tables."""
+LOCKS = Path("nvidia/nsight_systems")
+"""Where nsys keeps the locks in front of its tables, below the folder for temporary files."""
 
 #: What the first word of Boost's managed shared memory says of a segment that is being made, and of
 #: one whose making failed (boost/interprocess/detail/managed_open_or_create_impl.hpp).
@@ -32,10 +37,34 @@ INITIALIZING, CORRUPTED = 1, 3
 #: Making the table takes less than a millisecond.
 MAKING_TAKES_S = 1.0
 
+#: Nobody waits longer than this for the others who start nsys on this host: it takes half a second.
+TURN_WAIT_S = 30.0
+
 
 def table_of(version: str) -> Path:
     """Give the table of sessions of the nsys of a version, such as ``2022.4.2.1``."""
     return TABLES / f"NSys-{version}"
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Let one process of a user at a time start nsys on a host."""
+    path = TABLES / f"dasf-hpc-nsys-{os.getuid()}.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:  # it is no worse than without
+        yield
+        return
+    try:
+        deadline = time.monotonic() + TURN_WAIT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(lock)
 
 
 def half_made(version: str) -> bool:
@@ -43,21 +72,45 @@ def half_made(version: str) -> bool:
 
     Takes a second where the table is being made.
     """
-
-    def state() -> tuple[int, int]:
-        table = table_of(version)
-        try:
-            with table.open("rb") as stream:
-                word = int.from_bytes(stream.read(4), "little")
-            return table.stat().st_ino, word
-        except OSError:
-            return 0, 0
-
-    first = state()
-    if first[1] not in (INITIALIZING, CORRUPTED):
+    first = _state(table_of(version))
+    if first is None:
         return False
     time.sleep(MAKING_TAKES_S)
-    return state() == first
+    return _state(table_of(version)) == first
+
+
+def waits_for_ever(profiler: int) -> bool:
+    """Say whether an ``nsys profile`` waits for a table that nobody will finish.
+
+    Takes a second where it waits for one.
+    """
+
+    def waited_for() -> list[tuple[int, int]]:
+        states = []
+        with contextlib.suppress(OSError):
+            for opened in Path(f"/proc/{profiler}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    # The table may have been taken away meanwhile, and is still read here.
+                    if str(opened.readlink()).startswith(str(table_of(""))):
+                        states.append(_state(opened))
+        return [state for state in states if state is not None]
+
+    first = waited_for()
+    if not first:
+        return False
+    time.sleep(MAKING_TAKES_S)
+    return waited_for() == first
+
+
+def _state(table: Path) -> tuple[int, int] | None:
+    """Give the file and the state of a table that is not whole, ``None`` of one that is."""
+    try:
+        with table.open("rb") as stream:
+            word = int.from_bytes(stream.read(4), "little")
+            number = os.fstat(stream.fileno()).st_ino
+    except OSError:
+        return None
+    return (number, word) if word in (INITIALIZING, CORRUPTED) else None
 
 
 def profiler_of(words: Sequence[str]) -> int | None:
@@ -92,9 +145,10 @@ def left_agents(profiler: int | None) -> list[psutil.Process]:
 def _in_line() -> set[int]:
     """Give the processes that hold or wait for the lock in front of the tables."""
     inodes, processes = set(), set()
-    for lock in LOCKS.glob("*SessionManager*"):
-        with contextlib.suppress(OSError):
-            inodes.add(str(lock.stat().st_ino))
+    for folder in {Path("/tmp"), Path(tempfile.gettempdir())}:
+        for lock in (folder / LOCKS).glob("*SessionManager*"):
+            with contextlib.suppress(OSError):
+                inodes.add(str(lock.stat().st_ino))
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             # As "1: -> POSIX  ADVISORY  WRITE 22055 fe:00:2205190 0 EOF" (proc_locks(5)).
@@ -119,28 +173,29 @@ def make_way(version: str, profiler: int | None = None) -> str | None:
     str or None
         A sentence on what was done, or on who has to do it; ``None`` where nothing was found.
     """
-    agents = left_agents(profiler)
-    for agent in agents:
-        with contextlib.suppress(psutil.Error):
-            agent.terminate()
-    _, stubborn = psutil.wait_procs(agents, timeout=2.0)
-    for agent in stubborn:
-        with contextlib.suppress(psutil.Error):
-            agent.kill()
-    if not agents and not half_made(version):
-        return None
-    table = table_of(version)
-    try:
-        owner = table.stat().st_uid
-        table.unlink()
-    except FileNotFoundError:
-        return f"{len(agents)} agents of killed nsys kept others from starting: they were ended"
-    except OSError:
-        return (
-            f"a killed nsys left {table} half made, so that none can start on this node: "
-            f"{_name_of(owner)}, whose it is, or the site's operators can remove it"
-        )
-    return f"a killed nsys had left its table of sessions half made ({table}): it was removed"
+    with turn():
+        agents = left_agents(profiler)
+        for agent in agents:
+            with contextlib.suppress(psutil.Error):
+                agent.terminate()
+        _, stubborn = psutil.wait_procs(agents, timeout=2.0)
+        for agent in stubborn:
+            with contextlib.suppress(psutil.Error):
+                agent.kill()
+        if not agents and not half_made(version):
+            return None
+        table = table_of(version)
+        try:
+            owner = table.stat().st_uid
+            table.unlink()
+        except FileNotFoundError:
+            return f"{len(agents)} agents of ended nsys kept others from starting: they were ended"
+        except OSError:
+            return (
+                f"another nsys left {table} half made, so that none can start on this node: "
+                f"{_name_of(owner)}, whose it is, or the site's operators can remove it"
+            )
+    return f"another nsys had left the table of sessions half made ({table}): it was removed"
 
 
 def _name_of(user: int) -> str:

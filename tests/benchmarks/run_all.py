@@ -92,6 +92,14 @@ BENCHMARKS = (
         quick=("--tasks", "5000"),
     ),
     Benchmark(
+        "recording_cold.py",
+        (
+            Figure("mean call of transition, cold caches", "us", "transition_mean_us", 2),
+            Figure("all calls of a task, cold caches", "us", "task_us", 20),
+        ),
+        quick=("--rounds", "300"),
+    ),
+    Benchmark(
         "recording_throughput.py",
         (
             Figure(
