@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 pytestmark = [
     pytest.mark.timeout(1200),  # building an image takes minutes on a busy machine
-    pytest.mark.xdist_group("image"),  # and one is enough
+    pytest.mark.xdist_group("image"),  # so that no process waits for another's image
 ]
 
 Done = subprocess.CompletedProcess[str]
@@ -218,9 +219,25 @@ def environment_of_packages(folder: Path) -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a fresh clone in which the README's commands have built ``dasf-hpc.sif``.
 
-    That takes minutes: whoever works on these tests keeps an image and names it in a variable.
+    That takes minutes: one is built for all processes that run the tests (pytest 9.2 and xdist 3.8
+    together do not heed groups), and whoever works on these tests keeps one and names it in a
+    variable.
     """
-    clone = tmp_path_factory.mktemp("image") / "dasf-hpc"
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    clone = shared / "image" / "dasf-hpc"
+    clone.parent.mkdir(exist_ok=True)
+    with (clone.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (clone.parent / "built").exists():
+            build_as_the_readme_says(clone)
+            (clone.parent / "built").touch()
+    return clone
+
+
+def build_as_the_readme_says(clone: Path) -> None:
+    """Clone this checkout and run the README's commands up to the image in it."""
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], stdin=subprocess.DEVNULL, check=True)
     environment_of_packages(clone / ".venv")
     lines = readme_block("image")
@@ -254,7 +271,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
-    return clone
 
 
 @pytest.fixture(scope="session")
