@@ -205,12 +205,11 @@ def debian_mirror() -> str:
 
 
 def environment_of_packages(folder: Path) -> None:
-    """Make a virtual environment that sees this one's packages, so that pip need not get them."""
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", folder],
-        stdin=subprocess.DEVNULL,
-        check=True,
-    )
+    """Make a virtual environment that sees this one's packages, so that pip need not get them.
+
+    Its pip is its own: another's would install into the other's environment.
+    """
+    subprocess.run([sys.executable, "-m", "venv", folder], stdin=subprocess.DEVNULL, check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "packages.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
 

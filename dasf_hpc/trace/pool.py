@@ -120,9 +120,10 @@ def _end(
 ) -> None:
     for _ in range(count):
         calls.put(None)
-    for process in processes:
+    started = list(processes)  # one that is started meanwhile is not killed, and not waited for
+    for process in started:
         process.kill()
-    for process in processes:
+    for process in started:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # a call that was not taken any more
