@@ -30,6 +30,7 @@ from dasf_hpc.show.formats import Format
 if TYPE_CHECKING:
     from dasf_hpc.analysis.compare import Comparison
     from dasf_hpc.imports import Imported
+    from dasf_hpc.trace.summary import Summary
 
 app = typer.Typer(
     name="dasf-hpc",
@@ -192,9 +193,7 @@ def submit(
     console = _console()
     with progress(console) as told:
         result = run.submit(settings, job, arguments or [], told, run_directory)
-    from dasf_hpc.show.terminal import show_summary
-
-    _print_summary(result.directory, as_json, console, show_summary)
+    _print_summary(result.directory, as_json, console, result.summary)
     if result.error is not None:
         raise result.error
     raise typer.Exit(result.exit_code)
@@ -260,15 +259,16 @@ def merge(
     settings = load_settings(given) if given else None
     from dasf_hpc import outcome
     from dasf_hpc.show.progress import progress
-    from dasf_hpc.show.terminal import show_summary
 
     console = _console()
     with progress(console) as told:
         if settings is None:
-            outcome.merge_run(run_path, nsys_path, told, os_runtime)
+            summary = outcome.merge_run(run_path, nsys_path, told, os_runtime)
         else:
-            outcome.merge_on_nodes(run_path, settings, nsys_path, told, console.print, os_runtime)
-    _print_summary(run_path, as_json, console, show_summary, strict)
+            summary = outcome.merge_on_nodes(
+                run_path, settings, nsys_path, told, console.print, os_runtime
+            )
+    _print_summary(run_path, as_json, console, summary, strict)
 
 
 app.command()(settings_options(merge, OF_RECORDING))
@@ -319,9 +319,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run's trace holds, and what is missing from it."""
-    from dasf_hpc.show.terminal import show_summary
-
-    _print_summary(run_path, as_json, Console(), show_summary, strict)
+    _print_summary(run_path, as_json, Console(), strict=strict)
 
 
 @app.command()
@@ -726,12 +724,14 @@ def _print_summary(
     path: Path,
     as_json: bool,
     console: Console,
-    show_summary: Callable[..., None],
+    summary: Summary | None = None,
     strict: bool = False,
 ) -> None:
+    """Print what a run's trace holds; the summary is read from the trace where none is given."""
     from dasf_hpc.outcome import missing, show_run
+    from dasf_hpc.show.terminal import show_summary
 
-    summary, manifest, trace = show_run(path)
+    summary, manifest, trace = show_run(path, summary)
     if as_json:
         print(
             json.dumps(

@@ -306,8 +306,15 @@ def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manife
         time.sleep(0.5)
 
 
-def show_run(path: Path) -> tuple[Summary, dict[str, Any], Path]:
-    """Read the summary of a run or trace again.
+def show_run(path: Path, summary: Summary | None = None) -> tuple[Summary, dict[str, Any], Path]:
+    """Give the summary of a run or trace, and what belongs to it.
+
+    Parameters
+    ----------
+    path
+        The run's directory, or a trace.
+    summary
+        The summary where it is known; by default it is read from the trace.
 
     Returns
     -------
@@ -327,6 +334,7 @@ def show_run(path: Path) -> tuple[Summary, dict[str, Any], Path]:
             find_run(path)
             raise TraceFileError(f"{path} has no {TRACE} yet: dasf-hpc merge {path}")
         raise TraceFileError(f"There is no trace at {path}.")
-    with open_trace(trace_path) as trace:
-        summary = summarise(trace)
+    if summary is None:
+        with open_trace(trace_path) as trace:
+            summary = summarise(trace)
     return summary, Manifest(trace_path.parent).content, trace_path

@@ -38,7 +38,7 @@ from dasf_hpc.launch.credentials import (
 from dasf_hpc.launch.environment import check_workers
 from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import JobProcess, find_job
-from dasf_hpc.launch.launcher import Launcher, run_shape
+from dasf_hpc.launch.launcher import Launcher, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.manifest import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from dasf_hpc.trace.summary import Summary
 
 
-#: So many node jobs that bring no worker may replace others before it is clear that none will.
+#: So many node jobs in a row that end before a worker of theirs was there are replaced no more.
 REPLACED_IN_VAIN = 3
 
 
@@ -316,7 +316,7 @@ def _wait_for_job(
         If no node job is left: the script would wait for workers that cannot come.
     """
     settings, directory = launcher.settings, launcher.place.directory
-    joined, in_vain, replacing = len(recorder.joined), 0, True
+    in_vain, replacing = 0, True
     looked = time.monotonic()
     while (code := process.poll()) is None:
         time.sleep(0.05)
@@ -332,10 +332,10 @@ def _wait_for_job(
                     manifest.update(batch_jobs=launcher.job_ids())
         for lost in launcher.cluster.sync(launcher.losses):
             manifest.update(lost=[*manifest.content.get("lost", []), asdict(lost)])
-            in_vain = in_vain + 1 if len(recorder.joined) == joined else 0
-            joined = len(recorder.joined)
+            came = any(is_worker_of(lost.name, name) for name in recorder.joined.values())
+            in_vain = 0 if came else in_vain + 1
             wish = settings.on_walltime if lost.walltime else settings.on_lost
-            replacing = in_vain < launcher.shape.nodes + REPLACED_IN_VAIN
+            replacing = in_vain < REPLACED_IN_VAIN
             if wish == "replace" and not replacing:
                 manifest.note(
                     f"the last {REPLACED_IN_VAIN} node jobs ended before a worker of theirs was "

@@ -6,7 +6,6 @@ written, limits that are low, nodes without a network.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
@@ -321,17 +321,6 @@ def test_an_apptainer_that_does_not_work_is_told(
     monkeypatch.setenv("PATH", "/nonexistent")
     (check,), _, _ = look_into_image(asked)
     assert "not on PATH" in check.detail
-
-
-def free_ports() -> int:
-    """Find a port that is free, as is the one after it."""
-    while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("", 0))
-            number: int = one.getsockname()[1]
-            with contextlib.suppress(OSError):
-                next_one.bind(("", number + 1))
-                return number
 
 
 Doctor = Callable[..., tuple[int, Found]]

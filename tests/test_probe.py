@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from dasf_hpc.profile import probe
 from dasf_hpc.profile.probe import CONTACT, Prober, answer, answered, ask, heard
@@ -245,13 +246,7 @@ def test_a_responder_dies_with_the_one_who_started_it(tmp_path: Path) -> None:
 
 
 def test_a_fixed_port_of_the_scheduler_fixes_the_clocks_too(tmp_path: Path) -> None:
-    while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("", 0))
-            number: int = one.getsockname()[1]
-            with contextlib.suppress(OSError):
-                next_one.bind(("", number + 1))
-                break
+    number = free_ports()
     (tmp_path / "job.py").write_text(
         "import json, os\n"
         f"path = os.path.join(os.environ['DASF_HPC_RUN'], 'journals', {CONTACT!r})\n"

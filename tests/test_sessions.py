@@ -102,6 +102,15 @@ def in_reach(process: subprocess.Popen[str], path: Path) -> Path:
     return seen
 
 
+def wait_for_record(folder: Path) -> None:
+    """Wait until a node step is about to start nsys, and a moment more."""
+    deadline = time.monotonic() + 30.0
+    while not list((folder / "nodes").glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+
+
 def test_a_half_made_table_is_taken_away_and_told(tmp_path: Path, version: str) -> None:
     step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
     process = start_apart(version, HALF_MADE, *step, folder=tmp_path)
@@ -109,7 +118,7 @@ def test_a_half_made_table_is_taken_away_and_told(tmp_path: Path, version: str) 
     assert process.returncode == 0, output
     assert "\nran\n" in output
     (record,) = node.read_node_records(tmp_path)
-    assert any("half made" in note and "was removed" in note for note in record["notes"])
+    assert any("kept nsys from starting: it was removed" in note for note in record["notes"])
     assert (tmp_path / record["report"]).exists()
 
 
@@ -135,11 +144,8 @@ def test_an_nsys_that_could_not_start(tmp_path: Path, version: str, told: bool) 
     lock = in_reach(process, LOCKS / f"SessionManager-{version}.lock")
     with lock.open("w") as stream:
         fcntl.lockf(stream, fcntl.LOCK_EX)
+        wait_for_record(tmp_path)
         deadline = time.monotonic() + 30.0
-        while not list((tmp_path / "nodes").glob("*.json")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(1.0)
         if told:
             process.send_signal(signal.SIGTERM)
         notes: list[str] = []
@@ -163,7 +169,7 @@ def test_a_table_that_cannot_be_removed_is_told(tmp_path: Path, version: str) ->
     ask = f"from dasf_hpc.nsight.sessions import make_way; print(make_way({version!r}))"
     before = f"{HALF_MADE}; mount -o remount,ro {sessions.TABLES}"
     output = said(start_apart(version, before, sys.executable, "-c", ask, folder=tmp_path))
-    assert "none can start on this node: root, whose it is" in output
+    assert "keeps nsys from starting on this node: root, whose it is" in output
 
 
 def test_a_table_in_use_is_left_alone(tmp_path: Path, version: str) -> None:
@@ -217,9 +223,14 @@ def test_jobs_with_a_tmpdir_each_start_nsys_at_once(tmp_path: Path, version: str
 
 def test_an_nsys_that_waits_for_ever_is_started_again(tmp_path: Path, version: str) -> None:
     """The table becomes half made when nsys has already begun to start."""
-    meanwhile = f"(until ls {tmp_path}/nodes/*.json; do :; done; {HALF_MADE}) >/dev/null 2>&1 &"
     step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
-    process = start_apart(version, meanwhile, *step, folder=tmp_path)
+    process = start_apart(version, "", *step, folder=tmp_path)
+    lock = in_reach(process, LOCKS / f"SessionManager-{version}.lock")
+    with lock.open("w") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)
+        wait_for_record(tmp_path)
+        table = in_reach(process, sessions.table_of(version))
+        table.write_bytes(sessions.INITIALIZING.to_bytes(4, "little") + bytes(179484))
     output = said(process)
     assert process.returncode == 0, output
     (record,) = node.read_node_records(tmp_path)

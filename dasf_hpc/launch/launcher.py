@@ -246,6 +246,11 @@ class NodeJob:
 NAME_PLACE = "__DASF_HPC_NAME__"
 
 
+def is_worker_of(job: str, worker: str) -> bool:
+    """Say by their names if a worker is a node job's: named as the job, or NAME-0, NAME-1 …"""
+    return re.fullmatch(re.escape(job) + r"(-\d+)?", worker) is not None
+
+
 class Launcher(ABC):
     """Gives a started Dask cluster whose workers are wrapped, and ends it without losing a report.
 
@@ -599,13 +604,11 @@ class Launcher(ABC):
     # -- the end
 
     def workers_of(self, job: Any) -> list[str]:
-        """Give the addresses of a job's workers: named as the job, or NAME-0, NAME-1 …"""
-        name = str(job.name)
-        member = re.compile(re.escape(name) + r"(-\d+)?")
+        """Give the addresses of a job's workers."""
         return [
             address
             for address, state in self.cluster.scheduler.workers.items()
-            if member.fullmatch(str(state.name))
+            if is_worker_of(str(job.name), str(state.name))
         ]
 
     async def end_job(self, job: Any) -> None:

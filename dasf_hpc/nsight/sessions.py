@@ -68,7 +68,7 @@ def turn() -> Iterator[None]:
 
 
 def half_made(version: str) -> bool:
-    """Say whether the table was left half made, by an nsys that is no more.
+    """Say whether the table is half made, and nobody makes it any more.
 
     Takes a second where the table is being made.
     """
@@ -192,10 +192,10 @@ def make_way(version: str, profiler: int | None = None) -> str | None:
             return f"{len(agents)} agents of ended nsys kept others from starting: they were ended"
         except OSError:
             return (
-                f"another nsys left {table} half made, so that none can start on this node: "
+                f"what another nsys left in {table} keeps nsys from starting on this node: "
                 f"{_name_of(owner)}, whose it is, or the site's operators can remove it"
             )
-    return f"another nsys had left the table of sessions half made ({table}): it was removed"
+    return f"what another nsys had left in {table} kept nsys from starting: it was removed"
 
 
 def _name_of(user: int) -> str:

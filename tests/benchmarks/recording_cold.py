@@ -24,20 +24,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from recording_calls import LIFE
 
 from dasf_hpc.profile.execution import Executions, _watched, _wrap_thread
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.profile.plugins import WorkerTaskPlugin, _Ranges, _ThreadRecorder
-
-#: A task that is computed, held and let go, as tests/benchmarks/recording_calls.py has it.
-LIFE = (
-    ("released", "waiting"),
-    ("waiting", "ready"),
-    ("ready", "executing"),
-    ("executing", "memory"),
-    ("memory", "released"),
-    ("released", "forgotten"),
-)
 
 _MEMORY = np.zeros(1 << 17)
 _MESSAGE = {
