@@ -112,19 +112,12 @@ def test_a_range_is_captured_exported_and_found() -> None:
 
 
 @pytest.mark.needs("nsys")
-def test_an_nvtx_that_this_nsys_does_not_hear_is_told(tmp_path: Path, nsys: Path) -> None:
-    version = subprocess.run([nsys, "--version"], capture_output=True, text=True, check=True).stdout
-    if not any(old in version for old in ("2021.", "2022.", "2023.")):
-        pytest.skip("this nsys records every nvtx")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", tmp_path, "nvtx==0.2.13"],
-        stdin=subprocess.DEVNULL, check=True, timeout=120,
-    )  # fmt: skip
+def test_an_nvtx_that_marks_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "nvtx.py").write_text("def push_range(**words): ...\ndef pop_range(**words): ...\n")
     found = look(request=HostRequest(nsys=True), environment={"PYTHONPATH": str(tmp_path)})
     assert found["nsys report"]["status"] == "ok"
     assert found["nvtx range"]["status"] == "fail"
-    assert "records no ranges" in found["nvtx range"]["detail"]
-    assert "0.2.12" in found["nvtx range"]["remedy"]
+    assert "nvtx" in found["nvtx range"]["remedy"]
 
 
 def test_an_nsys_that_is_none_is_told(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from dasf_hpc.launch.pbs import PbsLauncher, PbsNodeJob, parse_qstat
 from dasf_hpc.launch.slurm import SlurmLauncher, SlurmNodeJob
 from dasf_hpc.launch.states import SLURM_REASONS, JobState, JobStatus, pending_reason
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem
-from dasf_hpc.nsight.export import NVTX_RECORDABLE, find_nsys
+from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.settings import load_settings
 
 LAUNCHERS: list[type[Launcher]] = [SlurmLauncher, PbsLauncher, LocalLauncher]
@@ -432,28 +432,6 @@ def test_with_nsys_the_worker_runs_under_it_and_the_report_has_the_claimed_name(
 def test_the_workers_exit_code_passes_through_nsys(tmp_path: Path) -> None:
     done, _ = node_step("--", sys.executable, "-c", "raise SystemExit(7)", folder=tmp_path)
     assert done.returncode == 7
-
-
-@pytest.mark.needs("nsys")
-def test_an_nvtx_that_this_nsys_is_deaf_to_is_a_reason_not_to_use_it(tmp_path: Path) -> None:
-    version = find_nsys().version
-    last_deaf, first_unheard = NVTX_RECORDABLE
-    if version is None or version[:2] > last_deaf:
-        pytest.skip("this nsys hears every nvtx; an older one is needed for this test")
-    site = tmp_path / "site"
-    installed = site / f"nvtx-{'.'.join(map(str, first_unheard))}.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text(f"Name: nvtx\nVersion: {installed.name[5:-10]}\n")
-    environment = {"PYTHONPATH": str(site)}
-    run = tmp_path / "run"
-
-    done, record = node_step(*SAY, folder=run, environment=environment)
-    assert done.stdout == "ran ['a b']\n"
-    assert record is not None
-    assert record["report"] is None
-    assert "nvtx<0.2.12" in record["notes"][0]
-    done, _ = node_step("--nsys", *SAY, folder=tmp_path / "other", environment=environment)
-    assert done.returncode == node.NSYS_UNUSABLE
 
 
 def test_what_the_nodes_left_is_read_without_the_torn_ones(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ from dasf_hpc.nsight.export import (
     export_sqlite,
     find_nsys,
     import_stream,
-    nvtx_problem,
     report_version,
     sha256_file,
 )
@@ -462,24 +461,6 @@ class TestFindingNsys:
         importer = _executable(tmp_path / "host-linux-x64" / "QdstrmImporter", "exit 0")
         found = find_nsys(str(_nsys(tmp_path / "bin" / "nsys")))
         assert (found.state, found.importer) == (NsysState.READY, importer)
-
-    @pytest.mark.parametrize(
-        ("nsys", "nvtx", "works"),
-        [
-            ((2022, 4, 2, 1), "0.2.11", True),
-            ((2022, 4, 2, 1), "0.2.12", False),
-            ((2023, 4, 4, 54), "0.2.13", False),
-            ((2024, 1, 1, 59), "0.2.13", True),
-        ],
-    )
-    def test_which_nvtx_an_nsys_records(
-        self, nsys: tuple[int, ...], nvtx: str, works: bool
-    ) -> None:
-        problem = nvtx_problem(nsys, nvtx)
-        assert (problem is None) == works
-        if problem is not None:
-            assert "0.2.12" in problem
-            assert nvtx in problem
 
 
 def _executable(path: Path, script: str) -> Path:

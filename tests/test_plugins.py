@@ -1147,18 +1147,33 @@ class Profiled:
     events: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["installed", "0.2.11", "0.2.12"])
 def profiled(
-    tmp_path_factory: pytest.TempPathFactory, nsys: Path, profile: Callable[..., Any]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    nsys: Path,
+    profile: Callable[..., Any],
 ) -> Profiled:
-    """Profile a script of a user's own under the real nsys."""
+    """Profile a script of a user's own under the real nsys, with this and other nvtx."""
     folder = tmp_path_factory.mktemp("profiled")
+    environment = dict(os.environ)
+    if request.param != "installed":
+        site = folder / "site"
+        words = ["install", "-q", "--no-deps", "--only-binary=:all:", "-t", str(site)]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", *words, f"nvtx=={request.param}"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1]
+            pytest.skip(f"pip gives no nvtx {request.param} for this Python: {last}")
+        environment["PYTHONPATH"] = str(site)
     script = folder / "annotated.py"
     script.write_text(ANNOTATED)
     report, exported = folder / "report.nsys-rep", folder / "report.sqlite"
     flags = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none"]
     command = [sys.executable, str(script), str(folder)]
-    done = profile(report.with_suffix(""), flags, command, cwd=folder, timeout=180)
+    done = profile(report.with_suffix(""), flags, command, cwd=folder, env=environment, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     export = [str(nsys), "export", "--type", "sqlite", "-o", str(exported), str(report)]
     done = subprocess.run(export, capture_output=True, text=True, timeout=180, check=False)

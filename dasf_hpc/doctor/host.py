@@ -34,7 +34,6 @@ from dasf_hpc.nsight.export import (
     NsysState,
     export_sqlite,
     find_nsys,
-    nvtx_problem,
 )
 from dasf_hpc.nsight.reader import read_report
 from dasf_hpc.nsight.sessions import make_way, turn
@@ -56,6 +55,8 @@ SLOW_CLOCK_SOURCES = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
 
 PROFILED = """
 import nvtx
+from dasf_hpc.profile.nvtx_domain import speak_always
+speak_always()
 nvtx.push_range(message="doctor", domain="dasf_hpc.doctor")
 nvtx.pop_range(domain="dasf_hpc.doctor")
 """
@@ -209,9 +210,9 @@ def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:
         checks.append(ok(names[1], where, "a range of the package nvtx was recorded"))
     else:
         version = installed_version("nvtx")
-        known = nvtx_problem(nsys.version, version) if version else "nvtx is not installed"
-        remedy = "pip install 'nvtx<0.2.12' there"
-        detail = known or f"no range of nvtx {version} was recorded: {said[-200:]}"
+        known = f"no range of nvtx {version} was recorded: {said[-200:]}"
+        detail = known if version else "nvtx is not installed"
+        remedy = "pip install 'nvtx>=0.2.11' there"
         checks.append(fail(names[1], where, detail, remedy))
     return checks
 

@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
-from dasf_hpc.nsight.export import find_nsys, nvtx_problem
+from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
-from dasf_hpc.profile.identity import installed_version
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
 #: directory"; measured on a busy host: 1 of 30 starts, one after the other): it is started again.
@@ -103,15 +102,10 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         record["notes"].append("the workers run without nsys")
         return command, record
     nsys = find_nsys(arguments.nsys_path)
-    problem: str | None = None
     if not nsys.profiles or nsys.version is None or nsys.path is None:
-        problem = nsys.sentence
-    elif nvtx_version := installed_version("nvtx"):
-        problem = nvtx_problem(nsys.version, nvtx_version)
-    if nsys.version is None or problem:
         if arguments.nsys:
-            raise NsysUnusable(problem)
-        record["notes"].append(problem)
+            raise NsysUnusable(nsys.sentence)
+        record["notes"].append(nsys.sentence)
         return command, record
     choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver())
     report = claim_report(arguments.run / "nsight", host, job)

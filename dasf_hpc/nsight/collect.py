@@ -301,11 +301,11 @@ def _place(
 def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
     """Say what of a report could not be joined, or what it does not hold."""
     if not placed.rows:
-        return "it holds no NVTX range and no CUDA call: was this nsys able to record this nvtx?"
+        return "it holds no NVTX range and no CUDA call: were none made, or was nvtx not traced?"
     if placed.correction is None:
         return "nothing ties its clock to the trace's: what it holds has no times"
     if entry.ranges == 0 and "kernels" not in placed.rows:
-        return "it holds no NVTX range: was this nsys able to record this nvtx?"
+        return "it holds no NVTX range: were none made, or was nvtx not traced?"
     if placed.unmatched:
         pids = ", ".join(str(pid) for pid in placed.unmatched[:8])
         more = f" and {len(placed.unmatched) - 8} more" if len(placed.unmatched) > 8 else ""

@@ -24,13 +24,6 @@ from dasf_hpc.nsight.errors import (
     ReportTooNew,
 )
 
-NVTX_RECORDABLE = ((2023, 4), (0, 2, 12))
-"""The last nsys that records nothing from Python's nvtx, and the first nvtx it is deaf to.
-
-Measured with nsys 2022.4 and 2023.4 (NVTX issue 126 reports the same): from this nvtx on only the
-domains arrive. nvtx before it works with every nsys tried.
-"""
-
 VERSION_TIMEOUT_S = 60.0
 """How long ``nsys --version`` may take; a first start from a cold network disk takes seconds."""
 
@@ -177,28 +170,6 @@ def find_nsys(path: str | None = None) -> NsysProgram:
     else:
         state = NsysState.IMPORTER_UNLINKED
     return NsysProgram(state, program, version, importer)
-
-
-def nvtx_problem(nsys_version: Sequence[int], nvtx_version: str) -> str | None:
-    """Say why this nsys would record no NVTX ranges from this nvtx, ``None`` if it would.
-
-    Parameters
-    ----------
-    nsys_version
-        For example ``(2022, 4, 2, 1)``.
-    nvtx_version
-        The version of the Python package, ``"0.2.11"``.
-    """
-    last_deaf, first_unheard = NVTX_RECORDABLE
-    nvtx = tuple(int(part) for part in re.findall(r"\d+", nvtx_version)[:3])
-    if tuple(nsys_version)[:2] > last_deaf or nvtx < first_unheard:
-        return None
-    return (
-        f"nsys {_dotted(nsys_version)} records no ranges from the Python package nvtx "
-        f"{nvtx_version}: up to nsys {_dotted(last_deaf)} it takes an nvtx older than "
-        f"{_dotted(first_unheard)} (pip install 'nvtx<{_dotted(first_unheard)}'), or use a newer "
-        f"nsys"
-    )
 
 
 def sha256_file(path: Path) -> str:

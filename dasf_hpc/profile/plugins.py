@@ -30,6 +30,7 @@ from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, Journal, Stream, Then
 from dasf_hpc.profile.link import RecorderLink
+from dasf_hpc.profile.nvtx_domain import open_domain
 from dasf_hpc.profile.recording import (
     Recording,
     default_directory,
@@ -626,7 +627,7 @@ class GPUAnnotationPlugin(WorkerPlugin):
         try:
             ranges = _Ranges(recording.executions.base, worker, self.message == "key")
         except Exception as error:
-            why = "the package nvtx cannot be used (pip install 'nvtx<0.2.12')"
+            why = f"the package nvtx cannot be used: {error} (pip install 'nvtx>=0.2.11')"
             logger.warning("no NVTX ranges: %s", why, exc_info=not isinstance(error, ImportError))
             if recording.journal is not None:
                 recording.journal.meta({"kind": "unavailable", "what": "nvtx", "why": why})
@@ -669,7 +670,6 @@ class _Ranges:
     """NVTX ranges around executions. Attributes are kept per thread: their payload is changed."""
 
     def __init__(self, base: int, worker: Worker, whole_key: bool) -> None:
-        import nvtx
         from nvtx import nvtx as binding
 
         self._base = base
@@ -679,8 +679,8 @@ class _Ranges:
         self._pop: Any
         self._start: Any
         self._mark: Any
-        self._domain: Any = nvtx.get_domain(COMPUTE_DOMAIN)
-        self._clock: Any = nvtx.get_domain(CLOCK_DOMAIN)
+        self._domain: Any = open_domain(COMPUTE_DOMAIN)
+        self._clock: Any = open_domain(CLOCK_DOMAIN)
         #: What the functions below want of a domain.
         self._compute_in, self._clock_in = self._domain, self._clock
         if hasattr(self._domain, "push_range"):  # nvtx 0.2.12 and newer

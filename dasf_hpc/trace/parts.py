@@ -380,7 +380,7 @@ class _Maker:
         stop[at], ended[at] = stops["time"], 1
         status = stops["status"]
         state = np.full(count, TASK_STATES.index("lost"), np.int8)
-        state[at] = np.where(status < len(STATUSES), status, -1)
+        state[at] = np.where(status < len(STATUSES), status.astype(np.int64), -1)
         nbytes = np.full(count, -1, np.int64)
         in_memory = status == STATUSES.index("memory")
         nbytes[at[in_memory]] = signed(stops["nbytes"][in_memory])
