@@ -550,9 +550,11 @@ def test_a_damaged_block_is_counted(written: _Written) -> None:
     assert read.blocks == written.contents.blocks - 1
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no journal", bytes(BLOCK), random.Random(0).randbytes(3 * BLOCK)]
-)
+#: The same in every process, of which some run a test each.
+NOISE = random.Random(0).randbytes(3 * BLOCK)
+
+
+@pytest.mark.parametrize("content", [b"", b"no journal", bytes(BLOCK), NOISE])
 def test_a_file_that_is_no_journal_is_refused_in_one_sentence(
     tmp_path: Path, content: bytes
 ) -> None:
