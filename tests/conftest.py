@@ -18,10 +18,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import environments
 import pytest
 
 from dasf_hpc.launch.node import NSYS_STARTS
@@ -38,6 +40,12 @@ REQUIRED_VARIABLE = "DASF_HPC_REQUIRE"
 """Comma-separated programs without which a run of the tests is no good."""
 
 INSTALL = "bash tests/testbed/install.sh"
+
+ELSEWHERE = {
+    "environments": "run this where pip reaches an index of packages",
+    "gpu": "run this on a machine with one",
+}
+"""How to get what `INSTALL` does not install."""
 
 PROGRAM_TIMEOUT_S = 60.0
 """How long a program may take to tell its version; a cold browser takes several seconds."""
@@ -78,11 +86,23 @@ def why_no_gpu() -> str | None:
     return None if count.value else "there is no GPU"
 
 
+def why_no_environments() -> str | None:
+    """Say why pip cannot install into environments of their own, ``None`` if it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, "toolz"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    return f"pip cannot download: {said[-1]}" if done.returncode else None
+
+
 WHY_NOT: dict[str, Callable[[], str | None]] = {
     "slurm": functools.cache(why_no_slurm),
     "nsys": functools.cache(why_no_nsys),
     "apptainer": functools.cache(why_no_apptainer),
     "browser": functools.cache(why_no_browser),
+    "environments": functools.cache(why_no_environments),
     "gpu": functools.cache(why_no_gpu),
 }
 """Every name `needs` and the environment variable know, and how to find out about it."""
@@ -133,7 +153,7 @@ def require(*programs: str) -> None:
         reason = WHY_NOT[program]()
         if reason is None:
             continue
-        how = "run this on a machine with one" if program == "gpu" else f"{INSTALL} {program}"
+        how = ELSEWHERE.get(program, f"{INSTALL} {program}")
         message = f"{program}: {reason}; to get it: {how}"
         if program in required_programs():
             pytest.fail(f"{message} ({REQUIRED_VARIABLE} requires it)", pytrace=False)
@@ -220,6 +240,16 @@ def profile(nsys: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def python_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give a function that gives the Python of an environment (`environments.EXTRAS`)."""
+    require("environments")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return functools.partial(environments.python_of, folder=folder / "environments")
 
 
 @pytest.fixture(scope="session")
