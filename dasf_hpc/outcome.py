@@ -288,7 +288,7 @@ def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
             named.append(f"{found} of {expected} {what}")
     named += [f"{name} unreadable" for name, _ in merged.get("skipped", [])]
     named += [
-        f"{gap.kind}: {gap.count} in {gap.places} place(s)"
+        gap.sentence
         for gap in summary.gaps
         if gap.kind != NOT_AVAILABLE  # what a node cannot give is told, and is no loss
     ]

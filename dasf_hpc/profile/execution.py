@@ -2,8 +2,9 @@
 
 Dask tells plugins of state transitions, on the event loop and late. The run of a task itself goes
 through one function of ``distributed.worker``, called in the task's own thread with the task's key;
-while at least one worker of this process is watched, that function is wrapped. Where a future
-distributed has no such function, `watch` says so and tasks are recorded from transitions alone.
+while at least one worker of this process is watched, that function is wrapped. Where a distributed
+(before 2024.11, or a future one) has no such function, `watch` says so, tasks are recorded from
+transitions alone, and the trace has a gap that says that.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Executions:
 _watched: dict[int, Executions] = {}
 _users: weakref.WeakKeyDictionary[Worker, int] = weakref.WeakKeyDictionary()
 _originals: dict[str, Callable[..., Any]] = {}
+#: What of distributed could not be wrapped, and so is not seen.
+_problem: str | None = None
 _lock = threading.Lock()
 
 
@@ -119,14 +122,16 @@ def watch(worker: Worker) -> tuple[Executions, str | None]:
     problem : str or None
         Why executions cannot be seen with this version of distributed.
     """
+    global _problem
     with _lock:
-        problem = None if _originals else _install()
+        if not _originals:
+            _problem = _install()
         executions = _watched.get(id(worker))
         if executions is None:
             executions = _watched[id(worker)] = Executions()
             weakref.finalize(worker, _watched.pop, id(worker), None)
         _users[worker] = _users.get(worker, 0) + 1
-        return executions, problem
+        return executions, _problem
 
 
 def unwatch(worker: Worker) -> None:
@@ -151,19 +156,21 @@ def _position(function: Callable[..., Any], name: str) -> int | None:
 
 def _install() -> str | None:
     """Wrap distributed's functions; gives the reason where that cannot be done."""
+    unknown = f"distributed {distributed.__version__} runs %s in a way that is not known here"
     in_thread = getattr(distributed.worker, "_run_task", None)
     if in_thread is None:
-        return f"distributed {distributed.__version__} runs tasks in a way not known here"
+        return unknown % "tasks"
     key_at = _position(in_thread, "key")
     state_at = _position(in_thread, "execution_state")
     if key_at is None or state_at is None:
-        return f"distributed {distributed.__version__} runs tasks in a way not known here"
+        return unknown % "tasks"
     _originals["_run_task"] = in_thread
     distributed.worker._run_task = _wrap_thread(in_thread, key_at, state_at)
     coroutine = getattr(distributed.worker, "_run_task_async", None)
-    if coroutine is not None and hasattr(distributed.worker, "_worker_cvar"):
-        _originals["_run_task_async"] = coroutine
-        distributed.worker._run_task_async = _wrap_coroutine(coroutine)
+    if coroutine is None or not hasattr(distributed.worker, "_worker_cvar"):
+        return unknown % "coroutines"
+    _originals["_run_task_async"] = coroutine
+    distributed.worker._run_task_async = _wrap_coroutine(coroutine)
     return None
 
 

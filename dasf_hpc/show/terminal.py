@@ -55,7 +55,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
             order += f" beyond what the clocks' bounds allow, by up to {duration_text(worst)}"
         facts.add_row("Order", order)
     for gap in summary.gaps:
-        facts.add_row("Missing", f"{gap.kind}: {gap.count} in {gap.places} place(s)")
+        facts.add_row("Missing", gap.sentence)
     for note in manifest.get("notes", []):
         facts.add_row("Note", note)
     console.print(facts)

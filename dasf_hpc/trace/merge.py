@@ -836,6 +836,9 @@ def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropp
             reason="part of the journal failed its checks",
         )
     for document in journal.documents("unavailable"):
+        if document.get("what") == "executions":
+            run.gap("executions from transitions", process, reason=str(document.get("why")))
+            continue
         reason = f"{document.get('what')}: {document.get('why')}"
         run.gap("not available", process, reason=reason)
 

@@ -341,7 +341,12 @@ _TABLES = (
             _KEY,
             _text("prefix", "name of the function", "prefixes"),
             _row("process", "processes", "the worker process that ran it"),
-            Column("thread", "int64", "", "native id of the thread that ran it"),
+            Column(
+                "thread",
+                "int64",
+                "",
+                "native id of the thread that ran it; 0: not one of the worker's, or not known",
+            ),
             Column(
                 "attempt",
                 "int32",
@@ -539,7 +544,9 @@ _TABLES = (
             _text(
                 "kind",
                 "records dropped, blocks damaged, journal unreadable, journal duplicated, "
-                "stops without start, unknown keys, worker without journal, clock not aligned or "
+                "stops without start, unknown keys, worker without journal, clock not aligned, "
+                "executions from transitions (start and stop are Dask's readings of its own "
+                "clock, threads are not known, lost and rescheduled ones are missing) or "
                 "not available",
                 "gap_kinds",
                 "int16",

@@ -13,6 +13,9 @@ from dasf_hpc.trace.open import Trace
 #: Functions in a summary.
 LONGEST = 10
 
+#: Reasons of a kind of gap.
+REASONS = 3
+
 #: Rows that are looked at together.
 ROWS = 1 << 18
 
@@ -85,11 +88,32 @@ class GpuTimes:
 
 @dataclass(frozen=True)
 class Gap:
-    """Things of one kind that are missing; ``count`` is what is known of their number."""
+    """Things of one kind that are missing.
+
+    Attributes
+    ----------
+    kind
+        What is missing, as in the table ``gaps``.
+    places
+        Rows of that table.
+    count
+        What is known of their number.
+    reasons
+        Why: the most frequent reasons, at most `REASONS` of them.
+    """
 
     kind: str
     places: int
     count: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What is missing, where and why."""
+        count = f": {self.count}" if self.count else ""
+        places = f"in {self.places} place{'' if self.places == 1 else 's'}"
+        why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
+        return f"{self.kind}{count} {places}{why}"
 
 
 @dataclass(frozen=True)
@@ -311,5 +335,7 @@ def _gap_kinds(gaps: pd.DataFrame) -> list[Gap]:
     kinds = []
     for kind, rows in gaps.groupby("kind", observed=True, sort=False):
         count = rows["count"]
-        kinds.append(Gap(str(kind), len(rows), int(count[count > 0].sum())))
+        reasons = rows["reason"].astype(object).value_counts().index[:REASONS]
+        known = int(count[count > 0].sum())
+        kinds.append(Gap(str(kind), len(rows), known, tuple(map(str, reasons))))
     return kinds

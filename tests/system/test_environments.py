@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +30,7 @@ STORM = """
 
     def first_time(key):
         try:
-            os.close(os.open(f"{LEDGER}-{key[-1]}", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(f"{LEDGER}-{key[0]}-{key[1]}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
         return True
@@ -71,9 +72,11 @@ STORM = """
             for i in range(10)
         ]
         wait([*some, *more, *others], timeout=60)
-        assert client.submit(die, ("die", 99), key=("die", 99)).result(60) == ("die", 99)
         assert [f.status for f in others[:10]] == ["error"] * 10
         assert [f.status for f in others[10:]] == ["finished"] * 20
+        # the last one, for what its worker held is computed again
+        assert client.submit(die, ("die", 99), key=("die", 99)).result(60) == ("die", 99)
+        wait([*some, *more, *others], timeout=60)
 """
 
 
@@ -123,3 +126,42 @@ def test_plugins_record_all_that_they_record_here(environment: Path) -> None:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+#: The last distributed that runs tasks through another function than the one that is wrapped.
+UNKNOWN = "2024.10.0"
+
+PLAIN = """
+    import sys
+    from distributed import Client, LocalCluster
+    from dasf_hpc import WorkerTaskPlugin
+
+    def work(number):
+        return number
+
+    if __name__ == "__main__":
+        with Client(LocalCluster(n_workers=2, dashboard_address=":0")) as client:
+            client.register_plugin(WorkerTaskPlugin(directory="journals"))
+            client.gather(client.map(work, range(20)))
+"""
+
+
+@pytest.mark.needs("environments")
+def test_a_dask_whose_executions_cannot_be_seen_is_told_in_the_trace(tmp_path: Path) -> None:
+    packages = [f"{name}=={UNKNOWN}" for name in ("dask", "distributed")]
+    words = ["install", "-q", "--no-deps", "-t", str(tmp_path / "site"), *packages]
+    subprocess.run([sys.executable, "-m", "pip", *words], stdin=subprocess.DEVNULL, check=True)
+    (tmp_path / "plain.py").write_text(textwrap.dedent(PLAIN))
+    path = f"{tmp_path / 'site'}{os.pathsep}{ROOT}"
+    subprocess.run(
+        [sys.executable, "plain.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL, timeout=120, check=True,
+    )  # fmt: skip
+    merge = [str(Path(sys.executable).with_name("dasf-hpc")), "merge", "--strict", "."]
+    done = subprocess.run(merge, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 80
+    assert f"distributed {UNKNOWN} runs tasks in a way that is not known" in done.stderr
+    with open_trace(tmp_path) as trace:
+        assert (trace.tasks["prefix"] == "work").sum() == 20
+        assert (trace.tasks["thread"] == 0).all()
+        assert set(trace.gaps["kind"]) == {"executions from transitions"}
