@@ -288,6 +288,7 @@ class Check:
             checks = json.JSONDecoder().raw_decode(ran.output, ran.output.index("{"))[0]["checks"]
         except (ValueError, LookupError):
             return Step("doctor", FAILED, 0, ran.last)
+        (self.logs / "doctor.json").write_text(json.dumps(checks, indent=1))
         by_state: dict[str, list[str]] = {}
         for check in checks:
             by_state.setdefault(check["status"], []).append(
@@ -393,9 +394,19 @@ class Check:
         ran = self.run("benchmark", words)
         if ran.code:
             return Step("benchmark", FAILED, 0, ran.last)
-        figures = json.loads(into.read_text())
-        with_nsys = "" if self.nsys else "; without nsys"
-        reason = f"tasks a second over bare{with_nsys}: see the figures"
+        shutil.copyfile(into, self.logs / into.name)
+        figures: dict[str, Any] = {}
+        for label, variants in json.loads(into.read_text()).items():
+            for name, row in variants.items():
+                if isinstance(row, dict):
+                    ratio, added = row["ratio"], row["us_a_kernel_added"]
+                    figures[f"{label}, {name}"] = (
+                        f"{row['tasks_per_s']['median']:.1f} tasks/s, {ratio['median']:.3f} of bare "
+                        f"({ratio['low']:.3f} to {ratio['high']:.3f}), "
+                        f"{added['median']:+.2f} us a kernel"
+                    )
+        how = "all three plugins and nsys" if self.nsys else "all three plugins, without nsys,"
+        reason = f"{how} over bare, in {variants['rounds']} rounds of each size: see the figures"
         return self.of_gpu(Step("benchmark", OK, 0, reason, figures))
 
     # -- all of them
