@@ -1,7 +1,7 @@
 """What runs on a node with GPUs, on a stand-in for NVIDIA's management library.
 
-The library is loaded by its name, as the real one is, and answers as its documentation says; nothing
-here computes on a GPU (`tests/gpu/check.sh` does).
+The library is loaded by its name, as the real one is, and answers as its documentation says;
+nothing here computes on a GPU (`tests/gpu/check.sh` does).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """All steps of a check of a GPU machine; `check.sh` beside this starts it and tells of it.
 
-It runs with a Python that has nothing installed, makes an environment with dasf-hpc from the wheels,
-and runs everything else with that. Every step is bounded in time, and whatever it does the next one
-follows. ``python -m gpu.check WHEELS RESULTS WORK [NSYS]`` with `tests` on the path.
+It runs with a Python that has nothing installed, makes an environment with dasf-hpc from the
+wheels, and runs everything else with that. Every step is bounded in time, and whatever it does the
+next one follows. ``python -m gpu.check WHEELS RESULTS WORK [NSYS]`` with `tests` on the path.
 """
 
 from __future__ import annotations
@@ -353,11 +353,12 @@ class Check:
         whole = sorted((directory / "nsight").glob("*.nsys-rep"))
         streams = sorted((directory / "nsight").glob("*.qdstrm"))
         for report in [*whole, *(streams if not whole else [])]:
-            if keep(report, f"report{report.suffix}") and report in streams:
+            kept = self.results.keep_packed(report, f"report{report.suffix}", self.work)
+            if kept and report in streams:
                 self.results.notes.append(
-                    f"report.qdstrm is to be imported where there is a whole Nsight Systems of this "
-                    f"version or newer: untar run.tar.gz, copy it to "
-                    f"{directory.name}/nsight/{report.name}, then: dasf-hpc merge {directory.name}"
+                    "report.qdstrm.xz is to be imported where there is a whole Nsight Systems of "
+                    f"this version or newer: tar -xf run.tar.gz; xz -dc report.qdstrm.xz > "
+                    f"{directory.name}/nsight/{report.name}; dasf-hpc merge {directory.name}"
                 )
         left = (".nsys-rep", ".qdstrm", ".sqlite", ".h5", ".html")
         self.results.pack("run.tar.gz", self.work, directory, lambda p: p.suffix not in left)
@@ -401,7 +402,8 @@ class Check:
                 if isinstance(row, dict):
                     ratio, added = row["ratio"], row["us_a_kernel_added"]
                     figures[f"{label}, {name}"] = (
-                        f"{row['tasks_per_s']['median']:.1f} tasks/s, {ratio['median']:.3f} of bare "
+                        f"{row['tasks_per_s']['median']:.1f} tasks/s, "
+                        f"{ratio['median']:.3f} of bare "
                         f"({ratio['low']:.3f} to {ratio['high']:.3f}), "
                         f"{added['median']:+.2f} us a kernel"
                     )

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import dasf_hpc
+from dasf_hpc.outcome import missing, show_run
 
 
 def look(run: Path) -> dict[str, Any]:
     """Count what a trace holds of tasks and GPUs, and say what became of the reports."""
-    manifest = json.loads((run / "run.json").read_text())
+    summary, manifest, _ = show_run(run)
     with dasf_hpc.open_trace(run) as trace:
         kernels, samples, tasks = trace.kernels, trace.gpu_samples, trace.tasks
         table = trace.task_gpu
@@ -40,8 +41,8 @@ def look(run: Path) -> dict[str, Any]:
                         float(values.max()),
                     ]
     found["state"] = manifest.get("state")
-    found["reports"] = manifest.get("reports")
-    found["missing"] = manifest.get("missing")
+    found["reports"] = manifest.get("merged", {}).get("reports", [])
+    found["missing"] = missing(summary, manifest)
     return found
 
 

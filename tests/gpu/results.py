@@ -6,6 +6,7 @@ The limits are those of places that carry results off a machine without a networ
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import tarfile
@@ -90,6 +91,13 @@ class Results:
             shutil.copyfile(path, self.folder / name)
         self.write()
         return not problem
+
+    def keep_packed(self, path: Path, name: str, work: Path) -> bool:
+        """Compress a file and keep that: a .qdstrm shrinks to a fraction."""
+        packed = work / f"{name}.xz"
+        with path.open("rb") as source, lzma.open(packed, "wb", preset=1) as target:
+            shutil.copyfileobj(source, target, MIB)
+        return self.keep(packed, packed.name)
 
     def pack(
         self,

@@ -15,6 +15,8 @@ Run with `tests` on the path. It needs the pip that is in the folder, or any oth
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -54,20 +56,17 @@ def packaging_of(folder: Path) -> Any:
     wheel = pip_of(folder)
     if wheel is not None:
         sys.path.insert(0, str(wheel))
+    names = ("pip._vendor.packaging", "packaging")
     try:
-        import pip._vendor.packaging as packaging  # type: ignore[import-not-found,unused-ignore]
-        import pip._vendor.packaging.requirements
-        import pip._vendor.packaging.tags
-        import pip._vendor.packaging.utils  # noqa: F401
-    except ImportError:
-        import packaging  # type: ignore[no-redef,unused-ignore]
-        import packaging.requirements
-        import packaging.tags
-        import packaging.utils
+        for name in names:
+            with contextlib.suppress(ImportError):
+                for part in ("requirements", "tags", "utils", "version"):
+                    importlib.import_module(f"{name}.{part}")
+                return importlib.import_module(name)
+        raise ImportError("neither pip nor packaging can be imported")
     finally:
         if wheel is not None:
             sys.path.remove(str(wheel))
-    return packaging
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,8 @@ def usable(freeze: str, folder: Path) -> tuple[list[str], list[str]]:
     for text in project_requires(["gpu", "test"]):
         need = packaging.requirements.Requirement(text)
         wanted.setdefault(packaging.utils.canonicalize_name(need.name), []).append(need.specifier)
-    good, bad = [], []
+    good: list[str] = []
+    bad: list[str] = []
     for line in freeze.splitlines():
         matched = re.match(r"([A-Za-z0-9][\w.-]*)\s*(?:==\s*([\w.!+-]+)|\s*$)", line.strip())
         if not matched:
@@ -243,7 +243,7 @@ def usable(freeze: str, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def drop(folder: Path, names: str) -> None:
-    """Take away the wheels of the packages that are named, one a line, with a version or without."""
+    """Take away the wheels of packages, named one a line, with a version or without."""
     utils = packaging_of(folder).utils
     gone = {utils.canonicalize_name(line.partition("==")[0]) for line in names.split()}
     for path in sorted(folder.glob("*.whl")):
