@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 #: PR_SET_CHILD_SUBREAPER of prctl(2): orphans of what we started become our children.
 SUBREAPER = 36
@@ -39,6 +41,11 @@ class Ran:
         """The last line that it said."""
         lines = self.output.strip().splitlines()
         return lines[-1].strip()[:300] if lines else "it said nothing"
+
+    @property
+    def document(self) -> Any:
+        """The last line that it said, which is JSON."""
+        return json.loads(self.output.strip().splitlines()[-1])
 
 
 def adopt_orphans() -> None:
