@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gpu import programs, wheels
-from gpu.check import find_nsys
+from gpu.check import find_nsys, link_cuda
 from gpu.results import COULD_NOT, FAILED, OK, Limits, Results, Step
 
 HERE = Path(__file__).parent / "gpu"
@@ -264,6 +264,22 @@ def test_what_a_program_says_is_logged_and_its_code_given(tmp_path: Path) -> Non
     assert (ran.code, ran.last) == (5, "two")
     programs.run(["true"], log, 10, dict(os.environ), tmp_path)
     assert log.read_text().count("$ ") == 2
+
+
+def test_cudas_libraries_of_another_environment_are_found_as_cuda_looks_for_them(
+    tmp_path: Path,
+) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    (theirs / "nvidia" / "cu13" / "lib").mkdir(parents=True)
+    ours.mkdir()
+    link_cuda(ours, [str(tmp_path / "none"), str(theirs)])
+    assert (ours / "nvidia" / "cu13" / "lib").is_dir()
+    own = tmp_path / "own"
+    (own / "nvidia").mkdir(parents=True)
+    link_cuda(own, [str(theirs)])
+    assert not (own / "nvidia").is_symlink(), "what the wheels brought comes first"
+    shutil.rmtree(ours)
+    assert (theirs / "nvidia" / "cu13" / "lib").is_dir(), "cleaning up leaves theirs alone"
 
 
 # ---------------------------------------------------------------------------------------- nsys

@@ -70,10 +70,11 @@ if [ -n "$have" ]; then
     constraints=(--constraint "$work/constraints")
 fi
 
+# CUDA's bindings of a newer major version than the driver's do not work with it
 "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: \
     --implementation cp --python-version "$version" "${platforms[@]}" \
     ${constraints[@]+"${constraints[@]}"} \
-    --dest "$work/wheels" "${root}[gpu,test]" "cupy-cuda${cuda}x$toolkit"
+    --dest "$work/wheels" "${root}[gpu,test]" "cupy-cuda${cuda}x$toolkit" "cuda-bindings==$cuda.*"
 # those that build the project, whatever the machine has: pip builds apart from what is installed
 "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: \
     --implementation cp --python-version "$version" "${platforms[@]}" \
