@@ -20,8 +20,9 @@
 # It exits with 0 if all is well, 1 if a step failed, 2 if it was called wrongly, 3 if a step could
 # not be done, and 4, before anything else, if wheels are missing: it names all of them.
 #
-# Everything runs in a clean environment of the few variables below, for an Nsight Systems report
-# holds the environment of what was profiled.
+# An Nsight Systems report holds the environment of what was profiled, and of every other process
+# that nsys can read (seen with 2022.4). So everything runs with the few variables below, and where no
+# other process can be seen (a PID namespace); where the system gives none, no report is kept.
 
 set -eu
 
@@ -56,5 +57,11 @@ for name in LD_LIBRARY_PATH CUDA_HOME CUDA_PATH CUDA_VISIBLE_DEVICES CUDA_DEVICE
 done
 [ -z "${SYSTEM_SITE_PACKAGES-}" ] || clean+=("PREINSTALLED=${PYTHONPATH-}")
 
+alone=(unshare --pid --fork --kill-child --mount-proc)
+"${alone[@]}" true 2>/dev/null || alone=(unshare --user --map-root-user "${alone[@]:1}")
+"${alone[@]}" true 2>/dev/null || alone=()
+[ ${#alone[@]} = 0 ] || clean+=(ALONE=1)
+
 # it removes the folder for temporary files, too
-exec env -i "${clean[@]}" "$python" -s -u -m gpu.check "$wheels" "$results" "$work" ${3+"$3"}
+exec env -i "${clean[@]}" ${alone[@]+"${alone[@]}"} \
+    "$python" -s -u -m gpu.check "$wheels" "$results" "$work" ${3+"$3"}
