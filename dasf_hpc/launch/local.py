@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 from dask_jobqueue.core import Job
 from dask_jobqueue.local import LocalJob
 
-from dasf_hpc.errors import BatchError
+from dasf_hpc.errors import BatchError, SettingsError
 from dasf_hpc.launch.launcher import Launcher, NodeJob
 from dasf_hpc.launch.states import JobState, JobStatus
 
@@ -98,11 +99,32 @@ class LocalLauncher(Launcher):
         options = super().common_options()
         if not self.settings.interface:
             options["worker_extra_args"] = [*options["worker_extra_args"], "--host", "127.0.0.1"]
-        if self.shape.gpus_per_node and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        if self.shape.gpus_per_node:
             # A batch scheduler would set it; dask-cuda starts a worker for each GPU it names.
-            devices = ",".join(map(str, range(self.shape.gpus_per_node)))
-            options["job_script_prologue"].append(f"export CUDA_VISIBLE_DEVICES={devices}")
+            devices = ",".join(self._devices(self.shape.gpus_per_node))
+            variable = f"export CUDA_VISIBLE_DEVICES={shlex.quote(devices)}"
+            options["job_script_prologue"].append(variable)
         return options
+
+    @staticmethod
+    def _devices(wanted: int) -> list[str]:
+        """Name the GPUs of a run: the first of those that CUDA_VISIBLE_DEVICES leaves us.
+
+        Raises
+        ------
+        SettingsError
+            If it leaves fewer.
+        """
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if given is None:
+            return [str(number) for number in range(wanted)]
+        entries = [entry.strip() for entry in given.split(",") if entry.strip()]
+        if len(entries) < wanted:
+            raise SettingsError(
+                f"Option --gpus-per-node is {wanted}, and CUDA_VISIBLE_DEVICES names "
+                f"{len(entries)}: lower the option, or unset the variable."
+            )
+        return entries[:wanted]
 
     def scheduler_options(self) -> dict[str, Any]:
         """Keep the scheduler on loopback."""

@@ -26,6 +26,7 @@ from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
+from dasf_hpc.profile.devices import NvmlState, nvml_devices
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
 #: directory"; measured on a busy host: 1 of 30 starts, one after the other): it is started again.
@@ -67,9 +68,12 @@ def claim_report(directory: Path, host: str, job: str) -> Path:
 def has_nvidia_driver() -> bool:
     """Say whether this node has an NVIDIA driver: the kernel module makes this file when loaded.
 
-    The device files tell nothing: installing a library may make them (seen on Debian 12).
+    In a container or virtual machine that passes a GPU on by other means there is no such file, and
+    NVML tells. The device files tell nothing: installing a library may make them (seen on
+    Debian 12).
     """
-    return Path("/proc/driver/nvidia/version").exists()
+    loaded = Path("/proc/driver/nvidia/version").exists()
+    return loaded or nvml_devices()[1] is NvmlState.READY
 
 
 def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

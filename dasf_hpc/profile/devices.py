@@ -34,7 +34,7 @@ class Device:
     name
         The product's name.
     memory
-        Total memory in bytes.
+        Total memory in bytes; -1 where the GPU has none of its own, as in a system on a chip.
     """
 
     index: int
@@ -72,7 +72,7 @@ def nvml_devices() -> tuple[list[Device], NvmlState]:
                     index,
                     _text(pynvml.nvmlDeviceGetUUID(handle)),
                     _text(pynvml.nvmlDeviceGetName(handle)),
-                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    _memory(handle),
                 )
             )
     except pynvml.NVMLError as error:
@@ -81,6 +81,15 @@ def nvml_devices() -> tuple[list[Device], NvmlState]:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
     return devices, NvmlState.READY if devices else NvmlState.NO_DEVICE
+
+
+def _memory(handle: Any) -> int:
+    import pynvml
+
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError_NotSupported:
+        return -1
 
 
 def nvml_state(error: Exception) -> NvmlState:

@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -40,6 +41,10 @@ LINGER_S = 5.0
 ANCHOR_INTERVAL_S = 5.0
 #: How long it tries to file what a killed process left.
 PATIENCE_S = 10.0
+
+#: Between two readings of all GPUs' PCIe traffic, which take 40 ms a GPU themselves.
+PCIE_INTERVAL_S = 0.05
+_NO_PCIE = (math.nan, math.nan)
 
 _MEMORY_LINES = (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree")
 #: Bytes of a sector in /proc/diskstats, whatever the disk (the kernel's documentation of iostats).
@@ -163,6 +168,8 @@ class GpuProbe:
 
     def __init__(self, wanted: bool) -> None:
         self._handles: list[tuple[int, Any]] = []
+        self._pcie: dict[int, tuple[float, float]] = {}
+        self._closed = threading.Event()
         self.devices, self.state = nvml_devices() if wanted else ([], NvmlState.NO_DEVICE)
         if not self.devices:
             return
@@ -176,6 +183,30 @@ class GpuProbe:
             ]
         except pynvml.NVMLError as error:
             self.state = nvml_state(error)
+            return
+        threading.Thread(target=self._keep_pcie, name="PCIe", daemon=True).start()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._closed.set()
+
+    def _keep_pcie(self) -> None:
+        """Read the PCIe traffic over and over: NVML counts it for 20 ms at every question.
+
+        Two questions a GPU would hold up the samples of a node of two GPUs, and the journals.
+        """
+        nvml = self._nvml
+        counters = (nvml.NVML_PCIE_UTIL_TX_BYTES, nvml.NVML_PCIE_UTIL_RX_BYTES)
+        handles = dict(self._handles)
+        while handles and not self._closed.wait(PCIE_INTERVAL_S):
+            for index, handle in list(handles.items()):
+                try:
+                    sent, received = (nvml.nvmlDeviceGetPcieThroughput(handle, c) for c in counters)
+                    self._pcie[index] = (sent, received)
+                except nvml.NVMLError as error:
+                    self._pcie[index] = _NO_PCIE
+                    if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
+                        del handles[index]
 
     def read(self) -> list[tuple[Any, ...]]:
         """Read one row a GPU; what a GPU does not give is NaN or -1."""
@@ -200,8 +231,7 @@ class GpuProbe:
             number(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             number(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             number(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
-            number(lambda: nvml.nvmlDeviceGetPcieThroughput(handle, nvml.NVML_PCIE_UTIL_TX_BYTES)),
-            number(lambda: nvml.nvmlDeviceGetPcieThroughput(handle, nvml.NVML_PCIE_UTIL_RX_BYTES)),
+            *self._pcie.get(index, _NO_PCIE),
             *self._nvlink(handle),
         )
 
@@ -347,6 +377,7 @@ class Sampler:
         """Sample and probe once more and end the journal."""
         self._prober.stop()
         self.sample()
+        self._gpus.close()
         self._write_anchor(*read_anchor())
         self._journal.close({"late": self._late})
 

@@ -130,6 +130,26 @@ BENCHMARKS = (
         quick=("--rounds", "3", "--tasks", "1000"),
     ),
     Benchmark(
+        "recording_kernels.py",
+        tuple(
+            Figure(
+                f"tasks of {size} CUDA kernels, {what} over bare",
+                "",
+                f"{size}.{name}.ratio.median",
+                low=f"{size}.{name}.ratio.low",
+                high=f"{size}.{name}.ratio.high",
+            )
+            for size in ("small", "large")
+            for what, name in (
+                ("plugins and nsys", "all three and nsys"),
+                ("plugins", "all three"),
+                ("bare", "bare again"),
+            )
+        ),
+        quick=("--rounds", "3"),
+        needs=("nsys", "gpu"),
+    ),
+    Benchmark(
         "recording_sampler.py",
         (
             Figure("node sampler at 100 ms", "% of a core", "cpu_percent_of_a_core", 1),
@@ -300,6 +320,11 @@ def why_not_here(benchmark: Benchmark) -> str:
             reason = slurm.why_not_here()
             if reason:
                 return f"SLURM: {reason}"
+        elif program == "gpu":
+            from conftest import why_no_gpu
+
+            if no_gpu := why_no_gpu():
+                return no_gpu
         elif shutil.which(program) is None:
             return f"{program} is not installed"
     return ""
