@@ -242,8 +242,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_as_the_readme_says(clone: Path) -> None:
     """Clone this checkout and run the README's commands up to the image in it."""
     if (ROOT / ".git").exists():
-        clones = ["git", "clone", "--quiet", ROOT, clone]
-        subprocess.run(clones, stdin=subprocess.DEVNULL, check=True)
+        command = ["git", "clone", "--quiet", str(ROOT), str(clone)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
     else:  # an unpacked sdist
         shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".venv", "runs", "*.sif"))
     environment_of_packages(clone / ".venv")

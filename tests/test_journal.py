@@ -370,7 +370,7 @@ def test_stores_that_another_processor_sees_late_harm_no_block_on_file(
     """A weakly ordered processor shows a block's new state before its header, or its data."""
     monkeypatch.setattr(drain_module, "SETTLE_S", 0.5)
     journal = Journal(tmp_path / "a.journal", META, alone=False)
-    record = journal.key if stream is Stream.KEYS else _record(journal, stream)
+    record: Any = journal.key if stream is Stream.KEYS else _record(journal, stream)
     memory, made = journal._map, 0
 
     def one_more() -> None:

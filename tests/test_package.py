@@ -227,8 +227,10 @@ def test_a_users_program_is_checked_against_our_types(installed: Path, tmp_path:
         "    print(trace.table('tasks', columns=['start']), dasf_hpc.WorkerTaskPlugin(name='x'))\n"
     )
     (tmp_path / "wrong.py").write_text("import dasf_hpc\n\ndasf_hpc.open_trace(3)\n")
-    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "python")
-    mypy += ("--cache-dir", tmp_path / "cache")
+    mypy = (
+        *(sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache"),
+        *("--python-executable", installed / "python"),
+    )
     done = run(*mypy, "right.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     done = run(*mypy, "wrong.py", cwd=tmp_path)
