@@ -35,7 +35,7 @@ STRAY = (
 )
 
 #: A fast part of the tests that reads the folders beside them and runs the command line.
-FAST = ("test_settings.py", "test_image.py", "test_pool.py", "test_readme.py")
+FAST = ("test_settings.py", "test_image.py", "test_readme.py")
 FAST_ONLY = "not apptainer and not image and not example and not nsys"
 
 pytestmark = pytest.mark.xdist_group("package")
