@@ -1,8 +1,10 @@
 """The one recipe of all images: prints a definition for Apptainer or Docker.
 
-``dasf-hpc image recipe`` calls it, and the ``.def`` files beside it are what it gives::
+``dasf-hpc image recipe`` calls it where hpccm is installed, and the ``.def`` files and Dockerfiles
+beside it are what it gives::
 
     dasf-hpc image recipe --format apptainer --variant cuda13 > containers/cuda13.def
+    dasf-hpc image recipe --format docker --variant cuda13 > containers/cuda13.Dockerfile
 """
 
 from __future__ import annotations

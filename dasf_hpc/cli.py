@@ -37,7 +37,6 @@ app = typer.Typer(
     help="Runs an ordinary Dask script on a GPU cluster and brings back one file that says where "
     "every second went.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: " + "; ".join(f"{c} {m[:1].lower()}{m[1:]}" for c, m in exit_code_table()),
@@ -92,6 +91,21 @@ Reports = Annotated[
 ]
 
 
+def choices(*names: str) -> Callable[[str], list[str]]:
+    """Give what completes an option that is one of these words."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def _analyses(incomplete: str) -> list[tuple[str, str]]:
+    from dasf_hpc.analysis import ANALYSES
+
+    return [(name, asked.text) for name, asked in ANALYSES.items() if name.startswith(incomplete)]
+
+
 def _console() -> Console:
     return Console(stderr=True)
 
@@ -123,9 +137,10 @@ def settings_options(
         kind = annotation
         if type(None) in getattr(annotation, "__args__", ()):
             kind = plain[0]
-        text = field.description or ""
+        text, complete = field.description or "", None
         if getattr(kind, "__origin__", None) is not None and "Literal" in str(kind):
             text += f" One of: {', '.join(kind.__args__)}."
+            complete = choices(*kind.__args__)
             kind = str
         if field.default not in (None, [], False) and kind is not bool:
             text += f" Default: {field.default}."
@@ -138,7 +153,13 @@ def settings_options(
                 default=None,
                 annotation=Annotated[
                     kind | None,
-                    typer.Option(*flags, help=text, metavar=metavar, show_default=False),
+                    typer.Option(
+                        *flags,
+                        help=text,
+                        metavar=metavar,
+                        show_default=False,
+                        autocompletion=complete,
+                    ),
                 ],
             )
         )
@@ -229,8 +250,16 @@ app.command()(settings_options(doctor))
 
 
 def template(
-    system: Annotated[str, typer.Argument(help="slurm or pbs.")],
-    kind: Annotated[str, typer.Argument(help="head, allocation or array.")] = "head",
+    system: Annotated[
+        str, typer.Argument(help="slurm or pbs.", autocompletion=choices("slurm", "pbs"))
+    ],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="head, allocation or array.",
+            autocompletion=choices("head", "allocation", "array"),
+        ),
+    ] = "head",
     given: dict[str, Any] | None = None,
 ) -> None:
     """Print a batch script to submit runs with, filled in for the site."""
@@ -372,14 +401,18 @@ def logs(
 @app.command()
 def analyze(
     name: Annotated[
-        str | None, typer.Argument(help="The analysis; without one they are listed.")
+        str | None,
+        typer.Argument(help="The analysis; without one they are listed.", autocompletion=_analyses),
     ] = None,
     run_path: Annotated[
         Path | None, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="functions: function, node, worker, gpu; communication: node, worker."),
+        typer.Option(
+            help="functions: function, node, worker, gpu; communication: node, worker.",
+            autocompletion=choices("function", "node", "worker", "gpu"),
+        ),
     ] = None,
     faster: Annotated[
         list[str] | None,
@@ -675,14 +708,24 @@ image = typer.Typer(help="Make Apptainer or Docker images.", no_args_is_help=Tru
 app.add_typer(image, name="image")
 
 #: Which of the images.
-Variant = Annotated[str, typer.Option(help="One of: cpu, cuda12, cuda13.")]
+Variant = Annotated[
+    str,
+    typer.Option(
+        help="One of: cpu, cuda12, cuda13.", autocompletion=choices("cpu", "cuda12", "cuda13")
+    ),
+]
 
 
 @image.command()
 def recipe(
     variant: Variant,
     container_format: Annotated[
-        str, typer.Option("--format", help="One of: apptainer, docker.")
+        str,
+        typer.Option(
+            "--format",
+            help="One of: apptainer, docker.",
+            autocompletion=choices("apptainer", "docker"),
+        ),
     ] = "apptainer",
 ) -> None:
     """Print the definition of an image."""
@@ -781,7 +824,7 @@ def _public(manifest: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run the command line; errors a user can meet are one sentence and an exit code."""
     try:
-        app()
+        app(prog_name="dasf-hpc")  # also where it is called as python -m dasf_hpc
     except KeyboardInterrupt:
         sys.exit(InterruptedRun.exit_code)
     except DasfHpcError as error:

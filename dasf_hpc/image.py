@@ -1,11 +1,12 @@
 """Images: prints the definition of one, and builds one with Apptainer.
 
-The definitions are made by ``containers/recipe.py``, which needs hpccm; those for Apptainer are
-kept beside it, so that building needs Apptainer only.
+The definitions are made by ``containers/recipe.py``, which needs hpccm. What it makes is kept
+beside it, so that printing one needs nothing and building one Apptainer only.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import runpy
 import subprocess
 from collections.abc import Sequence
@@ -19,16 +20,19 @@ from dasf_hpc.shipped import checkout, shipped
 VARIANTS = ("cpu", "cuda12", "cuda13")
 FORMATS = ("apptainer", "docker")
 
+#: How the kept definitions of a format are named.
+KEPT = {"apptainer": "{}.def", "docker": "{}.Dockerfile"}
+
 
 def image_recipe(container_format: str, variant: str) -> str:
-    """Give the text of an image's definition.
+    """Give the text of an image's definition: made by the recipe, or, without hpccm, as it is kept.
 
     Raises
     ------
     SettingsError
         If the format or the variant is not known.
     ProgramMissingError
-        If hpccm is not installed.
+        If hpccm is not installed and the kept definition is gone.
     """
     for option, value, known in (
         ("--format", container_format, FORMATS),
@@ -36,13 +40,18 @@ def image_recipe(container_format: str, variant: str) -> str:
     ):
         if value not in known:
             raise SettingsError(f"Option {option} is {value!r}: it is one of {', '.join(known)}.")
-    try:
-        recipe = runpy.run_path(str(shipped("containers") / "recipe.py"))["recipe"]
-    except ImportError:
+    folder = shipped("containers")
+    text: str
+    if importlib.util.find_spec("hpccm") is not None:
+        text = runpy.run_path(str(folder / "recipe.py"))["recipe"](container_format, variant)
+        return text
+    kept = folder / KEPT[container_format].format(variant)
+    text = kept.read_text() if kept.is_file() else ""
+    if not text:  # as it is where a shell has opened it for this output
         raise ProgramMissingError(
-            "Recipes are made with hpccm, which is not installed: pip install 'dasf-hpc[image]'."
-        ) from None
-    text: str = recipe(container_format, variant)
+            f"{kept} is not there or empty, and making it needs hpccm: "
+            "pip install 'dasf-hpc[image]'."
+        )
     return text
 
 

@@ -13,8 +13,6 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-import dask
-from dask.utils import parse_bytes
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -176,6 +174,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_memory(cls, value: str | None) -> str | None:
         if value is not None:
+            from dask.utils import parse_bytes  # late: the command line completes words without
+
             try:
                 size = parse_bytes(value)
             except (ValueError, OverflowError):
@@ -272,6 +272,8 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
     SettingsError
         If a value there cannot be used.
     """
+    import dask
+
     found = dask.config.get(f"jobqueue.{system}", {}) or {}
     more = {
         ours: found[theirs]

@@ -74,6 +74,11 @@ def why_no_browser() -> str | None:
     return _why_not_running("chromedriver")
 
 
+def why_no_zsh() -> str | None:
+    """Say what keeps zsh from running here, ``None`` if nothing does."""
+    return _why_not_running("zsh")
+
+
 def why_no_gpu() -> str | None:
     """Say why there is no GPU that CUDA can use, ``None`` if there is one."""
     try:
@@ -103,6 +108,7 @@ WHY_NOT: dict[str, Callable[[], str | None]] = {
     "apptainer": functools.cache(why_no_apptainer),
     "browser": functools.cache(why_no_browser),
     "environments": functools.cache(why_no_environments),
+    "zsh": functools.cache(why_no_zsh),
     "gpu": functools.cache(why_no_gpu),
 }
 """Every name `needs` and the environment variable know, and how to find out about it."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
 from dasf_hpc.errors import SettingsError
-from dasf_hpc.image import FORMATS, VARIANTS, image_recipe
+from dasf_hpc.image import FORMATS, KEPT, VARIANTS, image_recipe
 from dasf_hpc.launch.image import Container, host_nsys
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +50,13 @@ def cli(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_definitions_that_are_kept_are_those_of_the_recipe(variant: str) -> None:
+@pytest.mark.parametrize("container_format", FORMATS)
+def test_the_definitions_that_are_kept_are_those_of_the_recipe(
+    container_format: str, variant: str
+) -> None:
     pytest.importorskip("hpccm", reason="hpccm is not installed: pip install -e '.[image]'")
-    kept = (ROOT / "containers" / f"{variant}.def").read_text()
-    assert kept == image_recipe("apptainer", variant), "dasf-hpc image recipe makes it anew"
+    kept = (ROOT / "containers" / KEPT[container_format].format(variant)).read_text()
+    assert kept == image_recipe(container_format, variant), "dasf-hpc image recipe makes it anew"
 
 
 def sections(definition: str) -> dict[str, str]:
@@ -237,7 +241,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_as_the_readme_says(clone: Path) -> None:
     """Clone this checkout and run the README's commands up to the image in it."""
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], stdin=subprocess.DEVNULL, check=True)
+    if (ROOT / ".git").exists():
+        command = ["git", "clone", "--quiet", str(ROOT), str(clone)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    else:  # an unpacked sdist
+        shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".venv", "runs", "*.sif"))
     environment_of_packages(clone / ".venv")
     lines = readme_block("image")
     assert lines.rstrip().endswith(readme_command("image", "sbatch"))

@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dasf_hpc.profile import drain as drain_module
 from dasf_hpc.profile import journal as journal_module
-from dasf_hpc.profile.drain import HEADER, RETRY_S, Drain
+from dasf_hpc.profile.drain import FREE, HEADER, RETRY_S, Drain
 from dasf_hpc.profile.journal import (
     BLOCK,
     CLOSE_WAIT_S,
@@ -358,6 +359,103 @@ def test_a_record_that_was_stored_and_not_published_is_not_there(
         record(6)
     assert read() == before
     words.now = False
+    journal.close()
+
+
+@pytest.mark.parametrize("late", ["header", "header and data"])
+@pytest.mark.parametrize("stream", [Stream.EDGES, Stream.TRANSITIONS, Stream.KEYS])
+def test_stores_that_another_processor_sees_late_harm_no_block_on_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Stream, late: str
+) -> None:
+    """A weakly ordered processor shows a block's new state before its header, or its data."""
+    monkeypatch.setattr(drain_module, "SETTLE_S", 0.5)
+    journal = Journal(tmp_path / "a.journal", META, alone=False)
+    record: Any = journal.key if stream is Stream.KEYS else _record(journal, stream)
+    memory, made = journal._map, 0
+
+    def one_more() -> None:
+        nonlocal made
+        made += 1
+        if stream is Stream.KEYS:
+            record(f"key-{made}")
+        elif stream is Stream.TRANSITIONS:
+            record(10**15 + made, made, 0x49)
+        else:
+            record(made, made)
+
+    def place() -> int:
+        """Give the place of the stream's current block: the last one that took a record."""
+        blocks = range(BLOCK, journal._used * BLOCK, BLOCK)
+        (found,) = (
+            b for b in blocks if memory[b + 6] == stream and not journal._words[b + 56 >> 3]
+        )
+        return found
+
+    one_more()
+    first = place()
+    while place() == first:
+        one_more()
+    second = place()
+    assert journal.flush()  # the first is on file and its place is free
+    stale = memory[first : first + BLOCK]
+    while place() == second:
+        one_more()
+    assert place() == first, "the place of the first block is used again"
+    fresh = memory[first : first + BLOCK]
+
+    # What the other processor sees: state and end are new, the rest is as it was.
+    if late == "header and data":
+        memory[first + HEADER : first + BLOCK] = (
+            bytes(BLOCK - HEADER) if stream is Stream.TRANSITIONS else stale[HEADER:]
+        )
+    memory[first : first + 40] = stale[:40]
+    turn = threading.Thread(target=journal.flush)
+    turn.start()
+    time.sleep(0.2)
+    memory[first + HEADER : first + BLOCK] = fresh[HEADER:]
+    memory[first : first + 40] = fresh[:40]
+    turn.join()
+    contents = read_journal(journal.path)
+    assert contents.damaged == 0
+    assert _numbers(contents, stream) == list(range(1, made + 1))
+    journal.close()
+    assert _numbers(read_journal(journal.path), stream) == list(range(1, made + 1))
+
+
+def _numbers(contents: JournalContents, stream: Stream) -> list[int]:
+    if stream is Stream.KEYS:
+        return [int(key.removeprefix("key-")) for key in contents.keys.values()]
+    numbers: list[int] = contents.records[stream]["key"].tolist()
+    return numbers
+
+
+def test_a_place_used_again_while_it_is_freed_is_filed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "a.journal", META, alone=False)
+    record = journal.recorder(Stream.EDGES)
+    room = (BLOCK - HEADER) // RECORD_SIZES[Stream.EDGES]
+    for i in range(2 * room):
+        record(i, i)
+    words = journal._drain._words
+    freed: list[int] = []
+
+    class Recycles(np.ndarray[Any, Any]):
+        """The drain's view of the memory; the writer goes on as soon as a place is free."""
+
+        def __setitem__(self, where: Any, value: Any) -> None:
+            super().__setitem__(where, value)
+            if not freed and isinstance(value, np.uint64) and value == FREE:
+                freed.append(where[0])
+                record(2 * room, 2 * room)  # the second is full: this takes the place
+
+    monkeypatch.setattr(journal._drain, "_words", words.view(Recycles))
+    assert journal.flush()
+    assert freed
+    monkeypatch.undo()
+    assert journal.flush()
+    edges = read_journal(journal.path).records[Stream.EDGES]["key"].tolist()
+    assert edges == list(range(2 * room + 1))
     journal.close()
 
 

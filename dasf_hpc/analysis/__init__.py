@@ -50,9 +50,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dasf_hpc.analysis.answer import Answer, Finding, Severity
-
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.answer import Answer, Finding, Severity
     from dasf_hpc.trace.open import Trace
 
 __all__ = ["ANALYSES", "Answer", "Finding", "Question", "Severity", "analyse"]
@@ -79,6 +78,13 @@ ANALYSES: dict[str, Question] = {
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),
 }
+
+
+def __getattr__(name: str) -> Any:
+    # Late: who asks for the names of the analyses, to complete a word, does not wait for pandas.
+    if name in ("Answer", "Finding", "Severity"):
+        return getattr(importlib.import_module("dasf_hpc.analysis.answer"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def analyse(name: str, trace: Trace, **options: Any) -> Answer:

@@ -66,9 +66,12 @@ WORDS = {3: 1}
 INTERVAL_S = 0.1
 RETRY_S = 1.0
 
-#: Between reading where the data ends and reading the data. A processor of the x86 family shows its
-#: stores to others in their order; others may show the end some 100 ns before the data.
+#: Between reading where the data ends and reading header and data. A processor of the x86 family
+#: shows its stores to others in their order; others may show the end some 100 ns before the data.
 SETTLE_S = 0.0 if platform.machine() in ("x86_64", "AMD64") else 0.001
+
+#: The words of a block's header that say how much of the block there is to read.
+_PUBLISHED = [END_OFFSET // 8, STATE_OFFSET // 8]
 
 _MFD_CLOEXEC = 1
 
@@ -146,14 +149,34 @@ class Drain:
         return int(self._words[0, 0])
 
     def _changed(self) -> list[tuple[int, bytes]]:
-        """Give index and header of the blocks that are not on file as they are, by number."""
+        """Give index and header of the blocks that are not on file as they are, by number.
+
+        The writer stores header, then state 0, then data, then the end of the data or its last
+        state, each in a call of its own, so that no compiler moves them. Here they are read the
+        other way round: state and end, then the header, then the data. So whoever sees a state or
+        an end sees, after it, the header and the data that belong to it:
+
+        - A processor of the x86 family shows stores in their order and reads in its order.
+        - Others do neither, but a store does not stay unseen for as long as `SETTLE_S`. Without a
+          second look at the header, a place that was free and is used again could show its new
+          state with its old header, and new data went where old data is on file.
+
+        Meanwhile no place changes its owner: only this thread frees one, and one that was free when
+        its state was read is left for the next turn, whatever its header says by now. A header that
+        is only half there has a wrong CRC; a place never used before has state 0 without a header,
+        and no end and no data. Before a place is freed its data was read and written to the file,
+        and for that the GIL was let go and taken again, which no processor reads past; the writer
+        stores into it only after it saw that it is free.
+        """
         words = self._words
         while self._used < len(words) and words[self._used, 0]:
             self._used += 1
-        heads = words[: self._used, : HEADER // 8].copy()
-        heads[0] = 0
+        ends_and_states = words[: self._used, _PUBLISHED]  # a list of columns: a copy
         if SETTLE_S:
             time.sleep(SETTLE_S)
+        heads = words[: self._used, : HEADER // 8].copy()
+        heads[:, _PUBLISHED] = ends_and_states
+        heads[0] = 0
         streams = heads.view(np.uint8)[:, _STREAM_OFFSET]
         for stream, size in WORDS.items():
             begun = (streams == stream) & (heads[:, STATE_OFFSET // 8] == 0)
@@ -182,7 +205,9 @@ class Drain:
                     # Without an end before it is free: its next header begins without data.
                     self._words[index, END_OFFSET // 8] = np.uint64(0)
                     self._words[index, STATE_OFFSET // 8] = np.uint64(FREE)
-                    head = self._words[index, : HEADER // 8].tobytes()
+                    # Not read again: the place may be in use again, with data not seen yet.
+                    head = head[:END_OFFSET] + bytes(8) + head[END_OFFSET + 8 : STATE_OFFSET]
+                    head += _WORD.pack(FREE)
             self._seen[index] = np.frombuffer(head, "<u8")
 
     def _published(self, index: int, head: bytes) -> bytes | None:

@@ -2,7 +2,7 @@
 #
 # Installs the system programs that tests need, on Debian or Ubuntu, without asking anything:
 #
-#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser]
+#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser] [zsh]
 #
 # Without arguments: slurm nsys. What is there already is only checked, which takes a second and
 # no root. Package sources are added for the length of one command only and are derived from the
@@ -344,11 +344,20 @@ browser_version() {
     return 1
 }
 
+install_zsh() {
+    if ! have zsh; then
+        need_root_and_apt zsh
+        apt_install zsh
+        have zsh || fail "zsh is installed, but there is no zsh"
+    fi
+    say "zsh is there: $(zsh --version)"
+}
+
 [ $# -gt 0 ] || set -- slurm nsys
 for program in "$@"; do
     case $program in
-    slurm | nsys | apptainer | browser) ;;
-    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser" ;;
+    slurm | nsys | apptainer | browser | zsh) ;;
+    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser zsh" ;;
     esac
 done
 for program in "$@"; do
