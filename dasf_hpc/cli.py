@@ -178,7 +178,12 @@ def submit(
     The script runs as a process of its own, unmodified: Client() in it finds the cluster. The
     command's exit code is the script's, or one of those listed in the README.
     """
-    settings = load_settings(given or {})
+    given = given or {}
+    if run_directory is not None:
+        from dasf_hpc.launch.worker_environment import take_environment
+
+        given |= take_environment(run_directory)
+    settings = load_settings(given)
     from dasf_hpc import batch, run
     from dasf_hpc.show.progress import progress
 
