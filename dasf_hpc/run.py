@@ -304,7 +304,7 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
 
 
 def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
-    """Give the user's variables, and those by which ``Client()`` in the script finds the cluster."""
+    """Give the user's variables, and those with which ``Client()`` finds the cluster."""
     environment = dict(pair.split("=", 1) for pair in launcher.settings.env) | {
         "DASK_SCHEDULER_ADDRESS": launcher.cluster.scheduler_address,
         "DASF_HPC_RUN": str(directory),

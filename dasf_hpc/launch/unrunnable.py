@@ -47,14 +47,18 @@ class Unrunnable:
         self._told = long
         if not long:
             return ""
-        told = []
+        told, resources, places = [], False, False
         for need in sorted(long):
             tasks = waiting[need]
             count = f"{len(tasks)} or more" if len(tasks) == LOOKED_AT else f"{len(tasks)}"
             prefixes = ", ".join(sorted({str(task.prefix.name) for task in tasks})[:3])
             waits = "task waits" if len(tasks) == 1 else "tasks wait"
             told.append(f"{count} {waits} ({prefixes}) for {need}")
-        return f"{'; '.join(told)}; there is none: {there_are(scheduler)}"
+            resources |= bool(tasks[0].resource_restrictions)
+            places |= bool(tasks[0].worker_restrictions or tasks[0].host_restrictions)
+        there = [resources_there(scheduler)] if resources else []
+        there += [places_there(scheduler)] if places else []
+        return f"{'; '.join(told)}; there is none: {'; '.join(there)}"
 
 
 def needed(task: Any) -> str:
@@ -69,17 +73,22 @@ def needed(task: Any) -> str:
     return "a worker" + (f" with {resources}" if resources else "") + (f" at {one}" if one else "")
 
 
-def there_are(scheduler: Any) -> str:
-    """Say which workers there are, and what they have."""
-    workers = list(scheduler.workers.values())
+def resources_there(scheduler: Any) -> str:
+    """Say which resources workers have."""
     has = Counter(
         ", ".join(f"{name}={amount:g}" for name, amount in sorted(worker.resources.items()))
-        for worker in workers
+        for worker in scheduler.workers.values()
     )
     kinds = [
         f"{count} {'worker has' if count == 1 else 'workers have'} {resources or 'no resources'}"
         for resources, count in sorted(has.items())
     ]
-    names = ", ".join(sorted(f"{worker.name} ({worker.address})" for worker in workers)[:NAMED])
+    return f"{', '.join(kinds)} (--resources gives them some)"
+
+
+def places_there(scheduler: Any) -> str:
+    """Say where workers are."""
+    workers = list(scheduler.workers.values())
+    named = sorted(f"{worker.name} ({worker.address})" for worker in workers)[:NAMED]
     more = f" and {len(workers) - NAMED} more" if len(workers) > NAMED else ""
-    return f"{', '.join(kinds)} (--resources gives them some); they are {names}{more}"
+    return f"the workers are {', '.join(named)}{more}"

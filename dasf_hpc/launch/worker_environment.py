@@ -16,6 +16,8 @@ from dasf_hpc.errors import RunDirectoryError
 
 #: In the run's directory.
 ENVIRONMENT = "environment.sh"
+#: What nsys and the shell need themselves, and is no secret.
+_NEEDED = ("HOME", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 
 
 def write_environment(directory: Path, pairs: Sequence[str]) -> None:
@@ -73,6 +75,17 @@ def take_environment(directory: Path) -> dict[str, list[str]]:
 def delete_environment(directory: Path) -> None:
     """Delete what was kept for a run; nothing happens where nothing was."""
     (directory / ENVIRONMENT).unlink(missing_ok=True)
+
+
+def hide_from_nsys(path: Path) -> None:
+    """Take the variables of a file out of this process's environment, which nsys would inherit.
+
+    Batch schedulers, too, hand on the environment of whoever submits.
+    """
+    for pair in read_environment(path.parent) or []:
+        name = pair.partition("=")[0]
+        if name not in _NEEDED:
+            os.environ.pop(name, None)
 
 
 def in_environment(path: Path, command: Sequence[str]) -> list[str]:
