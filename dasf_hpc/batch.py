@@ -15,7 +15,7 @@ from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
-from dasf_hpc.launch.worker_environment import delete_environment, write_environment
+from dasf_hpc.launch.worker_environment import delete_environment, withheld, write_environment
 from dasf_hpc.launch.worker_options import (
     adds_to_workers,
     check_together,
@@ -106,7 +106,8 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     script = _detached_head(launcher_class, settings, job, arguments, directory)
     try:
         write_environment(directory, settings.env)
-        head = submit_head(launcher_class.name, script, directory)
+        with withheld(settings.env):
+            head = submit_head(launcher_class.name, script, directory)
     except (DasfHpcError, OSError) as error:
         delete_environment(directory)
         manifest.update(state="failed", ended=time.time(), error=str(error))

@@ -42,7 +42,12 @@ from dasf_hpc.launch.launcher import Launcher, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.unrunnable import Unrunnable
 from dasf_hpc.launch.walltime import EndBeforeWalltime
-from dasf_hpc.launch.worker_environment import delete_environment
+from dasf_hpc.launch.worker_environment import (
+    ENVIRONMENT,
+    FOLDER_VARIABLE,
+    delete_environment,
+    withheld,
+)
 from dasf_hpc.launch.worker_options import check_together, check_worker_command, open_note
 from dasf_hpc.manifest import (
     HEARTBEAT,
@@ -156,7 +161,7 @@ def submit(
     place = run_place(directory, container)
     error: DasfHpcError | None = None
     exit_code = 0
-    with Interrupts() as interrupts, Heartbeat(directory):
+    with Interrupts() as interrupts, Heartbeat(directory), withheld(settings.env):
         try:
             with logging_to(directory / "logs" / "scheduler.log"):
                 security = make_credentials(directory / "tls") if settings.tls else None
@@ -304,11 +309,13 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
 
 
 def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
-    """Give the user's variables, and those with which ``Client()`` finds the cluster."""
-    environment = dict(pair.split("=", 1) for pair in launcher.settings.env) | {
+    """Give the variables with which the script's ``Client()`` finds the cluster, and the user's."""
+    environment = {
         "DASK_SCHEDULER_ADDRESS": launcher.cluster.scheduler_address,
         "DASF_HPC_RUN": str(directory),
     }
+    if launcher.settings.env:
+        environment[FOLDER_VARIABLE] = str(directory / ENVIRONMENT)
     if launcher.security is not None:
         environment.update(client_environment(launcher.security))
     return environment

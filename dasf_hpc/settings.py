@@ -71,6 +71,10 @@ SET_FOR_WORKERS: dict[str, str | None] = {
 #: With these it would print something and end.
 _NO_WORKER = ("--help", "--version")
 
+#: Variables that the system's loader, the C library, Python, Dask and NumPy's libraries read before
+#: a worker runs a line of ours.
+_READ_AT_START = (*("DASK_", "GLIBC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON"),)
+
 #: Protocols over which Dask has no TLS.
 UCX = ("ucx", "ucxx")
 
@@ -186,7 +190,7 @@ class Settings(BaseSettings):
         [],
         repr=False,
         description="Variable of workers and script, NAME=VALUE, or NAME for the value it has "
-        "here; values are neither kept nor shown; repeatable.",
+        "here; values are neither kept nor shown, nor in nsys's reports; repeatable.",
     )
     rmm_pool_size: str | None = Field(
         None,
@@ -336,6 +340,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"number {number} does not begin with a variable's name")
             if name.startswith("DASF_HPC_"):
                 raise ValueError(f"{name} is dasf-hpc's own")
+            if name.startswith(_READ_AT_START):
+                raise ValueError(
+                    f"{name} is read before a worker sets it: use --prologue 'export {name}=VALUE'"
+                )
             if not equals and name not in os.environ:
                 raise ValueError(f"there is no variable {name} here; write {name}=VALUE")
             whole.append(pair if equals else f"{name}={os.environ[name]}")

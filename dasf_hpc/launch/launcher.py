@@ -31,6 +31,7 @@ from dasf_hpc.launch.walltime import TOPIC
 from dasf_hpc.launch.worker_command import file_stem, node_command
 from dasf_hpc.launch.worker_environment import (
     ENVIRONMENT,
+    FOLDER_VARIABLE,
     delete_environment,
     write_environment,
 )
@@ -355,7 +356,6 @@ class Launcher(ABC):
                 settings.nsys_arg,
                 None if self.local else (walltime, margin),
                 place.container.words() if place.container else (),
-                str(place.directory / ENVIRONMENT) if settings.env else None,
             ),
             "job_name": "dasf-" + place.name,
             "job_script_prologue": [
@@ -372,6 +372,11 @@ class Launcher(ABC):
             options["worker_command"] = CUDA_WORKER
         if not settings.dashboard:
             extra.append("--no-dashboard")
+        if settings.env:
+            # Before what else is preloaded: that may need them.
+            extra += ["--preload", "dasf_hpc.launch.worker_environment"]
+            folder = shlex.quote(str(place.directory / ENVIRONMENT))
+            options["job_script_prologue"].append(f"export {FOLDER_VARIABLE}={folder}")
         # dask-jobqueue pastes these unquoted into the script.
         extra += [shlex.quote(word) for word in (*named_words(settings), *settings.worker_arg)]
         if settings.local_directory:

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
-from dasf_hpc.launch.worker_environment import hide_from_nsys, in_environment
 from dasf_hpc.nsight.export import find_nsys, nvtx_problem
 from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
 from dasf_hpc.profile.identity import installed_version
@@ -148,7 +147,6 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument("--nsys-arg", action="append", default=[])
     parsed.add_argument("--walltime", type=float, default=None, help="seconds")
     parsed.add_argument("--margin", type=float, default=0.0, help="seconds")
-    parsed.add_argument("--environment", type=Path, default=None, help="a file of variables")
     parsed.add_argument("command", nargs=argparse.REMAINDER)
     return parsed
 
@@ -214,9 +212,6 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
-    if arguments.environment is not None:
-        arguments.command = in_environment(arguments.environment, arguments.command)
-        hide_from_nsys(arguments.environment)
     os.umask(0o077)
     if arguments.walltime is not None:
         set_deadline(arguments.walltime, arguments.margin)

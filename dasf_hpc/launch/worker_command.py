@@ -89,15 +89,13 @@ def node_command(
     nsys_arg: Sequence[str],
     walltime: tuple[float, float] | None,
     container: Sequence[str] = (),
-    environment: str | None = None,
 ) -> str:
     """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
 
     dask-jobqueue pastes it in front of ``-m distributed.cli.dask_worker …``, so every word is
     quoted for the shell here. ``walltime`` is the job's time limit and the margin before it, in
     seconds; None where there is no limit. ``container`` are the words that run a command inside an
-    image: then the node step, nsys and the workers are inside. ``environment`` is the path of the
-    file with the workers' variables.
+    image: then the node step, nsys and the workers are inside.
     """
     words = [
         *container,
@@ -116,6 +114,4 @@ def node_command(
     words += [f"--nsys-arg={argument}" for argument in nsys_arg]
     if walltime is not None:
         words += ["--walltime", f"{walltime[0]:g}", "--margin", f"{walltime[1]:g}"]
-    if environment is not None:
-        words += ["--environment", environment]
     return shlex.join([*words, "--", python])
