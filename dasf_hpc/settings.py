@@ -611,7 +611,7 @@ def _sentence(error: Any) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"There is no setting {name!r}; {hint}the settings are: {', '.join(known)}."
     reason = error["msg"].removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
     if name == "env":  # what was given may be secret
         return f"Option --env cannot be used: {reason}."
+    reason = reason[:1].lower() + reason[1:]
     return f"Option --{name.replace('_', '-')} is {error['input']!r}: {reason}."
