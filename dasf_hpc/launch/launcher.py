@@ -39,7 +39,6 @@ from dasf_hpc.launch.worker_options import (
     CUDA_WORKER,
     check_together,
     named_words,
-    protocol_of,
 )
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 
@@ -386,7 +385,7 @@ class Launcher(ABC):
     def job_script(self) -> str:
         """Give the batch script of a node job as it would be submitted."""
         job = self.job_class(
-            f"{protocol_of(self.settings)}://SCHEDULER:PORT",
+            f"{self._protocol() or 'tcp://'}SCHEDULER:PORT",
             name=f"{self.place.name}-0",
             launcher=self,
             security=self.security,
@@ -400,7 +399,7 @@ class Launcher(ABC):
 
     def _protocol(self) -> str | None:
         """Give the protocol as dask-jobqueue takes it; None for tcp, its own."""
-        protocol = protocol_of(self.settings)
+        protocol = self.settings.protocol or ("tls" if self.security else "tcp")
         return None if protocol == "tcp" else f"{protocol}://"
 
     # -- start

@@ -81,11 +81,6 @@ def named_words(settings: Settings) -> list[str]:
     return words
 
 
-def protocol_of(settings: Settings) -> str:
-    """Give the protocol between scheduler, workers and script."""
-    return settings.protocol or ("tls" if settings.tls else "tcp")
-
-
 def check_together(settings: Settings) -> None:
     """Look whether what is asked of the workers fits together.
 
