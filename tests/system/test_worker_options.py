@@ -103,10 +103,11 @@ def test_variables_reach_workers_and_script_and_are_neither_kept_nor_shown(
     ) as process:  # fmt: skip
         running = Running(process, tmp_path)
         running.wait_until((tmp_path / "seen").exists, 120, "look of the job")
-        assert processes_with(TYPED, EXPORTED) == []
+        started_with = processes_with(TYPED, EXPORTED)
         kept = holding(TYPED, EXPORTED, folder=tmp_path)
         (tmp_path / "go").touch()
         done = running.end()
+    assert started_with == []
     assert done.code == 0, done.err
     assert done.out.splitlines()[:3] == expected(["--env", "TYPED=its own"])
     assert kept == [str(done.directory / "environment" / "values.json")]  # while it ran
