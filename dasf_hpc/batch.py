@@ -15,6 +15,12 @@ from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
+from dasf_hpc.launch.worker_environment import delete_environment, withheld, write_environment
+from dasf_hpc.launch.worker_options import (
+    adds_to_workers,
+    check_together,
+    check_worker_command,
+)
 from dasf_hpc.manifest import Manifest, make_run_directory
 from dasf_hpc.settings import Settings, settings_words
 
@@ -31,11 +37,16 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
     script_path = find_job(job)
     container, settings = open_image(settings, script_path.parent)
     place = run_place(settings.runs_dir.absolute() / "RUN", container)
+    unchecked = check_worker_command(
+        settings, launcher_class.name, workers_python(container, settings)
+    )
     security = credentials_in(place.directory / "tls") if settings.tls else None
     script = launcher_class(settings, place, security).job_script().rstrip()
     if detached:
         head = _detached_head(launcher_class, settings, job, arguments, place.directory)
         script = f"{head.rstrip()}\n\n{script}"
+    if unchecked is not None:
+        script += f"\n\n# Note: {unchecked}"
     if settings.nsys is False:
         return script
     profile = nsys_command(
@@ -57,6 +68,11 @@ def run_place(directory: Path, container: Container | None) -> RunPlace:
     return RunPlace(directory, directory.name, Path.cwd(), container)
 
 
+def workers_python(container: Container | None, settings: Settings) -> list[str]:
+    """Give the words that run the workers' Python on this host, before there is a run."""
+    return RunPlace(Path(), "", Path.cwd(), container).python_words(settings)
+
+
 def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     """Have a batch job be the head of a run, and give the run's directory at once.
 
@@ -67,8 +83,14 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     """
     launcher_class = choose_launcher(settings)
     require_batch(launcher_class)
-    find_job(job)
+    script_path = find_job(job)
     run_shape(settings, launcher_class.local)
+    check_together(settings)
+    unchecked = None
+    if adds_to_workers(settings, launcher_class.name):
+        container, inside = open_image(settings, script_path.parent)
+        python = workers_python(container, inside)
+        unchecked = check_worker_command(settings, launcher_class.name, python)
     directory = make_run_directory(settings, job)
     manifest = Manifest(directory)
     manifest.update(
@@ -79,10 +101,15 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
         started=time.time(),
         on=launcher_class.name,
     )
+    if unchecked is not None:
+        manifest.note(unchecked)
     script = _detached_head(launcher_class, settings, job, arguments, directory)
     try:
-        head = submit_head(launcher_class.name, script, directory)
+        write_environment(directory, settings.env)
+        with withheld(settings.env):
+            head = submit_head(launcher_class.name, script, directory)
     except (DasfHpcError, OSError) as error:
+        delete_environment(directory)
         manifest.update(state="failed", ended=time.time(), error=str(error))
         if isinstance(error, OSError):
             raise RunDirectoryError(

@@ -178,6 +178,17 @@ def settings_options(
     return with_settings
 
 
+def _load_hidden(given: dict[str, Any]) -> Settings:
+    """Load the settings of a run; where some are secret, in a process that is started without."""
+    from dasf_hpc.launch.worker_environment import handed_over, start_again_without
+
+    handed = handed_over()
+    settings = load_settings(given if handed is None else {**given, "env": handed})
+    if settings.env and handed is None:
+        start_again_without(settings.env, given.get("env") or [])
+    return settings
+
+
 def submit(
     job: Annotated[str, typer.Argument(help="A Python script, or example:seismic.")],
     arguments: Annotated[
@@ -199,7 +210,14 @@ def submit(
     The script runs as a process of its own, unmodified: Client() in it finds the cluster. The
     command's exit code is the script's, or one of those listed in the README.
     """
-    settings = load_settings(given or {})
+    if run_directory is not None:
+        from dasf_hpc.launch.worker_environment import take_environment
+
+        settings = load_settings({**(given or {}), **take_environment(run_directory)})
+    elif dry_run or detach:
+        settings = load_settings(given or {})
+    else:
+        settings = _load_hidden(given or {})
     from dasf_hpc import batch, run
     from dasf_hpc.show.progress import progress
 
@@ -601,7 +619,7 @@ def ci(
 
     Exit codes: 0 the same or faster, 81 slower, 82 cannot tell; those of submit where a run failed.
     """
-    settings = load_settings(given or {})
+    settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
     from dasf_hpc.ci import compare_with_baseline, repeat
     from dasf_hpc.show import gate as show_gate

@@ -35,15 +35,17 @@ from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.walltime import EndBeforeWalltime
+from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
     FOLDERS,
     TRACE,
     Manifest,
     close_to_others,
     find_run,
+    run_state,
 )
 from dasf_hpc.nsight.collect import add_reports
-from dasf_hpc.settings import Settings
+from dasf_hpc.settings import Settings, merging
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
@@ -143,6 +145,8 @@ def merge_run(
             "gaps": [asdict(gap) for gap in summary.gaps],
         },
     )
+    if run_state(directory) not in ("queued", "running"):
+        delete_environment(directory)  # of a `submit` that was killed
     close_to_others(directory)
     complete = not missing(summary, manifest.content) and not manifest.content.get("error")
     manifest.update(state="complete" if complete else "partial")
@@ -192,7 +196,7 @@ def merge_on_nodes(
     """
     directory = find_run(run)
     launcher_class = choose_launcher(settings)
-    settings = settings.model_copy(update={"nsys": False, "gpus_per_node": 0})
+    settings = merging(settings)
     run_shape(settings, launcher_class.local)
     if not any(_journals(directory).glob("*.journal")):
         raise TraceFileError(f"There is no journal to merge in {_journals(directory)}")

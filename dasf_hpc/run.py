@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from distributed import Client
 
-from dasf_hpc.batch import run_place
+from dasf_hpc.batch import run_place, workers_python
 from dasf_hpc.errors import (
     DasfHpcError,
     InterruptedRun,
@@ -40,7 +40,15 @@ from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import JobProcess, find_job
 from dasf_hpc.launch.launcher import Launcher, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.unrunnable import Unrunnable
 from dasf_hpc.launch.walltime import EndBeforeWalltime
+from dasf_hpc.launch.worker_environment import (
+    ENVIRONMENT,
+    FOLDER_VARIABLE,
+    delete_environment,
+    withheld,
+)
+from dasf_hpc.launch.worker_options import check_together, check_worker_command, open_note
 from dasf_hpc.manifest import (
     HEARTBEAT,
     STOP_REQUEST,
@@ -119,6 +127,7 @@ def submit(
     launcher_class = choose_launcher(settings)
     script = find_job(job)
     run_shape(settings, launcher_class.local)
+    check_together(settings)
     if settings.nsys and launcher_class.local:
         require_nsys(settings)
     here = settings.worker_python is None and settings.image is None
@@ -127,6 +136,8 @@ def submit(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
         )
     container, settings = open_image(settings, script.parent)
+    python = workers_python(container, settings)
+    unchecked = check_worker_command(settings, launcher_class.name, python)
     directory = directory or make_run_directory(settings, job)
     (directory / HEARTBEAT).touch(mode=0o600)  # before the state says that it has begun
     manifest = Manifest(directory)
@@ -143,14 +154,14 @@ def submit(
         versions=versions(),
         git_revision=git_revision(script.parent),
     )
-    if not settings.tls:
-        manifest.note(
-            "--no-tls: whoever reaches the scheduler's port while the job runs can run code as you"
-        )
+    for sentence in (open_note(settings), unchecked):
+        if sentence is not None:
+            manifest.note(sentence)
+            told(Step("Starting", said=sentence))
     place = run_place(directory, container)
     error: DasfHpcError | None = None
     exit_code = 0
-    with Interrupts() as interrupts, Heartbeat(directory):
+    with Interrupts() as interrupts, Heartbeat(directory), withheld(settings.env):
         try:
             with logging_to(directory / "logs" / "scheduler.log"):
                 security = make_credentials(directory / "tls") if settings.tls else None
@@ -165,6 +176,7 @@ def submit(
             raise
         finally:
             delete_credentials(directory / "tls")
+            delete_environment(directory)
         if interrupts.at_once or not any((directory / "journals").glob("worker-*")):
             manifest.update(state="failed", ended=time.time())
             raise error or WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
@@ -236,7 +248,7 @@ def _run_job(
         if place.container is not None:
             python = [*place.container.words(), place.python(launcher.settings)]
         process = JobProcess(script, arguments, environment, directory / "logs", python)
-        return _wait_for_job(process, launcher, recorder, manifest)
+        return _wait_for_job(process, launcher, recorder, manifest, told)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"
@@ -247,6 +259,8 @@ def _run_job(
         if process is not None and not interrupts.at_once:
             process.terminate()
         told(Step("Ending the workers and writing their reports"))
+        if process is not None:  # what tasks waited for is among the notes
+            manifest.content["waiting_for"] = ""
         manifest.update(state="stopping", job_ended=time.time())
         report = launcher.stop()
         if recorder is not None:
@@ -295,20 +309,28 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
 
 
 def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
-    """Give the variables with which the script's ``Client()`` finds the cluster."""
+    """Give the variables with which the script's ``Client()`` finds the cluster, and the user's."""
     environment = {
         "DASK_SCHEDULER_ADDRESS": launcher.cluster.scheduler_address,
         "DASF_HPC_RUN": str(directory),
     }
+    if launcher.settings.env:
+        environment[FOLDER_VARIABLE] = str(directory / ENVIRONMENT)
     if launcher.security is not None:
         environment.update(client_environment(launcher.security))
     return environment
 
 
 def _wait_for_job(
-    process: JobProcess, launcher: Launcher, recorder: SchedulerRecorder, manifest: Manifest
+    process: JobProcess,
+    launcher: Launcher,
+    recorder: SchedulerRecorder,
+    manifest: Manifest,
+    told: Told,
 ) -> int:
     """Wait for the script, replacing node jobs that are lost where that was asked for.
+
+    Tasks that no worker can run are told of.
 
     Raises
     ------
@@ -317,6 +339,11 @@ def _wait_for_job(
     """
     settings, directory = launcher.settings, launcher.place.directory
     in_vain, replacing = 0, True
+    unrunnable, scheduler = Unrunnable(), launcher.cluster.scheduler
+
+    async def look_for_unrunnable() -> str | None:
+        return unrunnable.look(scheduler)
+
     looked = time.monotonic()
     while (code := process.poll()) is None:
         time.sleep(0.05)
@@ -324,6 +351,12 @@ def _wait_for_job(
             continue
         looked = time.monotonic()
         _heed_request(directory)
+        waits = launcher.cluster.sync(look_for_unrunnable)
+        if waits is not None:
+            manifest.update(waiting_for=waits)
+            if waits:
+                manifest.note(waits)
+            told(Step("Running the job", said=waits or "every task has a worker again"))
         if settings.on_walltime == "replace" and replacing:
             for job in launcher.expiring():
                 if not job.replaced:

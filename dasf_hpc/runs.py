@@ -14,6 +14,7 @@ from dasf_hpc.errors import BatchError, RunDirectoryError
 from dasf_hpc.launch.choice import LAUNCHERS
 from dasf_hpc.launch.head import in_queue
 from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
 
 
@@ -154,6 +155,7 @@ def cancel_run(run: Path, wait_s: float) -> str:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BatchError(f"{command} {job} could not be run: {error}.") from None
+    delete_environment(directory)
     if run_state(directory) == "queued":
         deadline = time.monotonic() + GONE_S
         while head and in_queue(str(content.get("on")), str(head)) is not False:

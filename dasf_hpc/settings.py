@@ -8,12 +8,15 @@ Where an option is set, from strongest to weakest: the command line; an environm
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -35,6 +38,43 @@ TOML_FILES = (
 _WALLTIME = re.compile(
     r"(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)", re.ASCII
 )
+
+#: Options of the worker command that a run sets itself, and the setting that says how, if one does.
+SET_FOR_WORKERS: dict[str, str | None] = {
+    "--contact-address": "interface",
+    "--dashboard": "dashboard",
+    "--dashboard-address": "dashboard",
+    "--death-timeout": None,
+    "--host": "interface",
+    "--interface": "interface",
+    "--lifetime": "walltime_margin",
+    "--lifetime-restart": "on_walltime",
+    "--lifetime-stagger": "walltime_margin",
+    "--listen-address": "interface",
+    "--local-directory": "local_directory",
+    "--memory-limit": "memory",
+    "--name": None,
+    "--nanny": None,
+    "--no-dashboard": "dashboard",
+    "--no-lifetime-restart": "on_walltime",
+    "--no-nanny": None,
+    "--nthreads": "threads_per_worker",
+    "--nworkers": "workers_per_node",
+    "--protocol": "protocol",
+    "--scheduler-file": None,
+    "--tls-ca-file": "tls",
+    "--tls-cert": "tls",
+    "--tls-key": "tls",
+}
+#: With these it would print something and end.
+_NO_WORKER = ("--help", "--version")
+
+#: Variables that the system's loader, the C library, Python, Dask and NumPy's libraries read before
+#: a worker runs a line of ours.
+_READ_AT_START = (*("DASK_", "GLIBC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON"),)
+
+#: Protocols over which Dask has no TLS.
+UCX = ("ucx", "ucxx")
 
 
 class Settings(BaseSettings):
@@ -118,11 +158,53 @@ class Settings(BaseSettings):
         True,
         description="Encrypt and authenticate Dask's connections, with keys of this run.",
     )
+    protocol: Literal["tcp", "tls", "ucx", "ucxx"] | None = Field(
+        None,
+        description="Protocol between scheduler, workers and script; default: tls, tcp with "
+        "--no-tls; ucx and ucxx have no TLS in Dask and want --no-tls.",
+    )
     dashboard: bool = Field(
         False, description="Serve Dask's dashboard on this host's loopback address."
     )
     worker_python: str | None = Field(
         None, description="Python of the workers; default: the one that runs dasf-hpc."
+    )
+    worker_arg: list[str] = Field(
+        [],
+        description="One more argument for the worker command (dask worker, or dask cuda worker "
+        "with GPUs), such as '--worker-port=9000:9003'; repeatable.",
+    )
+    resources: str | None = Field(
+        None,
+        description="Resources that each worker has for tasks that ask for some, such as 'GPU=1'; "
+        "several: 'GPU=1 MEM=8e9'.",
+    )
+    preload: list[str] = Field(
+        [],
+        description="Module, or path of a Python file, that each worker loads at its start; "
+        "repeatable.",
+    )
+    env: list[str] = Field(
+        [],
+        repr=False,
+        description="Variable of workers and script, NAME=VALUE, or NAME for the value it has "
+        "here; values are neither kept nor shown, nor in nsys's reports; repeatable.",
+    )
+    rmm_pool_size: str | None = Field(
+        None,
+        description="GPU memory that RMM takes for each worker at its start, such as 20GB, or 0.8 "
+        "of the GPU's; dask-cuda's workers only.",
+    )
+    device_memory_limit: str | None = Field(
+        None,
+        description="GPU memory above which a worker spills to the host's, such as 20GB, or 0.8 "
+        "of the GPU's; dask-cuda's workers only.",
+    )
+    enable_nvlink: bool | None = Field(
+        None, description="Have UCX use NVLink, or not; dask-cuda's workers only."
+    )
+    enable_infiniband: bool | None = Field(
+        None, description="Have UCX use InfiniBand, or not; dask-cuda's workers only."
     )
     image: Path | None = Field(
         None,
@@ -184,7 +266,7 @@ class Settings(BaseSettings):
                 raise ValueError("it is less than a MiB; write a unit, such as 4GB")
         return value
 
-    @field_validator("partition", "account", "interface", "directive", "prologue")
+    @field_validator("partition", "account", "interface", "directive", "prologue", "preload")
     @classmethod
     def _check_one_line(cls, value: Any) -> Any:
         for text in [value] if isinstance(value, str) else value or []:
@@ -199,6 +281,81 @@ class Settings(BaseSettings):
             if word.startswith("--output") or (word.startswith("-o") and not word.startswith("--")):
                 raise ValueError("reports are named by dasf-hpc, one for each node job")
         return value
+
+    @field_validator("worker_arg")
+    @classmethod
+    def _check_worker_arg(cls, value: list[str]) -> list[str]:
+        for word in value:
+            name = word.split("=")[0]
+            if name in _NO_WORKER:
+                raise ValueError(f"with {name} no worker starts")
+            if name not in SET_FOR_WORKERS:
+                continue
+            ours = SET_FOR_WORKERS[name]
+            if ours is None:
+                raise ValueError(f"{name} is set by dasf-hpc itself")
+            flag = f"--{ours.replace('_', '-')}"
+            raise ValueError(f"{name} is set by dasf-hpc itself; {flag} is for that")
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _check_resources(cls, value: str | None) -> str | None:
+        for pair in (value or "").replace(",", " ").split() if value is not None else []:
+            name, _, number = pair.partition("=")
+            if not name or not _is_number(number) or float(number) <= 0:
+                raise ValueError("it is not NAME=NUMBER, such as 'GPU=1' or 'GPU=1 MEM=8e9'")
+        if value is not None and not value.replace(",", " ").split():
+            raise ValueError("it names none; write NAME=NUMBER, such as 'GPU=1'")
+        return value
+
+    @field_validator("rmm_pool_size", "device_memory_limit")
+    @classmethod
+    def _check_gpu_memory(cls, value: str | None) -> str | None:
+        if value is None or value in ("auto", "default"):
+            return value
+        from dask.utils import parse_bytes
+
+        try:
+            size = float(value) if _is_number(value) else parse_bytes(value)
+        except (ValueError, OverflowError):
+            size = -1
+        if not size >= 0:
+            raise ValueError("it is neither an amount of memory, such as 20GB, nor a share as 0.8")
+        return value
+
+    @field_validator("preload")
+    @classmethod
+    def _check_preload(cls, value: list[str]) -> list[str]:
+        if any(not module or module.startswith("-") for module in value):
+            raise ValueError("it is neither a module nor the path of a Python file")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, value: list[str]) -> list[str]:
+        # No sentence here holds more than a name: values may be secret.
+        whole = []
+        for number, pair in enumerate(value, 1):
+            name, equals, _ = pair.partition("=")
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f"number {number} does not begin with a variable's name")
+            if name.startswith("DASF_HPC_"):
+                raise ValueError(f"{name} is dasf-hpc's own")
+            if name.startswith(_READ_AT_START):
+                raise ValueError(
+                    f"{name} is read before a worker sets it: use --prologue 'export {name}=VALUE'"
+                )
+            if not equals and name not in os.environ:
+                raise ValueError(f"there is no variable {name} here; write {name}=VALUE")
+            whole.append(pair if equals else f"{name}={os.environ[name]}")
+            if "\0" in whole[-1]:
+                raise ValueError(f"the value of {name} holds a NUL")
+        return whole
+
+    @field_serializer("env")
+    def _names_only(self, value: list[str]) -> list[str]:
+        return [pair.partition("=")[0] for pair in value]
 
     @field_validator("partition", "account", "interface")
     @classmethod
@@ -261,6 +418,7 @@ _JOBQUEUE = {
     "local-directory": "local_directory",
     "job-extra-directives": "directive",
     "job-script-prologue": "prologue",
+    "worker-extra-args": "worker_arg",
 }
 
 
@@ -280,13 +438,53 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
         for theirs, ours in _JOBQUEUE.items()
         if found.get(theirs) and ours not in settings.model_fields_set
     }
+    if "worker_arg" in more:
+        more["worker_arg"] = _jobqueue_words(more["worker_arg"])
     try:
         Settings.model_validate(more)
     except ValidationError as error:
+        said = error.errors()[0]
+        where = next((t for t, o in _JOBQUEUE.items() if said["loc"][:1] == (o,) and o in more), "")
+        where = f"{where} in jobqueue.yaml" if where else "jobqueue.yaml"
         raise SettingsError(
-            f"In dask-jobqueue's configuration: {_sentence(error.errors()[0])}"
+            f"In dask-jobqueue's configuration ({where}): {_sentence(said)}"
         ) from None
     return settings.model_copy(update=more)
+
+
+def _jobqueue_words(entries: Any) -> list[str]:
+    """Give the words of ``worker-extra-args``, which dask-jobqueue pastes into its script as it is.
+
+    Ours are quoted: what only the shell on a node would fill in cannot be taken over.
+    """
+    entries = [entries] if isinstance(entries, str) else entries
+    try:
+        words = [word for entry in entries for word in shlex.split(str(entry))]
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"In dask-jobqueue's configuration, worker-extra-args in jobqueue.yaml: {error}."
+        ) from None
+    for word in words:
+        if "$" in word or "`" in word:
+            raise SettingsError(
+                f"In dask-jobqueue's configuration, worker-extra-args in jobqueue.yaml: {word!r} "
+                "would be filled in by a shell, which dasf-hpc does not do; to leave them out, set "
+                "worker_arg = [] in dasf-hpc.toml."
+            )
+    return words
+
+
+def from_jobqueue_yaml(name: str, given: Settings, taken: Settings) -> bool:
+    """Say whether `with_jobqueue_yaml` took a setting from there.
+
+    Parameters
+    ----------
+    name
+        Of the setting.
+    given, taken
+        The settings that it was called with, and those that it gave.
+    """
+    return name not in given.model_fields_set and name in taken.model_fields_set
 
 
 def settings_words(settings: Settings) -> list[str]:
@@ -294,8 +492,8 @@ def settings_words(settings: Settings) -> list[str]:
     words = []
     for name in Settings.model_fields:
         value, flag = getattr(settings, name), name.replace("_", "-")
-        # A profile's settings are among the others.
-        if name not in settings.model_fields_set or value is None or name == "profile":
+        # A profile's settings are among the others; the values of env are to stand nowhere.
+        if name not in settings.model_fields_set or value is None or name in ("profile", "env"):
             continue
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag}")
@@ -305,8 +503,23 @@ def settings_words(settings: Settings) -> list[str]:
     return words
 
 
+#: Settings of a run's workers that have no use where workers only merge.
+OF_WORKERS = frozenset(
+    {
+        "device_memory_limit",
+        "enable_infiniband",
+        "enable_nvlink",
+        "env",
+        "preload",
+        "protocol",
+        "resources",
+        "rmm_pool_size",
+        "worker_arg",
+    }
+)
+
 #: Settings of a run that say nothing of how its nodes are got.
-OF_RECORDING = frozenset(
+OF_RECORDING = OF_WORKERS | frozenset(
     {
         "gpus_per_node",
         "head_walltime",
@@ -344,6 +557,20 @@ def walltime_seconds(text: str) -> int:
     if seconds == 0:
         raise ValueError("it is no time at all")
     return seconds
+
+
+def _is_number(text: str) -> bool:
+    """Say whether a text is a number that is finite."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def merging(settings: Settings) -> Settings:
+    """Give the settings of workers that only merge, without what is for a run's own."""
+    plain = {name: Settings.model_fields[name].get_default() for name in OF_WORKERS}
+    return settings.model_copy(update={**plain, "nsys": False, "gpus_per_node": 0})
 
 
 def clock_port(scheduler_port: int) -> int:
@@ -388,5 +615,7 @@ def _sentence(error: Any) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"There is no setting {name!r}; {hint}the settings are: {', '.join(known)}."
     reason = error["msg"].removeprefix("Value error, ")
+    if name == "env":  # what was given may be secret
+        return f"Option --env cannot be used: {reason}."
     reason = reason[:1].lower() + reason[1:]
     return f"Option --{name.replace('_', '-')} is {error['input']!r}: {reason}."

@@ -13,6 +13,8 @@ class Step:
     label: str
     done: int | None = None
     total: int | None = None
+    #: A sentence that is to stay on the screen.
+    said: str = ""
 
 
 #: Told of every step; see `dasf_hpc.show.terminal` for the one that draws.

@@ -24,6 +24,7 @@ from dasf_hpc.launch.credentials import make_credentials
 from dasf_hpc.launch.environment import Versions, clash, versions_here
 from dasf_hpc.launch.image import Container
 from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.worker_options import check_worker_command
 from dasf_hpc.manifest import make_run_directory
 from dasf_hpc.settings import Settings, clock_port
 
@@ -112,6 +113,7 @@ def _trial(
         }
     )
     security = make_credentials(directory / "tls") if settings.tls else None
+    check_worker_command(settings, launcher_class.name, place.python_words(settings))
     launcher = launcher_class(changed, place, security)
     checks, arrived, refused = [], False, ""
     begun = time.monotonic()

@@ -29,6 +29,17 @@ from dasf_hpc.launch.image import PYTHON, Container
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
 from dasf_hpc.launch.walltime import TOPIC
 from dasf_hpc.launch.worker_command import file_stem, node_command
+from dasf_hpc.launch.worker_environment import (
+    ENVIRONMENT,
+    FOLDER_VARIABLE,
+    delete_environment,
+    write_environment,
+)
+from dasf_hpc.launch.worker_options import (
+    CUDA_WORKER,
+    check_together,
+    named_words,
+)
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 
 logger = logging.getLogger(__name__)
@@ -72,6 +83,11 @@ class RunPlace:
     def python(self, settings: Settings) -> str:
         """Give the Python of workers and script."""
         return settings.worker_python or (PYTHON if self.container else sys.executable)
+
+    def python_words(self, settings: Settings) -> list[str]:
+        """Give the words that run that Python on this host, in the image where there is one."""
+        words = self.container.words() if self.container else []
+        return [*words, self.python(settings)]
 
 
 @dataclass(frozen=True)
@@ -282,6 +298,7 @@ class Launcher(ABC):
 
     def __init__(self, settings: Settings, place: RunPlace, security: Security | None) -> None:
         self.settings = settings = with_jobqueue_yaml(settings, self.name)
+        check_together(settings)
         self.place = place
         self.security = security
         self.shape = run_shape(settings, self.local)
@@ -351,9 +368,16 @@ class Launcher(ABC):
             "death_timeout": 60,
         }
         if shape.gpus_per_node:
-            options["worker_command"] = "dask_cuda.cli"
+            options["worker_command"] = CUDA_WORKER
         if not settings.dashboard:
             extra.append("--no-dashboard")
+        if settings.env:
+            # Before what else is preloaded: that may need them.
+            extra += ["--preload", "dasf_hpc.launch.worker_environment"]
+            folder = shlex.quote(str(place.directory / ENVIRONMENT))
+            options["job_script_prologue"].append(f"export {FOLDER_VARIABLE}={folder}")
+        # dask-jobqueue pastes these unquoted into the script.
+        extra += [shlex.quote(word) for word in (*named_words(settings), *settings.worker_arg)]
         if settings.local_directory:
             options["local_directory"] = shlex.quote(settings.local_directory)
         return options
@@ -361,17 +385,22 @@ class Launcher(ABC):
     def job_script(self) -> str:
         """Give the batch script of a node job as it would be submitted."""
         job = self.job_class(
-            "tls://SCHEDULER:PORT" if self.security else "tcp://SCHEDULER:PORT",
+            f"{self._protocol() or 'tcp://'}SCHEDULER:PORT",
             name=f"{self.place.name}-0",
             launcher=self,
             security=self.security,
             interface=self.settings.interface,
-            protocol="tls://" if self.security else None,
+            protocol=self._protocol(),
             **self.common_options(),
             **self.job_options(),
         )
         script: str = job.job_script()
         return script
+
+    def _protocol(self) -> str | None:
+        """Give the protocol as dask-jobqueue takes it; None for tcp, its own."""
+        protocol = self.settings.protocol or ("tls" if self.security else "tcp")
+        return None if protocol == "tcp" else f"{protocol}://"
 
     # -- start
 
@@ -395,6 +424,7 @@ class Launcher(ABC):
             If a job is refused.
         """
         self._check_port()
+        write_environment(self.place.directory, self.settings.env)
         # SpecCluster ends the job of a worker it has not seen for 15 s; a nanny may take longer to
         # restart one, and whether a node job is lost is for the batch scheduler to say.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
@@ -404,6 +434,7 @@ class Launcher(ABC):
                 name=self.place.name,
                 security=self.security,
                 silence_logs=False,
+                protocol=self._protocol(),
                 scheduler_options=self.scheduler_options(),
                 interface=self.settings.interface,
                 launcher=self,
@@ -661,6 +692,8 @@ class Launcher(ABC):
 
     def stop(self) -> StopReport:
         """End the run's jobs, then the scheduler."""
+        if self.cluster is None:
+            delete_environment(self.place.directory)
         if self.cluster is None or self._stopping:
             return self.stop_report
         self._stopping = True
@@ -677,4 +710,5 @@ class Launcher(ABC):
             # The script shut it down: Dask would try for 30 s to reach it.
             self.cluster.shutdown_scheduler = False
         self.cluster.close()
+        delete_environment(self.place.directory)
         return self.stop_report

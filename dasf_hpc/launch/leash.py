@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 
+from dasf_hpc.launch.script_environment import FOLDER_VARIABLE
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,6 +23,10 @@ def main(words: list[str]) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel was asked
         sys.exit(128 + signal.SIGTERM)
+    # Only for the script's Python: this one would set them, and start the script with them.
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.execvp(command[0], command)
 
 

@@ -267,11 +267,19 @@ def drain(directory: Path, timeout: float = 10.0) -> bool:
             return False
 
 
+#: Names variables, after commas, with which no process of ours is started: nsys would keep them.
+HIDDEN_VARIABLE = "DASF_HPC_HIDDEN"
+
+
 def unprofiled(environment: dict[str, str]) -> dict[str, str]:
-    """Give an environment without what nsys put there to load itself into children."""
+    """Give an environment without what nsys put there to load itself into children.
+
+    Variables that are not to be in its reports are left out, too.
+    """
     clean = {}
+    hidden = environment.get(HIDDEN_VARIABLE, "").split(",")
     for name, value in environment.items():
-        if any(part in name for part in _INJECTION):
+        if name in hidden or any(part in name for part in _INJECTION):
             continue
         if name == "LD_PRELOAD":
             value = ":".join(

@@ -23,15 +23,20 @@ from dasf_hpc.steps import Step, Told
 
 @contextmanager
 def progress(console: Console) -> Iterator[Told]:
-    """Draw the steps of a run on a terminal; a pipe or a file gets nothing.
+    """Draw the steps of a run on a terminal; a pipe or a file gets only what a step says for good.
 
     Yields
     ------
     Told
         To be called with each step.
     """
+
+    def say(step: Step) -> None:
+        if step.said:
+            console.print(f"dasf-hpc: {step.said}", soft_wrap=True, highlight=False, markup=False)
+
     if not console.is_terminal:
-        yield lambda step: None
+        yield say
         return
     with Progress(
         SpinnerColumn(),
@@ -47,6 +52,7 @@ def progress(console: Console) -> Iterator[Told]:
 
         def told(step: Step) -> None:
             nonlocal shown
+            say(step)
             name = step.label.split(":")[0]
             if name != shown:
                 shown = name

@@ -96,7 +96,8 @@ class Snapshot:
     run, state, step
         Its name; running, complete, partial, failed or abandoned; what it is at.
     waiting_for
-        Why workers are not there yet, as the batch scheduler says.
+        Why workers are not there yet, as the batch scheduler says; or what tasks wait for that no
+        worker has.
     elapsed
         Seconds since it was submitted.
     batch_jobs
