@@ -53,6 +53,9 @@ PROFILED = textwrap.dedent(
     import json, os, subprocess, sys, threading, time
     from concurrent.futures import ThreadPoolExecutor
     import nvtx
+    from dasf_hpc.profile.nvtx_domain import speak_always
+
+    speak_always()
 
     base, out = int(sys.argv[1]), sys.argv[2]
     child = None

@@ -1147,7 +1147,7 @@ class Profiled:
     events: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["installed", "0.2.11", "0.2.12"])
+@pytest.fixture(scope="module", params=["installed", "0.2.11"])
 def profiled(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

@@ -638,6 +638,7 @@ def test_the_summary_shows_reports_and_gaps(tmp_path: Path, run_folder: Path) ->
             "gaps": {
                 "kind": ["records dropped", "records dropped", "blocks damaged"],
                 "count": [5, -1, 2],
+                "reason": ["ENOSPC", "ENOSPC", "torn"],
             },
         },
     )
@@ -663,6 +664,7 @@ def test_the_summary_shows_reports_and_gaps(tmp_path: Path, run_folder: Path) ->
         },
     ]
     assert [asdict(gap) for gap in summary.gaps] == [
-        {"kind": "records dropped", "places": 2, "count": 5},
-        {"kind": "blocks damaged", "places": 1, "count": 2},
+        {"kind": "records dropped", "places": 2, "count": 5, "reasons": ("ENOSPC",)},
+        {"kind": "blocks damaged", "places": 1, "count": 2, "reasons": ("torn",)},
     ]
+    assert summary.gaps[0].sentence == "records dropped: 5 in 2 places (ENOSPC)"
