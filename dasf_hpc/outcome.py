@@ -26,6 +26,7 @@ from dasf_hpc.errors import (
 )
 from dasf_hpc.interrupts import Interrupts
 from dasf_hpc.launch.choice import choose_launcher
+from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.credentials import (
     delete_credentials,
     make_credentials,
@@ -240,7 +241,7 @@ def _merge_nodes(
             )
             check_workers(launcher.cluster)
             hostnames = sorted({str(r["hostname"]) for r in read_node_records(folder)})
-            with Client(launcher.cluster, set_as_default=False) as client:
+            with connect(launcher.cluster) as client:
                 client.register_plugin(EndBeforeWalltime())
                 with _closed_when_nobody_is_left(launcher, client):
                     yield MergeNodes(client, hostnames)

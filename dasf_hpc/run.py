@@ -17,8 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distributed import Client
-
 from dasf_hpc.batch import run_place, workers_python
 from dasf_hpc.errors import (
     DasfHpcError,
@@ -30,6 +28,7 @@ from dasf_hpc.errors import (
 )
 from dasf_hpc.interrupts import Interrupts
 from dasf_hpc.launch.choice import choose_launcher
+from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.credentials import (
     client_environment,
     delete_credentials,
@@ -296,7 +295,7 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
         await recorder.start(scheduler)
 
     launcher.cluster.sync(attach)
-    with Client(launcher.cluster, set_as_default=False) as client:
+    with connect(launcher.cluster) as client:
         client.register_plugin(EndBeforeWalltime())
         client.register_plugin(WorkerTaskPlugin(directory=journals, probe_clock=True))
         client.register_plugin(

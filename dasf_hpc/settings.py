@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     threads_per_worker: int | None = Field(
         None,
         ge=1,
-        description="Threads of each worker that run tasks; default: 1, locally this machine's "
-        "cores shared out.",
+        description="Threads of each worker that run tasks; default: 1, locally without GPUs this "
+        "machine's cores shared out.",
     )
     memory: str | None = Field(
         None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import resource
 import select
 import subprocess
 import sys
@@ -16,10 +15,6 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(sys.executable).with_name("dasf-hpc")
-
-#: Seconds of CPU that one completion may take; 0.3 in bash and 0.4 in zsh were measured, 0.5 before
-#: Dask was left out of it.
-CPU_S = 0.9
 
 #: What a shell is waited for, in seconds, on a busy machine.
 PATIENCE_S = 60.0
@@ -125,17 +120,11 @@ def test_what_could_follow_is_listed(terminal: Terminal) -> None:
         ("zsh", {"_TYPER_COMPLETE_ARGS": "dasf-hpc submit --"}),
     ],
 )
-def test_completing_is_quick_and_loads_nothing_large(shell: str, words: dict[str, str]) -> None:
+def test_completing_loads_nothing_large(shell: str, words: dict[str, str]) -> None:
     environment = os.environ | words | {"_DASF_HPC_COMPLETE": f"complete_{shell}"}
-    took = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        assert "--walltime" in done.stdout or "where" in done.stdout
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < CPU_S
+    done = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--walltime" in done.stdout or "where" in done.stdout
     source = "import sys\nfrom dasf_hpc.cli import main\ntry:\n    main()\nfinally:\n"
     source += "    print(*sys.modules, file=sys.stderr)\n"
     loaded = subprocess.run(

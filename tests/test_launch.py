@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Scheduler
+from distributed import Client, LocalCluster, Scheduler
 from distributed.security import Security
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from testbed.slurm import SlurmTestbed
 
 from dasf_hpc.errors import BatchError, JobFileError
 from dasf_hpc.launch import node
+from dasf_hpc.launch.connection import ATTEMPTS, connect
 from dasf_hpc.launch.credentials import (
     client_environment,
     delete_credentials,
@@ -830,3 +833,36 @@ def test_looking_at_a_job_file_does_not_run_it(tmp_path: Path) -> None:
     Path("job.py").write_text("open('ran', 'w')")
     find_job("job.py")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("broken", [1, ATTEMPTS])
+def test_a_connection_that_breaks_in_the_handshake_is_made_again(broken: int) -> None:
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as cluster,
+        socket.create_server(("127.0.0.1", 0)) as door,
+    ):
+        host, port = cluster.scheduler_address.removeprefix("tcp://").split(":")
+        pipes: list[threading.Thread] = []
+
+        def pass_on(source: socket.socket, target: socket.socket) -> None:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+        def keep_the_door() -> None:
+            for _ in range(broken):
+                door.accept()[0].close()
+            caller, _ = door.accept()
+            inside = socket.create_connection((host, int(port)))
+            for pair in ((caller, inside), (inside, caller)):
+                pipes.append(threading.Thread(target=pass_on, args=pair, daemon=True))
+                pipes[-1].start()
+
+        threading.Thread(target=keep_the_door, daemon=True).start()
+        address = f"tcp://127.0.0.1:{door.getsockname()[1]}"
+        if broken == ATTEMPTS:
+            with pytest.raises(OSError):  # noqa: PT011 - its words are Dask's
+                connect(address)
+        else:
+            with connect(address) as client:
+                assert client.scheduler_info()["workers"] == {}

@@ -6,9 +6,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from distributed import Client
-
 from dasf_hpc.errors import VersionsError
+from dasf_hpc.launch.connection import connect
 from dasf_hpc.profile.identity import installed_version
 
 #: Packages that a run needs.
@@ -42,7 +41,7 @@ def check_workers(cluster: Any) -> None:
     VersionsError
         If they do not work together.
     """
-    with Client(cluster, set_as_default=False) as client:
+    with connect(cluster) as client:
         found = client.get_versions(check=False)
     here = _versions_said(found["scheduler"])
     for address, said in found["workers"].items():

@@ -131,7 +131,9 @@ def run_shape(settings: Settings, local: bool) -> Shape:
     threads = settings.threads_per_worker
     if threads is None:
         cores = psutil.cpu_count() or 1
-        threads = max(1, cores // (workers * settings.nodes)) if local else 1
+        # one for a GPU, as dask-cuda has it: threads that share one wait for each other
+        alone = local and not settings.gpus_per_node
+        threads = max(1, cores // (workers * settings.nodes)) if alone else 1
     if settings.memory is not None:
         memory = parse_bytes(settings.memory)
     elif local:
@@ -369,6 +371,12 @@ class Launcher(ABC):
         }
         if shape.gpus_per_node:
             options["worker_command"] = CUDA_WORKER
+            # dask-cuda starts a worker on each GPU that this names, or on every GPU of the node:
+            # some batch schedulers (PBS without its cgroups hook) leave it unset.
+            first = ",".join(map(str, range(shape.gpus_per_node)))
+            options["job_script_prologue"].append(
+                f'export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-{first}}}"'
+            )
         if not settings.dashboard:
             extra.append("--no-dashboard")
         if settings.env:

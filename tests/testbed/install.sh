@@ -62,18 +62,22 @@ apt_install() {
 # shellcheck disable=SC1091 # every system has its own /etc/os-release
 os_release() { (. /etc/os-release && printf '%s' "${!1-}"); }
 
+# Debian's testing and unstable both call themselves by the name of the release to come.
+coming_release() { sed -n 's|/sid$||p' /etc/debian_version 2>/dev/null || true; }
+
 # derived_sources KIND COMPONENTS [SUITE] - rewrites the machine's package sources read from
 # standard input, which are of KIND "sources" (deb822 paragraphs) or "list" (one a line). Only
 # those of the distribution's own release stay, with COMPONENTS in place of theirs and, if SUITE is
 # given, with that suite in place of theirs. Keys, options and addresses stay as they are.
 derived_sources() {
     awk -v kind="$1" -v components="$2" -v suite="${3-}" \
-        -v codename="$(os_release VERSION_CODENAME)" '
+        -v codename="$(os_release VERSION_CODENAME)" -v coming="$(coming_release)" '
         function wanted(words,    n, i, word, list, kept) {
             n = split(words, list, /[ \t]+/)
             for (i = 1; i <= n; i++) {
                 word = list[i]
-                if (word == codename || word == "stable") {
+                if (word == codename || word == "stable" || (coming != "" &&
+                    (word == "testing" || word == "sid" || word == "unstable"))) {
                     if (suite != "") return suite
                     kept = kept " " word
                 } else if (suite == "" && (word == codename "-updates" ||

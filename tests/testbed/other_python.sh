@@ -110,8 +110,10 @@ if [ "${1-}" = --inside ]; then
         . tests/testbed/readme.sh
         run_readme_command run
         ls runs/*/trace.h5
-        .venv/bin/pip list --format=freeze 2>/dev/null |
-            grep -E "^(numpy|pandas|h5py|dask|distributed|scipy|nvtx|pydantic|typer)=" | xargs echo
+        .venv/bin/python -c "if True:
+            from importlib.metadata import version
+            names = \"numpy pandas h5py scipy dask distributed nvtx pydantic typer\".split()
+            print(*(f\"{name} {version(name)}\" for name in names), sep=\", \")"
         if nsys --version >/dev/null 2>&1; then
             .venv/bin/dasf-hpc show runs/* | grep -E "^Reports +1 of 1; ([1-9][0-9]*) of \1 task"
         fi
