@@ -7,6 +7,7 @@ the real commands of the schedulers or of the testbed that behaves like them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -842,21 +843,22 @@ def test_a_connection_that_breaks_in_the_handshake_is_made_again(broken: int) ->
         socket.create_server(("127.0.0.1", 0)) as door,
     ):
         host, port = cluster.scheduler_address.removeprefix("tcp://").split(":")
-        pipes: list[threading.Thread] = []
 
         def pass_on(source: socket.socket, target: socket.socket) -> None:
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
 
         def keep_the_door() -> None:
-            for _ in range(broken):
-                door.accept()[0].close()
-            caller, _ = door.accept()
-            inside = socket.create_connection((host, int(port)))
-            for pair in ((caller, inside), (inside, caller)):
-                pipes.append(threading.Thread(target=pass_on, args=pair, daemon=True))
-                pipes[-1].start()
+            with contextlib.suppress(OSError):
+                for _ in range(broken):
+                    door.accept()[0].close()
+                while True:
+                    caller, _ = door.accept()
+                    inside = socket.create_connection((host, int(port)))
+                    for pair in ((caller, inside), (inside, caller)):
+                        threading.Thread(target=pass_on, args=pair, daemon=True).start()
 
         threading.Thread(target=keep_the_door, daemon=True).start()
         address = f"tcp://127.0.0.1:{door.getsockname()[1]}"

@@ -115,7 +115,7 @@ def _span_ids(trace: Trace) -> tuple[Any, Any, Any]:
     pieces = trace.pieces("tasks", ["state"])
     done = np.concatenate([(piece["state"] == "memory").to_numpy() for piece in pieces])
     done &= codes >= 0
-    span_ids = np.zeros(1 + max(codes.max(initial=-1), needs.largest), np.int64)
+    span_ids = np.zeros(1 + max(int(codes.max(initial=-1)), needs.largest), np.int64)
     span_ids[codes[done][::-1]] = numbers[done][::-1]
     return span_ids, needs, codes
 

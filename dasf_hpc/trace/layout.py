@@ -477,7 +477,8 @@ def _texts(layout: Layout, number_of: Array, keys: Array) -> list[bytes]:
         with layout.sources[number].part.opened() as own:
             offsets, text = own.mapped("keys.offset"), own.mapped("keys.text")
             for place in np.flatnonzero(number_of == number).tolist():
-                begin, end = offsets[keys[place] : keys[place] + 2].tolist()
+                key = int(keys[place])
+                begin, end = offsets[key : key + 2].tolist()
                 texts[place] = text[begin:end].tobytes()
     return texts
 
