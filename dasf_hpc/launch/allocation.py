@@ -74,6 +74,10 @@ class AllocationLauncher(LocalLauncher):
             options["job_script_prologue"][0] = f"export {STARTED_VARIABLE}={int(started)}"
         return options
 
+    def visible_gpus(self) -> str:
+        """Leave it to the node, which may be another than the head's."""
+        return Launcher.visible_gpus(self)
+
     def scheduler_options(self) -> dict[str, Any]:
         """Have the scheduler listen for the other nodes."""
         return Launcher.scheduler_options(self)

@@ -371,12 +371,7 @@ class Launcher(ABC):
         }
         if shape.gpus_per_node:
             options["worker_command"] = CUDA_WORKER
-            # dask-cuda starts a worker on each GPU that this names, or on every GPU of the node:
-            # some batch schedulers (PBS without its cgroups hook) leave it unset.
-            first = ",".join(map(str, range(shape.gpus_per_node)))
-            options["job_script_prologue"].append(
-                f'export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-{first}}}"'
-            )
+            options["job_script_prologue"].append(self.visible_gpus())
         if not settings.dashboard:
             extra.append("--no-dashboard")
         if settings.env:
@@ -404,6 +399,15 @@ class Launcher(ABC):
         )
         script: str = job.job_script()
         return script
+
+    def visible_gpus(self) -> str:
+        """Give the shell line that names a node's GPUs, on each of which dask-cuda starts a worker.
+
+        Some batch schedulers (PBS without its cgroups hook) name none, and dask-cuda would take all
+        that the node has.
+        """
+        first = ",".join(map(str, range(self.shape.gpus_per_node)))
+        return f'export CUDA_VISIBLE_DEVICES="${{CUDA_VISIBLE_DEVICES-{first}}}"'
 
     def _protocol(self) -> str | None:
         """Give the protocol as dask-jobqueue takes it; None for tcp, its own."""

@@ -99,12 +99,12 @@ class LocalLauncher(Launcher):
         options = super().common_options()
         if not self.settings.interface:
             options["worker_extra_args"] = [*options["worker_extra_args"], "--host", "127.0.0.1"]
-        if self.shape.gpus_per_node:
-            # A batch scheduler would set it; dask-cuda starts a worker for each GPU it names.
-            devices = ",".join(self._devices(self.shape.gpus_per_node))
-            variable = f"export CUDA_VISIBLE_DEVICES={shlex.quote(devices)}"
-            options["job_script_prologue"].append(variable)
         return options
+
+    def visible_gpus(self) -> str:
+        """Name the first of the GPUs that this process may use."""
+        devices = ",".join(self._devices(self.shape.gpus_per_node))
+        return f"export CUDA_VISIBLE_DEVICES={shlex.quote(devices)}"
 
     @staticmethod
     def _devices(wanted: int) -> list[str]:
