@@ -18,22 +18,8 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work" # apt fetches as a user of its own
 log=$work/log
 
-say() { printf 'install.sh: %s\n' "$*"; }
-
-fail() {
-    printf 'install.sh: %s\n' "$*" >&2
-    exit 1
-}
-
-# quietly WHAT COMMAND… - runs a command and shows its output only if it fails.
-quietly() {
-    local what=$1
-    shift
-    "$@" >"$log" 2>&1 || {
-        tail -n 30 "$log" >&2
-        fail "$what failed; the end of what it said stands above"
-    }
-}
+# shellcheck source=tests/testbed/telling.sh
+. "$(dirname "$0")/telling.sh"
 
 have() {
     local program
@@ -336,7 +322,7 @@ install_browser() {
         apt_install chromium chromium-driver
         browser_version || fail "chromium is installed but does not run: $(tail -n 1 "$log")"
     fi
-    say "browser is there: $(head -n 1 "$log")"
+    say "browser is there: $(grep -m 1 -E "Chrom(e|ium) [0-9]" "$log")"
 }
 
 browser_version() {

@@ -16,22 +16,8 @@ exec </dev/null
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
-say() { printf 'other_python.sh: %s\n' "$*"; }
-
-fail() {
-    printf 'other_python.sh: %s\n' "$*" >&2
-    exit 1
-}
-
-# quietly WHAT COMMAND… - runs a command and shows its output only if it fails.
-quietly() {
-    local what=$1
-    shift
-    "$@" >"$log" 2>&1 || {
-        tail -n 30 "$log" >&2
-        fail "$what failed; the end of what it said stands above"
-    }
-}
+# shellcheck source=tests/testbed/telling.sh
+. "$(dirname "$0")/telling.sh"
 
 # The tests that run where no words choose others.
 FAST=(
