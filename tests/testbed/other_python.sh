@@ -84,7 +84,7 @@ if [ "${1-}" = --inside ]; then
             HOME=/home/tester USER=tester PATH=/usr/local/bin:/usr/bin:/bin \
             PIP_DISABLE_PIP_VERSION_CHECK=1 "${kept[@]}" "$@"
     }
-    say "$(in_root python3 --version)"
+    say "$(in_root python3 --version) ($SECONDS s)"
     for program in nsys ${DASF_HPC_OTHER_INSTALL-}; do
         if in_root bash tests/testbed/install.sh "$program" >"$log" 2>&1; then
             tail -n 1 "$log"
@@ -136,4 +136,4 @@ fi | tar --create --null --files-from=- | tar --extract --directory "$root/home/
 chroot "$root" chown -R tester: /home/tester
 unshare --mount --propagation private --pid --fork --kill-child \
     bash "$self" --inside "$root" "$@"
-say "the README's commands work on $suite"
+say "the README's commands work on $suite ($SECONDS s)"
