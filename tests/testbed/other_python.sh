@@ -48,7 +48,11 @@ make_root() {
     say "making a root of $1"
     quietly "debootstrap $1" debootstrap --variant=minbase \
         --include=python3,python3-venv,ca-certificates,procps "$1" "$2" "$source"
-    apt-config dump | grep -E '^Acquire::(http|https|ftp)' >"$2/etc/apt/apt.conf.d/90host" || true
+    # A mirror that stands still, as caches do, has lists of sid that are signed, and older than a week.
+    {
+        echo 'Acquire::Check-Valid-Until "false";'
+        apt-config dump | grep -E '^Acquire::(http|https|ftp)' || true
+    } >"$2/etc/apt/apt.conf.d/90host"
     for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/xdg/pip \
         /etc/ssl/certs/ca-certificates.crt ${PIP_CERT:+"$PIP_CERT"} \
         ${SSL_CERT_FILE:+"$SSL_CERT_FILE"} ${REQUESTS_CA_BUNDLE:+"$REQUESTS_CA_BUNDLE"}; do
