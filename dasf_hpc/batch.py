@@ -36,7 +36,7 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
         require_batch(launcher_class)
     script_path = find_job(job)
     container, settings = open_image(settings, script_path.parent)
-    place = run_place(settings.runs_dir.absolute() / "RUN", container)
+    place = run_place(settings.runs_dir.absolute() / "RUN", container, script_path)
     unchecked = check_worker_command(
         settings, launcher_class.name, workers_python(container, settings)
     )
@@ -61,11 +61,11 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
     )
 
 
-def run_place(directory: Path, container: Container | None) -> RunPlace:
-    """Give the place of a run, its directory bound into the image."""
+def run_place(directory: Path, container: Container | None, script: Path) -> RunPlace:
+    """Give the place of a script's run, its directory bound into the image."""
     if container is not None:
         container = container.with_binds([directory])
-    return RunPlace(directory, directory.name, Path.cwd(), container)
+    return RunPlace(directory, directory.name, Path.cwd(), container, script.parent)
 
 
 def workers_python(container: Container | None, settings: Settings) -> list[str]:

@@ -6,12 +6,13 @@ stop, and `merge_run`, which can be called again at any time from what is on dis
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,7 +158,7 @@ def submit(
         if sentence is not None:
             manifest.note(sentence)
             told(Step("Starting", said=sentence))
-    place = run_place(directory, container)
+    place = run_place(directory, container, script)
     error: DasfHpcError | None = None
     exit_code = 0
     with Interrupts() as interrupts, Heartbeat(directory), withheld(settings.env):
@@ -166,7 +167,8 @@ def submit(
                 security = make_credentials(directory / "tls") if settings.tls else None
                 launcher = launcher_class(settings, place, security)
                 manifest.update(shape=asdict(launcher.shape))
-                exit_code = _run_job(launcher, script, arguments, manifest, interrupts, told)
+                with _modules_of(script.parent):
+                    exit_code = _run_job(launcher, script, arguments, manifest, interrupts, told)
         except DasfHpcError as caught:
             error = caught
             manifest.update(error=str(error), exit_code=error.exit_code)
@@ -201,6 +203,17 @@ def submit(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+@contextlib.contextmanager
+def _modules_of(folder: Path) -> Iterator[None]:
+    """Have the scheduler, which is in this process, see what ``python SCRIPT`` sees beside it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
 
 
 def require_nsys(settings: Settings) -> None:

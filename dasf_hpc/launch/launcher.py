@@ -73,12 +73,15 @@ class RunPlace:
         Where the user called us; the workers start there.
     container
         The image in which workers and script run; None for none.
+    script_folder
+        Where Python looks for modules first, as it does for ``python SCRIPT``; None for nowhere.
     """
 
     directory: Path
     name: str
     working_directory: Path
     container: Container | None = None
+    script_folder: Path | None = None
 
     def python(self, settings: Settings) -> str:
         """Give the Python of workers and script."""
@@ -364,6 +367,7 @@ class Launcher(ABC):
                 "umask 077",
                 f"cd -- {shlex.quote(str(place.working_directory))} || exit 1",
                 *settings.prologue,
+                *self._modules(),
             ],
             "log_directory": None,
             "worker_extra_args": extra,
@@ -399,6 +403,13 @@ class Launcher(ABC):
         )
         script: str = job.job_script()
         return script
+
+    def _modules(self) -> list[str]:
+        """Give the shell lines with which a node's Python sees what lies beside the script."""
+        if self.place.script_folder is None:
+            return []
+        folder = shlex.quote(str(self.place.script_folder))
+        return [f'export PYTHONPATH={folder}"${{PYTHONPATH:+:$PYTHONPATH}}"']
 
     def visible_gpus(self) -> str:
         """Give the shell line that names a node's GPUs, on each of which dask-cuda starts a worker.

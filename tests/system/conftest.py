@@ -80,8 +80,8 @@ Submit = Callable[..., Submitted]
 
 
 def command(*words: str) -> list[str]:
-    """Give the words that run dasf-hpc with the Python that runs the tests."""
-    return [sys.executable, "-m", "dasf_hpc.cli", *words]
+    """Give the words that run the installed dasf-hpc, of the Python that runs the tests."""
+    return [str(Path(sys.executable).with_name("dasf-hpc")), *words]
 
 
 #: These tests are about runs, and a report takes a second or two of each: `tests/test_watch.py`
