@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import shlex
@@ -272,6 +273,22 @@ def is_worker_of(job: str, worker: str) -> bool:
     return re.fullmatch(re.escape(job) + r"(-\d+)?", worker) is not None
 
 
+class NodeJobs(JobQueueCluster):
+    """A cluster in which a node job that takes the place of another gets a name of its own.
+
+    Dask would give it the name of one that is gone, whose workers and files were others.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._numbers = itertools.count()
+        super().__init__(**kwargs)
+
+    def new_worker_spec(self) -> dict[str, Any]:
+        """Give name and description of the next node job."""
+        (description,) = super().new_worker_spec().values()
+        return {f"{self.name}-{next(self._numbers)}": description}
+
+
 class Launcher(ABC):
     """Gives a started Dask cluster whose workers are wrapped, and ends it without losing a report.
 
@@ -452,7 +469,7 @@ class Launcher(ABC):
         # restart one, and whether a node job is lost is for the batch scheduler to say.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
         try:
-            self.cluster = JobQueueCluster(
+            self.cluster = NodeJobs(
                 job_cls=self.job_class,
                 name=self.place.name,
                 security=self.security,
