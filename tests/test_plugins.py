@@ -210,11 +210,20 @@ def recorded_cluster(folder: Path, **options: Any) -> Iterator[Recorded]:
         yield Recorded(client, cluster, directory)
 
 
+def wait_until_filed(recorded: Recorded, workers: int) -> None:
+    """Wait until a recorder has the workers' journals: one that just starts files nothing yet."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(journals(recorded.directory)) < workers:
+        assert time.monotonic() < deadline, "no journals"
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     """Give two worker processes of two threads."""
     folder = tmp_path_factory.mktemp("two")
     with recorded_cluster(folder, n_workers=2, processes=True) as recorded:
+        wait_until_filed(recorded, 2)
         yield recorded
 
 
@@ -222,6 +231,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     """Give one worker of two threads in this process."""
     with recorded_cluster(tmp_path_factory.mktemp("one")) as recorded:
+        wait_until_filed(recorded, 1)
         yield recorded
 
 
