@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gpu import programs, wheels
+from gpu import wheels
 from gpu.check import find_nsys, link_cuda
 from gpu.results import COULD_NOT, FAILED, OK, Limits, Results, Step
 
@@ -259,10 +259,22 @@ print(ran.code, ran.output.strip(), time.monotonic() - begun < 15, programs.desc
 
 
 def test_what_a_program_says_is_logged_and_its_code_given(tmp_path: Path) -> None:
+    # in a process of its own: what pytest's has started is not to be ended
     log = tmp_path / "log"
-    ran = programs.run(["sh", "-c", "echo one; echo two >&2; exit 5"], log, 10, {}, tmp_path)
-    assert (ran.code, ran.last) == (5, "two")
-    programs.run(["true"], log, 10, dict(os.environ), tmp_path)
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(HERE.parent)!r})
+from pathlib import Path
+from gpu import programs
+log, here = Path({str(log)!r}), Path("/")
+ran = programs.run(["sh", "-c", "echo one; echo two >&2; exit 5"], log, 10, {{}}, here)
+programs.run(["true"], log, 10, dict(os.environ), here)
+print(ran.code, ran.last)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["5", "two"]
     assert log.read_text().count("$ ") == 2
 
 
