@@ -826,8 +826,10 @@ def test_a_killed_recorder_loses_nothing(tmp_path: Path, kills: int) -> None:
 
 def test_recorder_and_writer_killed_one_after_the_other_lose_nothing(tmp_path: Path) -> None:
     writer = _Writer(tmp_path)
-    writer.recorder().kill()
-    writer.recorder()
+    first = writer.recorder()
+    first.kill()
+    # the one that is being killed can be seen for a moment
+    until(lambda: writer.recorder().pid != first.pid, "another recorder")
     writer.wait_for(len(writer.told) + 5000)
     writer.kill()
     until(lambda: writer.missing() == 0, "all records on file")
