@@ -122,14 +122,21 @@ def test_a_node_job_deleted_from_outside(
         environment=server.environment,
     )  # fmt: skip
     running.wait_for_tasks(50)
-    server.run("qdel", running.manifest()["batch_jobs"][0])
+    deleted = running.manifest()["batch_jobs"][0]
+    server.run("qdel", deleted)
     done = running.end(200)
     assert done.code in (0, 80), done.err
     assert len({key for key, _ in ledger(tmp_path)}) == 400
     check_nothing_lost(done.directory, ledger(tmp_path))
     assert len(done.manifest["lost"]) == 1
-    assert len(done.manifest["batch_jobs"]) == (3 if replace else 2)
-    check_reports(done.directory, 3 if replace else 2)
+    jobs = 3 if replace else 2
+    assert len(done.manifest["batch_jobs"]) == jobs
+    # A deleted job has kill_delay, 10 s, for its report: on a busy machine that may be too short,
+    # and then just this one is missing, and the run is not whole.
+    check_reports(done.directory, jobs if done.code == 0 else jobs - 1)
+    if done.code == 80:
+        (missing,) = [r for r in done.manifest["merged"]["reports"] if r["status"] != "joined"]
+        assert deleted.split(".")[0] in missing["file"]
 
 
 @pytest.mark.needs("nsys")
