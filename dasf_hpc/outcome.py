@@ -32,9 +32,9 @@ from dasf_hpc.launch.credentials import (
     make_credentials,
 )
 from dasf_hpc.launch.environment import check_workers
-from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
+from dasf_hpc.launch.launcher import Launcher, RunPlace, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
-from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.launch.node import read_node_records, worker_began
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
@@ -48,7 +48,7 @@ from dasf_hpc.manifest import (
 from dasf_hpc.nsight.collect import add_reports
 from dasf_hpc.settings import Settings, merging
 from dasf_hpc.steps import Step, Told
-from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.merge import MergedTables, merge_journals
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
 
@@ -102,7 +102,7 @@ def merge_run(
             raise TraceFileError(f"There is no journal to merge in {journals}{why}")
         told(Step("Joining Nsight reports"))
         records = read_node_records(directory)
-        expected = [record["report"] for record in records if record["report"]]
+        expected = _reports_expected(directory, records, merged)
         _wait_for_reports(directory, expected, manifest)
         reports = add_reports(
             merged,
@@ -298,6 +298,31 @@ def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
         if gap.kind != NOT_AVAILABLE  # what a node cannot give is told, and is no loss
     ]
     return named
+
+
+def _reports_expected(
+    directory: Path, records: Sequence[dict[str, Any]], merged: MergedTables
+) -> list[str]:
+    """Give the reports that node jobs owe.
+
+    A node job that was told to end before its worker was there, as a replacement may be at the
+    run's end, has nothing to tell: that is noted in its record.
+    """
+    processes, names = merged.tables["processes"], merged.dictionaries["names"]
+    workers = [names[code] for code in processes["name"].tolist() if code >= 0]
+    expected = []
+    for record in records:
+        if not record["report"]:
+            continue
+        known = any(is_worker_of(str(record.get("name")), worker) for worker in workers)
+        if known or worker_began(directory, record):
+            expected.append(record["report"])
+        else:
+            record["notes"].append(
+                f"node job {record.get('batch_job')} ended before its worker began, so it has no "
+                "report"
+            )
+    return expected
 
 
 def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manifest) -> None:

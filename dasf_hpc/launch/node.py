@@ -151,14 +151,28 @@ def parser() -> argparse.ArgumentParser:
 
 def write_record(run: Path, record: dict[str, Any]) -> Path:
     """Leave word of what was decided; give the path."""
-    directory = run / "nodes"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = file_stem(f"{record['name']}-{record['hostname']}-{record['batch_job']}")
-    partial = directory / f".{name}.json"
+    path = _record_path(run, record)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
     partial.write_text(json.dumps(record, indent=1))
-    path = directory / f"{name}.json"
     partial.rename(path)
     return path
+
+
+def worker_began(run: Path, record: dict[str, Any]) -> bool:
+    """Say if the worker command of a node that decided for nsys was begun."""
+    return _begun(_record_path(run, record)).exists()
+
+
+def _begun(record: Path) -> Path:
+    """Give the file that the worker command makes first."""
+    return record.with_suffix(".begun")
+
+
+def _record_path(run: Path, record: dict[str, Any]) -> Path:
+    """Give where a node leaves word."""
+    words = (record.get("name"), record.get("hostname"), record.get("batch_job"))
+    return run / "nodes" / (file_stem("-".join(map(str, words))) + ".json")
 
 
 class Ended(NamedTuple):
@@ -237,7 +251,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if record["report"] is None:
             os.execvp(command[0], command)
         # The worker command's first act is to make this file: where it is missing, nsys died alone.
-        begun = path.with_suffix(".begun")
+        begun = _begun(path)
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]

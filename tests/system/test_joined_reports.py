@@ -13,6 +13,8 @@ from system.conftest import Submit
 
 from dasf_hpc import open_trace
 from dasf_hpc.imports import Wishes, import_files, join_into
+from dasf_hpc.launch.node import write_record
+from dasf_hpc.manifest import Manifest
 from dasf_hpc.nsight.attribute import SENTENCES, Reason
 from dasf_hpc.outcome import merge_run
 
@@ -65,6 +67,32 @@ def test_a_report_that_is_joined_later_gives_what_the_merge_gave(
     with open_trace(alone.trace) as trace:
         assert len(trace.nvtx_ranges) == len(ranges)
         assert set(trace.nvtx_ranges["payload"]) == set(ranges["payload"])
+
+
+@pytest.mark.needs("nsys")
+def test_a_node_job_that_ended_before_its_worker_began_owes_no_report(
+    submit: Submit, script: Callable[[str], str]
+) -> None:
+    done = submit("--on", "local", "--nsys", script(THREADS))
+    assert done.code == 0, done.err
+    node = {
+        "name": f"{done.directory.name}-7", "hostname": "node2", "batch_job": "46",
+        "report": "nsight/node2-46.nsys-rep", "notes": [],
+    }  # fmt: skip
+    record = write_record(done.directory, node)
+    merge_run(done.directory)
+    content = Manifest(done.directory).content
+    assert content["state"] == "complete"
+    assert content["merged"]["reports_expected"] == content["merged"]["reports_found"] == 1
+    assert sum("46 ended before its worker began" in note for note in content["notes"]) == 1
+    # One whose worker did begin owes its report.
+    record.with_suffix(".begun").touch()
+    merge_run(done.directory)
+    content = Manifest(done.directory).content
+    assert content["state"] == "partial"
+    states = {report["file"]: report["status"] for report in content["merged"]["reports"]}
+    assert states.pop(node["report"]) == "missing"
+    assert list(states.values()) == ["joined"]
 
 
 #: A job with kernels, by the driver's own interface, which is wherever a GPU is. Task n launches

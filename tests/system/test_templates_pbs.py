@@ -123,7 +123,7 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
     server.configure(tasks_hear_qdel=ending == "qdel")
     job = submit(
         server, tmp_path, "qsub -V -l walltime=00:00:40 pbs/allocation.pbs",
-        {"DASF_HPC_NSYS": "true", "DASF_HPC_WALLTIME_MARGIN": "15", "RUN": "job.py 1"},
+        {"DASF_HPC_NSYS": "true", "DASF_HPC_WALLTIME_MARGIN": "15", "RUN": "job.py 2"},
     )  # fmt: skip
     runs = tmp_path / "runs"
     deadline = time.monotonic() + 60
