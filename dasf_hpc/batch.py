@@ -34,9 +34,9 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
     launcher_class = choose_launcher(settings)
     if detached:
         require_batch(launcher_class)
-    script_path = find_job(job)
-    container, settings = open_image(settings, script_path.parent)
-    place = run_place(settings.runs_dir.absolute() / "RUN", container, script_path)
+    program = find_job(job)
+    container, settings = open_image(settings, program.folder)
+    place = run_place(settings.runs_dir.absolute() / "RUN", container, program.folder)
     unchecked = check_worker_command(
         settings, launcher_class.name, workers_python(container, settings)
     )
@@ -61,11 +61,14 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
     )
 
 
-def run_place(directory: Path, container: Container | None, script: Path) -> RunPlace:
-    """Give the place of a script's run, its directory bound into the image."""
+def run_place(directory: Path, container: Container | None, folder: Path) -> RunPlace:
+    """Give the place of a script's run, its directory bound into the image.
+
+    ``folder`` is where the script's modules lie.
+    """
     if container is not None:
         container = container.with_binds([directory])
-    return RunPlace(directory, directory.name, Path.cwd(), container, script.parent)
+    return RunPlace(directory, directory.name, Path.cwd(), container, folder)
 
 
 def workers_python(container: Container | None, settings: Settings) -> list[str]:
@@ -83,12 +86,12 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     """
     launcher_class = choose_launcher(settings)
     require_batch(launcher_class)
-    script_path = find_job(job)
+    program = find_job(job)
     run_shape(settings, launcher_class.local)
     check_together(settings)
     unchecked = None
     if adds_to_workers(settings, launcher_class.name):
-        container, inside = open_image(settings, script_path.parent)
+        container, inside = open_image(settings, program.folder)
         python = workers_python(container, inside)
         unchecked = check_worker_command(settings, launcher_class.name, python)
     directory = make_run_directory(settings, job)

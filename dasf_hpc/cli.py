@@ -190,10 +190,22 @@ def _load_hidden(given: dict[str, Any]) -> Settings:
 
 
 def submit(
-    job: Annotated[str, typer.Argument(help="A Python script, or example:seismic.")],
+    job: Annotated[
+        str,
+        typer.Argument(help="A Python script, a notebook (.ipynb), or example:seismic."),
+    ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's arguments.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ARGS]...",
+            help="The script's arguments; {scheduler_file} in one stands for the path of the "
+            "run's scheduler file.",
+        ),
     ] = None,
+    module: Annotated[
+        bool,
+        typer.Option("--module", "-m", help="JOB is a module, run as 'python -m JOB' does."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch script and start nothing.")
     ] = False,
@@ -207,9 +219,14 @@ def submit(
 ) -> None:
     """Run a Dask script on a cluster and bring back its trace.
 
-    The script runs as a process of its own, unmodified: Client() in it finds the cluster. The
-    command's exit code is the script's, or one of those listed in the README.
+    The script runs as a process of its own, unmodified: Client() in it finds the cluster, and so
+    does Client(scheduler_file=...) with the file that DASF_HPC_SCHEDULER_FILE names. The command's
+    exit code is the script's, or one of those listed in the README.
     """
+    if module:
+        from dasf_hpc.launch.job import MODULE
+
+        job = MODULE + job
     if run_directory is not None:
         from dasf_hpc.launch.worker_environment import take_environment
 
@@ -592,10 +609,22 @@ def _exit_by_verdict(found: Comparison, allow_cannot_tell: bool = False) -> None
 
 
 def ci(
-    job: Annotated[str, typer.Argument(help="A Python script, or example:seismic.")],
+    job: Annotated[
+        str,
+        typer.Argument(help="A Python script, a notebook (.ipynb), or example:seismic."),
+    ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="The script's arguments.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[ARGS]...",
+            help="The script's arguments; {scheduler_file} in one stands for the path of the "
+            "run's scheduler file.",
+        ),
     ] = None,
+    module: Annotated[
+        bool,
+        typer.Option("--module", "-m", help="JOB is a module, run as 'python -m JOB' does."),
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 5,
     baseline: Annotated[
         Path | None,
@@ -805,6 +834,8 @@ def _print_summary(
         if (page := trace.with_name("report.html")).exists():
             console.print(f"Report: {page}", soft_wrap=True, highlight=False)
     gaps = missing(summary, manifest)
+    if summary.unused:
+        gaps.append(summary.unused)
     if strict and gaps:
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
 

@@ -37,14 +37,22 @@ from dasf_hpc.launch.credentials import (
 )
 from dasf_hpc.launch.environment import check_workers
 from dasf_hpc.launch.image import open_image
-from dasf_hpc.launch.job import JobProcess, find_job
-from dasf_hpc.launch.launcher import Launcher, is_worker_of, run_shape
+from dasf_hpc.launch.job import Job, JobProcess, find_job
+from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.script_environment import (
+    ADDRESS_VARIABLE,
+    FOLDER_VARIABLE,
+    OWN_CLUSTER_VARIABLE,
+    RUN_VARIABLE,
+    SCHEDULER_FILE_VARIABLE,
+    WORKERS_VARIABLE,
+)
+from dasf_hpc.launch.script_notes import script_notes
 from dasf_hpc.launch.unrunnable import Unrunnable
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import (
     ENVIRONMENT,
-    FOLDER_VARIABLE,
     delete_environment,
     withheld,
 )
@@ -108,7 +116,8 @@ def submit(
     settings
         Where and how.
     job, arguments
-        The script, or ``example:NAME``, and its arguments.
+        The script, the notebook, ``example:NAME`` or ``module:NAME``, and its arguments, in which
+        ``{scheduler_file}`` stands for the path of the run's scheduler file.
     told
         Called with every step.
     directory
@@ -125,7 +134,7 @@ def submit(
         What kept the run from being made; the queue is empty, what was recorded is on disk.
     """
     launcher_class = choose_launcher(settings)
-    script = find_job(job)
+    program = find_job(job)
     run_shape(settings, launcher_class.local)
     check_together(settings)
     if settings.nsys and launcher_class.local:
@@ -135,7 +144,7 @@ def submit(
         raise ProgramMissingError(
             "GPU workers are dask-cuda's, which is not installed here: pip install 'dasf-hpc[gpu]'."
         )
-    container, settings = open_image(settings, script.parent)
+    container, settings = open_image(settings, program.folder)
     python = workers_python(container, settings)
     unchecked = check_worker_command(settings, launcher_class.name, python)
     directory = directory or make_run_directory(settings, job)
@@ -152,13 +161,13 @@ def submit(
         on=launcher_class.name,
         settings=settings.model_dump(mode="json"),
         versions=versions(),
-        git_revision=git_revision(script.parent),
+        git_revision=git_revision(program.folder),
     )
     for sentence in (open_note(settings), unchecked):
         if sentence is not None:
             manifest.note(sentence)
             told(Step("Starting", said=sentence))
-    place = run_place(directory, container, script)
+    place = run_place(directory, container, program.folder)
     error: DasfHpcError | None = None
     exit_code = 0
     with Interrupts() as interrupts, Heartbeat(directory), withheld(settings.env):
@@ -167,8 +176,8 @@ def submit(
                 security = make_credentials(directory / "tls") if settings.tls else None
                 launcher = launcher_class(settings, place, security)
                 manifest.update(shape=asdict(launcher.shape))
-                with _modules_of(script.parent):
-                    exit_code = _run_job(launcher, script, arguments, manifest, interrupts, told)
+                with _modules_of(program.folder):
+                    exit_code = _run_job(launcher, program, arguments, manifest, interrupts, told)
         except DasfHpcError as caught:
             error = caught
             manifest.update(error=str(error), exit_code=error.exit_code)
@@ -178,6 +187,9 @@ def submit(
         finally:
             delete_credentials(directory / "tls")
             delete_environment(directory)
+            (directory / SCHEDULER_FILE).unlink(missing_ok=True)
+            for sentence in script_notes(directory):
+                manifest.note(sentence)
         if interrupts.at_once or not any((directory / "journals").glob("worker-*")):
             manifest.update(state="failed", ended=time.time())
             raise error or WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
@@ -225,7 +237,7 @@ def require_nsys(settings: Settings) -> None:
 
 def _run_job(
     launcher: Launcher,
-    script: Path,
+    program: Job,
     arguments: Sequence[str],
     manifest: Manifest,
     interrupts: Interrupts,
@@ -259,7 +271,8 @@ def _run_job(
         python = [sys.executable]
         if place.container is not None:
             python = [*place.container.words(), place.python(launcher.settings)]
-        process = JobProcess(script, arguments, environment, directory / "logs", python)
+        words = _words(program, arguments, directory)
+        process = JobProcess(words, environment, directory / "logs", python)
         return _wait_for_job(process, launcher, recorder, manifest, told)
     except KeyboardInterrupt:
         raise InterruptedRun(
@@ -323,14 +336,27 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
 def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
     """Give the variables with which the script's ``Client()`` finds the cluster, and the user's."""
     environment = {
-        "DASK_SCHEDULER_ADDRESS": launcher.cluster.scheduler_address,
-        "DASF_HPC_RUN": str(directory),
+        ADDRESS_VARIABLE: launcher.cluster.scheduler_address,
+        RUN_VARIABLE: str(directory),
+        WORKERS_VARIABLE: str(launcher.shape.workers),
+        OWN_CLUSTER_VARIABLE: launcher.settings.own_cluster,
+        FOLDER_VARIABLE: str(directory / ENVIRONMENT),
+        SCHEDULER_FILE_VARIABLE: str(directory / SCHEDULER_FILE),
     }
-    if launcher.settings.env:
-        environment[FOLDER_VARIABLE] = str(directory / ENVIRONMENT)
     if launcher.security is not None:
         environment.update(client_environment(launcher.security))
     return environment
+
+
+def _words(program: Job, arguments: Sequence[str], directory: Path) -> list[str]:
+    """Give what Python is told to run."""
+    executed = [str(directory / "logs" / program.executed)] if program.executed else []
+    path = str(directory / SCHEDULER_FILE)
+    return [
+        *program.words,
+        *executed,
+        *(argument.replace("{scheduler_file}", path) for argument in arguments),
+    ]
 
 
 def _wait_for_job(

@@ -190,6 +190,12 @@ class Settings(BaseSettings):
         description="Variable of workers and script, NAME=VALUE, or NAME for the value it has "
         "here; values are neither kept nor shown, nor in nsys's reports; repeatable.",
     )
+    own_cluster: Literal["adopt", "record"] = Field(
+        "adopt",
+        description="When the script makes a cluster of its own (Client(n_workers=4), "
+        "LocalCluster, LocalCUDACluster, SLURMCluster, PBSCluster), or no client at all: adopt has "
+        "it use the run's; record lets it have its own, whose workers are recorded without nsys.",
+    )
     rmm_pool_size: str | None = Field(
         None,
         description="GPU memory that RMM takes for each worker at its start, such as 20GB, or 0.8 "

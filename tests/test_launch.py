@@ -782,15 +782,15 @@ def test_a_clients_variables_name_files_and_hold_no_key(tmp_path: Path) -> None:
 def test_a_job_file_is_found_and_given_as_an_absolute_path(tmp_path: Path) -> None:
     for name in ("job.py", "no suffix", "análise.py", "-x.py"):
         Path(name).write_text("print('é')")
-        assert find_job(name) == tmp_path / name
+        assert find_job(name).path == tmp_path / name
     Path("latin.py").write_bytes("# -*- coding: latin-1 -*-\nprint('é')".encode("latin-1"))
-    assert find_job("latin.py") == tmp_path / "latin.py"
+    assert find_job("latin.py").path == tmp_path / "latin.py"
     Path("empty.py").touch()
-    assert find_job("empty.py") == tmp_path / "empty.py"
+    assert find_job("empty.py").path == tmp_path / "empty.py"
 
 
 def test_the_examples_of_the_package_are_found_by_name() -> None:
-    path = find_job("example:seismic")
+    path = find_job("example:seismic").path
     assert path.is_file()
     assert "dasf_hpc" in str(path)
 

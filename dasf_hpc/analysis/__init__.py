@@ -47,7 +47,7 @@ The gate is module ``compare``.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def __getattr__(name: str) -> Any:
 
 
 def analyse(name: str, trace: Trace, **options: Any) -> Answer:
-    """Ask one question of a trace.
+    """Ask one question of a trace; of a run that its script did not use there are no findings.
 
     Parameters
     ----------
@@ -108,4 +108,9 @@ def analyse(name: str, trace: Trace, **options: Any) -> Answer:
     """
     module = importlib.import_module(f"dasf_hpc.analysis.{ANALYSES[name].module}")
     answer: Answer = getattr(module, name)(trace, **options)
+    if answer.findings:
+        from dasf_hpc.trace.summary import unused
+
+        if unused(trace):
+            return replace(answer, findings=[])
     return answer

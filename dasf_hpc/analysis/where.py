@@ -58,6 +58,7 @@ from dasf_hpc.analysis.slots import (
     transition_code,
 )
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.summary import unused
 
 #: Share of a worker's memory limit at which Dask pauses it: ``distributed.worker.memory.pause``.
 PAUSE = 0.8
@@ -210,7 +211,7 @@ def where(trace: Trace) -> Answer:
         "where",
         {"summary": summary, "workers": table, "gpus": of_gpus},
         {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS},
-        _findings(summary, runs, int(found["threads"].sum())),
+        [] if unused(trace) else _findings(summary, runs, int(found["threads"].sum())),
         unanswered,
     )
 
@@ -221,7 +222,9 @@ def _table(rows: list[dict[str, object]], columns: Columns) -> pd.DataFrame:
 
 def _unanswered(trace: Trace, runs: Executions) -> list[str]:
     sentences = []
-    if not len(runs):
+    if said := unused(trace):
+        sentences.append(f"{said[:1].upper()}{said[1:]}.")
+    elif not len(runs):
         sentences.append("No task was executed in this run.")
     elif not trace.rows("transitions"):
         sentences.append(

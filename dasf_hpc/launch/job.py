@@ -10,38 +10,141 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from dasf_hpc.errors import JobFileError
+from dasf_hpc.errors import JobFileError, ProgramMissingError
 
 #: Prefix of the example jobs shipped in the package.
 EXAMPLE = "example:"
+
+#: Prefix of what ``python -m`` runs.
+MODULE = "module:"
 
 #: How long a script may take to end after each signal.
 TERMINATE_WAIT_S = 5.0
 
 
-def find_job(job: str) -> Path:
-    """Find the script, an example's for ``example:NAME``, and look whether it can be Python.
+class Job(NamedTuple):
+    """A user's program.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    folder
+        What Python puts first where it looks for modules.
+    words
+        What Python is told to run, without the program's arguments.
+    executed
+        Name of the file that a notebook leaves, None for a script.
+    """
+
+    path: Path
+    folder: Path
+    words: tuple[str, ...]
+    executed: str | None = None
+
+
+def find_job(job: str) -> Job:
+    """Find a program and look whether it can be Python.
+
+    Parameters
+    ----------
+    job
+        A script, a notebook (``.ipynb``), ``example:NAME``, or ``module:NAME`` for what
+        ``python -m NAME`` runs.
 
     Raises
     ------
     JobFileError
-        If there is no such file or example, or it is not Python.
+        If there is no such file, example or module, or it is not Python.
     """
     if job.startswith(EXAMPLE):
-        folder = Path(str(resources.files("dasf_hpc"))) / "examples"
-        names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
-        path = folder / f"{job.removeprefix(EXAMPLE)}.py"
-        if path.stem not in names:
-            known = ", ".join(EXAMPLE + name for name in names)
-            raise JobFileError(f"There is no example {job!r}; there are: {known}.")
-        return path
+        return _script(_example(job))
+    if job.startswith(MODULE):
+        return _module(job.removeprefix(MODULE))
     path = Path(job)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise JobFileError(f"The job file {job} {what}; give the path of a Python script.")
+    path = path.absolute()
+    if path.suffix == ".ipynb":
+        return _notebook(path, job)
+    _check_python(path, job)
+    return _script(path)
+
+
+def _script(path: Path) -> Job:
+    return Job(path, path.parent, (str(path),))
+
+
+def _example(job: str) -> Path:
+    folder = Path(str(resources.files("dasf_hpc"))) / "examples"
+    names = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+    path = folder / f"{job.removeprefix(EXAMPLE)}.py"
+    if path.stem not in names:
+        known = ", ".join(EXAMPLE + name for name in names)
+        raise JobFileError(f"There is no example {job!r}; there are: {known}.")
+    return path
+
+
+def _module(name: str) -> Job:
+    """Find a module as ``python -m`` does, without running any of it."""
+    here = Path.cwd()
+    folders: list[str] | None = [str(here), *sys.path]
+    spec = None
+    parts = name.split(".")
+    for number in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: number + 1]), folders)
+        folders = list(spec.submodule_search_locations or []) if spec is not None else None
+        if spec is None or (not folders and number + 1 < len(parts)):
+            raise JobFileError(
+                f"There is no module {name!r} in {here} or among what is installed; give what "
+                "comes after 'python -m'."
+            )
+    if folders:
+        spec = PathFinder.find_spec(f"{name}.__main__", folders)
+        if spec is None:
+            raise JobFileError(f"The package {name} cannot be run: it has no __main__.py.")
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise JobFileError(f"The module {name!r} is no file of Python.")
+    path = Path(spec.origin)
+    if path.suffix == ".py":
+        _check_python(path, str(path))
+    return Job(path, here, ("-m", name))
+
+
+def _notebook(path: Path, job: str) -> Job:
+    """Look whether a notebook is one, of Python, and can be run here."""
+    lacking = [name for name in ("nbclient", "ipykernel") if find_spec(name) is None]
+    if lacking:
+        raise ProgramMissingError(
+            f"To run a notebook {' and '.join(lacking)} must be installed: "
+            "pip install 'dasf-hpc[notebook]'."
+        )
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except OSError as error:
+        raise JobFileError(f"The job file {job} cannot be read: {error.strerror}.") from None
+    except Exception as error:  # nbformat has many, and none of its own above them
+        why = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise JobFileError(f"The job file {job} is no notebook: {why[0].rstrip('.')}.") from None
+    metadata = notebook["metadata"]
+    language = metadata.get("kernelspec", {}).get("language") or metadata.get(
+        "language_info", {}
+    ).get("name", "python")
+    if language.lower() not in ("python", "python3", "ipython"):
+        raise JobFileError(f"The notebook {job} is written in {language}, not in Python.")
+    return Job(path, path.parent, ("-m", "dasf_hpc.launch.notebook", str(path)), path.name)
+
+
+def _check_python(path: Path, job: str) -> None:
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -55,7 +158,6 @@ def find_job(job: str) -> Path:
         ) from None
     except ValueError as error:  # NUL bytes
         raise JobFileError(f"The job file {job} is not Python: {error}.") from None
-    return path.absolute()
 
 
 class JobProcess:
@@ -63,8 +165,8 @@ class JobProcess:
 
     Parameters
     ----------
-    script, arguments
-        What to run.
+    words
+        The words that Python is given.
     python
         The words that run a script: a Python, perhaps inside an image.
     environment
@@ -75,8 +177,7 @@ class JobProcess:
 
     def __init__(
         self,
-        script: Path,
-        arguments: Sequence[str],
+        words: Sequence[str],
         environment: Mapping[str, str],
         logs: Path,
         python: Sequence[str] = (sys.executable,),
@@ -84,7 +185,7 @@ class JobProcess:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "dasf_hpc.launch.leash", str(os.getpid())),
-                *(*python, str(script), *arguments),
+                *(*python, *words),
             ],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,

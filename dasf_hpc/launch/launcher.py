@@ -268,6 +268,10 @@ class NodeJob:
 NAME_PLACE = "__DASF_HPC_NAME__"
 
 
+#: Dask's word of where the scheduler is, in the run's directory while the run lasts.
+SCHEDULER_FILE = "scheduler.json"
+
+
 def is_worker_of(job: str, worker: str) -> bool:
     """Say by their names if a worker is a node job's: named as the job, or NAME-0, NAME-1 …"""
     return re.fullmatch(re.escape(job) + r"(-\d+)?", worker) is not None
@@ -450,6 +454,7 @@ class Launcher(ABC):
             "port": self.settings.scheduler_port,
             "dashboard": self.settings.dashboard,
             "dashboard_address": "127.0.0.1:0",
+            "scheduler_file": str(self.place.directory / SCHEDULER_FILE),
         }
         return options
 

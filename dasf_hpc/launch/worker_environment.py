@@ -39,7 +39,7 @@ ENVIRONMENT = "environment"
 def write_environment(directory: Path, pairs: Sequence[str]) -> None:
     """Keep variables, ``NAME=VALUE``, for the processes of a run, for their owner alone.
 
-    Nothing is made where there are none.
+    Beside them lies what sets them in the script's process.
 
     Raises
     ------
@@ -47,8 +47,6 @@ def write_environment(directory: Path, pairs: Sequence[str]) -> None:
         If the run's directory cannot be written.
     """
     delete_environment(directory)
-    if not pairs:
-        return
     folder = directory / ENVIRONMENT
     values = json.dumps(dict(pair.split("=", 1) for pair in pairs))
     hook = Path(script_environment.__file__).read_text(encoding="utf-8")
@@ -80,7 +78,7 @@ def take_environment(directory: Path) -> dict[str, list[str]]:
     except (OSError, ValueError):
         raise RunDirectoryError(f"The variables of the run cannot be read from {path}.") from None
     delete_environment(directory)
-    return {"env": [f"{name}={value}" for name, value in values.items()]}
+    return {"env": [f"{name}={value}" for name, value in values.items()]} if values else {}
 
 
 def delete_environment(directory: Path) -> None:

@@ -174,6 +174,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         parts={part: (GROUPS.get(part, "idle"), meaning) for part, meaning in PARTS.items()},
         matrix=_matrix(answers.get("communication")),
         clocks=_clocks(trace),
+        unused=summary.unused,
         gaps=[gap.sentence for gap in summary.gaps],
         facts=_facts(manifest, trace),
         notes=manifest.get("notes", []),

@@ -31,6 +31,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     facts.add_row("Workers", workers)
     states = ", ".join(f"{count} {state}" for state, count in summary.tasks.items() if count)
     facts.add_row("Tasks", f"{sum(summary.tasks.values())} ({states or 'none'})")
+    if summary.unused:
+        facts.add_row("Unused", summary.unused)
     facts.add_row("Duration", duration_text(summary.duration))
     joined = [r for r in summary.reports if r.status == "joined"]
     links = ""

@@ -10,6 +10,12 @@ import pandas as pd
 
 from dasf_hpc.trace.open import Trace
 
+#: Of a run whose script did not use it.
+UNUSED = (
+    "no task reached the run's workers: the script did not use them, and nothing here tells of it "
+    "(what Dask computes with scheduler='threads' or 'processes' runs in the script's own process)"
+)
+
 #: Functions in a summary.
 LONGEST = 10
 
@@ -159,6 +165,8 @@ class Summary:
         The functions with the longest compute time in total, longest first.
     gpu
         What ran on GPUs; None where no report tells of it.
+    unused
+        That the script never used the workers; empty where it did.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -173,6 +181,14 @@ class Summary:
     gaps: list[Gap] = field(default_factory=list)
     functions: list[FunctionTime] = field(default_factory=list)
     gpu: GpuTimes | None = None
+    unused: str = ""
+
+
+def unused(trace: Trace) -> str:
+    """Say that workers were recorded and no task reached them; empty where one did."""
+    if trace.rows("tasks") or not (trace.processes["role"] == "worker").any():
+        return ""
+    return UNUSED
 
 
 def summarise(trace: Trace) -> Summary:
@@ -201,6 +217,7 @@ def summarise(trace: Trace) -> Summary:
         gaps=_gap_kinds(trace.gaps),
         functions=tasks.functions(),
         gpu=_gpu_times(trace),
+        unused=unused(trace),
     )
 
 
