@@ -26,7 +26,7 @@ class SettingsError(DasfHpcError):
 
 
 class JobFileError(DasfHpcError):
-    """The job's script is missing, cannot be read or is not Python."""
+    """The job's script, notebook or module is missing, cannot be read or is not Python."""
 
     exit_code = 66
 

@@ -14,14 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import nbformat
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
 from rich.text import Text
 
 from dasf_hpc.launch.script_environment import FOLDER_VARIABLE
+
+try:
+    import nbformat
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+except ModuleNotFoundError as lacking:  # of an image
+    sys.exit(
+        f"dasf-hpc: a notebook needs {lacking.name} where it runs: pip install 'dasf-hpc[notebook]'"
+    )
 
 #: The path of a Unix socket has at most 107 bytes (unix(7)).
 SOCKET_FOLDER = 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from system.conftest import Submit, Submitted, command
@@ -16,7 +17,8 @@ HERE = ("--on", "local", "--no-nsys", "--workers-per-node", "2")
 
 SUM = "print('RESULT', float(da.ones((200, 200), chunks=50).sum().compute()))"
 RESULT = "RESULT 40000.0"
-TASKS = 22
+#: 16 sums of blocks, 5 of those, and in newer versions of Dask one more.
+TASKS = (21, 22)
 
 CLIENT = f"""
     import dask.array as da
@@ -187,7 +189,7 @@ def test_what_a_script_asks_of_dask_comes_to_the_run(
     done = submit(*HERE, script(source))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == RESULT
-    assert tasks(done) == TASKS
+    assert tasks(done) in TASKS
     (note,) = notes(done)
     assert note.startswith(said)
     assert "UserWarning" not in done.err
@@ -197,7 +199,7 @@ def test_a_local_cluster_is_the_runs(submit: Submit, script: Callable[[str], str
     done = submit(*HERE, script(LOCAL_CLUSTER))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == RESULT
-    assert tasks(done) == TASKS + 1
+    assert tasks(done) - 1 in TASKS
     assert [note.partition(" of ")[0] for note in notes(done)] == [
         "LocalCluster(n_workers=3, threads_per_worker=1)", "LocalCluster()",
     ]  # fmt: skip
@@ -267,7 +269,7 @@ def test_a_cluster_of_another_maker_is_recorded(
     done = submit(*HERE, script(OTHER))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == RESULT
-    assert tasks(done) == TASKS
+    assert tasks(done) in TASKS
     (note,) = notes(done)
     assert note.startswith("the script has a cluster of its own")
     assert done.manifest["merged"]["workers_found"] == 4
@@ -291,7 +293,7 @@ def test_own_clusters_can_be_kept_and_recorded(
     done = submit(*HERE, "--own-cluster", "record", script(source))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == RESULT
-    assert tasks(done) == TASKS
+    assert tasks(done) in TASKS
     with open_trace(done.directory) as trace:
         used = trace.processes["address"].astype(str)[trace.tasks["process"].unique()]
         assert not used.str.startswith("tls").any()
@@ -342,3 +344,24 @@ def test_a_run_that_its_script_did_not_use_says_so(
     strict = run("show", "--strict", str(done.directory))
     assert strict.returncode == 80
     assert said in " ".join(strict.stderr.split())
+
+
+@pytest.mark.needs("environments")
+def test_dask_cudas_cluster_is_the_runs(
+    python_of: Callable[[str], Path], script: Callable[[str], str], tmp_path: Path
+) -> None:
+    source = """
+        from dask_cuda import LocalCUDACluster
+        from distributed import Client
+        if __name__ == "__main__":
+            with LocalCUDACluster(CUDA_VISIBLE_DEVICES="0,1", protocol="ucx") as cluster:
+                assert isinstance(cluster, LocalCUDACluster)
+                with Client(cluster) as client:
+                    print("RESULT", client.submit(sum, [1, 2]).result())
+    """
+    command = python_of("dask-cuda").with_name("dasf-hpc")
+    words = [str(command), "submit", *HERE, "--no-report", "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run([*words, script(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "RESULT 3"
+    assert "LocalCUDACluster(CUDA_VISIBLE_DEVICES, protocol) of the script has" in done.stderr
