@@ -110,7 +110,7 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
     try:
         write_environment(directory, settings.env)
         with withheld(settings.env):
-            head = submit_head(launcher_class.name, script, directory)
+            head = submit_head(launcher_class.name, script, directory, settings)
     except (DasfHpcError, OSError) as error:
         delete_environment(directory)
         manifest.update(state="failed", ended=time.time(), error=str(error))
@@ -141,4 +141,4 @@ def _detached_head(
     """Give the batch script of a detached run's head."""
     settings = settings.model_copy(update={"on": launcher_class.name})
     words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
-    return head_script(launcher_class.name, settings, words)
+    return head_script(launcher_class.name, settings, directory.name, words)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
-from dasf_hpc.launch.choice import LAUNCHERS
-from dasf_hpc.launch.head import in_queue
+from dasf_hpc.launch.head import SYSTEMS, in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
@@ -138,31 +135,21 @@ def cancel_run(run: Path, wait_s: float) -> str:
     content = Manifest(directory).content
     head = content.get("head_job")
     jobs = [str(job) for job in (*([head] if head else []), *content.get("batch_jobs", []))]
-    command = LAUNCHERS.get(str(content.get("on")), LAUNCHERS["local"]).job_class.cancel_command
-    if command is None:
+    system = SYSTEMS.get(str(content.get("on")))
+    if system is None:
         return (
             f"The submit of {directory.name} is gone; its workers on this machine end by "
             f"themselves: dasf-hpc merge {directory}"
         )
-    for job in jobs:
-        try:
-            subprocess.run(
-                [*shlex.split(command), job],
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=60,
-                check=False,  # a job that is gone is what we want
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BatchError(f"{command} {job} could not be run: {error}.") from None
+    cancelled = system.cancel_own(jobs, directory.name)
     delete_environment(directory)
     if run_state(directory) == "queued":
         deadline = time.monotonic() + GONE_S
         while head and in_queue(str(content.get("on")), str(head)) is not False:
             if time.monotonic() > deadline:
                 raise BatchError(
-                    f"{command} {head} did not take {directory.name} out of the queue, or the "
-                    "batch scheduler does not answer: try again."
+                    f"The job {head} of {directory.name} was cancelled and is still in the queue, "
+                    "or the batch scheduler does not answer: try again."
                 )
             time.sleep(0.5)
         Manifest(directory).update(
@@ -170,7 +157,7 @@ def cancel_run(run: Path, wait_s: float) -> str:
         )
         return f"{directory.name} was taken out of the queue."
     return (
-        f"The submit of {directory.name} is gone; {len(jobs)} batch job(s) were cancelled: "
+        f"The submit of {directory.name} is gone; {len(cancelled)} batch job(s) were cancelled: "
         f"dasf-hpc merge {directory}"
     )
 

@@ -112,7 +112,7 @@ def test_a_slurm_script_asks_for_what_was_set() -> None:
         walltime="1-12:00:00", exclusive=True, gpus_per_node=2, directive=["--qos=debug", "-x n7"],
     )  # fmt: skip
     assert directives(launcher) == [
-        "-J dasf-RUN",
+        "-J dasf-RUN-0",
         "-p gpu",
         "-A abc",
         "-n 1",
@@ -132,7 +132,7 @@ def test_a_pbs_script_asks_for_what_was_set() -> None:
         walltime="1-12:00:01", exclusive=True, gpus_per_node=2, directive=["-W umask=077"],
     )  # fmt: skip
     assert directives(launcher) == [
-        "-N dasf-RUN",
+        "-N dasf-RUN-0",
         "-q gpu",
         "-A abc",
         "-l select=1:ncpus=6:mem=3815MB:ngpus=2",

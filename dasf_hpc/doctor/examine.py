@@ -119,6 +119,7 @@ def batch_scheduler(launcher_class: type[Launcher] | None, no_launcher: str) -> 
     try:
         done = subprocess.run(
             question,
+            env=launcher_class.system.environment() if launcher_class.system else None,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

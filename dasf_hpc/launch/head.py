@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dasf_hpc.errors import BatchError, SettingsError
-from dasf_hpc.launch.pbs import parse_qstat
+from dasf_hpc.errors import SettingsError
+from dasf_hpc.launch.batch_system import BatchSystem, head_name
+from dasf_hpc.launch.pbs import PBS
+from dasf_hpc.launch.slurm import SLURM
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 from dasf_hpc.shipped import shipped
 
@@ -23,9 +23,7 @@ TEMPLATES = {
     },
     "pbs": {"head": "dasf-hpc.pbs", "allocation": "allocation.pbs", "array": "array.pbs"},
 }
-_SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
-#: What squeue and qstat say of a job that is over and forgotten.
-_NOT_HELD = ("Invalid job id", "Unknown Job Id", "Job has finished")
+SYSTEMS: dict[str, BatchSystem] = {system.name: system for system in (SLURM, PBS)}
 #: The line of a template after which a site's own lines stand.
 _SITE = "# Site: lines such as 'module load cuda'.\n"
 
@@ -68,7 +66,7 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
     return text
 
 
-def head_script(system: str, settings: Settings, words: Sequence[str]) -> str:
+def head_script(system: str, settings: Settings, run: str, words: Sequence[str]) -> str:
     """Give the batch script of a run's head.
 
     Parameters
@@ -77,10 +75,13 @@ def head_script(system: str, settings: Settings, words: Sequence[str]) -> str:
         slurm or pbs.
     settings
         Those of the run.
+    run
+        The run's name.
     words
         Of ``dasf-hpc submit``.
     """
     text = filled_template(system, "head", settings)
+    text = re.sub(r"(--job-name=|#PBS -N )dasf-head", lambda m: m[1] + head_name(run), text)
     begin = text.index(_SITE)
     commands = [
         f"cd -- {shlex.quote(str(Path.cwd()))} || exit 1",
@@ -91,7 +92,7 @@ def head_script(system: str, settings: Settings, words: Sequence[str]) -> str:
     return text[:begin] + "\n".join(commands) + "\n"
 
 
-def submit_head(system: str, script: str, directory: Path) -> str:
+def submit_head(system: str, script: str, directory: Path, settings: Settings) -> str:
     """Submit the head of a run as a batch job; give its id.
 
     Parameters
@@ -102,6 +103,8 @@ def submit_head(system: str, script: str, directory: Path) -> str:
         What `head_script` gives.
     directory
         The run's directory.
+    settings
+        Those of the run.
 
     Raises
     ------
@@ -110,44 +113,12 @@ def submit_head(system: str, script: str, directory: Path) -> str:
     """
     path = directory / "scripts" / "head.sh"
     path.write_text(script, encoding="utf-8")
-    program = shutil.which(_SUBMIT[system]) or _SUBMIT[system]
-    try:
-        done = subprocess.run(
-            [program, str(path)],
-            cwd=directory / "logs",  # where the batch scheduler then puts what the head says
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BatchError(f"{program} could not be run: {error}.") from None
-    number = re.search(r"\d+", done.stdout)
-    if done.returncode != 0 or number is None:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise BatchError(f"The batch scheduler refused the head's job: {said[0]} (see {path}).")
-    return number[0]
+    # From where the batch scheduler then puts what the head says.
+    name = head_name(directory.name)
+    return SYSTEMS[system].submit_script(path, directory / "logs", name, settings)
 
 
 def in_queue(system: str, job: str) -> bool | None:
     """Say whether the batch scheduler still holds a head's job; None where it does not answer."""
-    command = ["squeue", "-h", "-o", "%T", "-j", job] if system == "slurm" else ["qstat", "-f", job]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        # Both fail for a job that they do not hold any more, and where nobody answers them.
-        return False if any(words in done.stderr for words in _NOT_HELD) else None
-    if system == "slurm":
-        return bool(done.stdout.strip())
-    return any(status.state.in_queue for status in parse_qstat(done.stdout).values())
+    found = SYSTEMS[system].ask([job])
+    return None if found is None else any(status.state.in_queue for status in found.values())

@@ -25,6 +25,7 @@ from distributed.core import Status
 from distributed.security import Security
 
 from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
+from dasf_hpc.launch.batch_system import COMMAND_TIMEOUT_S, BatchSystem, batch_name
 from dasf_hpc.launch.deadline import STARTED_VARIABLE, margin_seconds
 from dasf_hpc.launch.image import PYTHON, Container
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
@@ -50,8 +51,6 @@ POLL_S = 1.0
 #: A reason for which waiting cannot help must last this long: SLURM corrects itself a few seconds
 #: after a submission (measured: PartitionConfig became PartitionTimeLimit).
 HOPELESS_AFTER_S = 8.0
-#: A controller that does not answer within this does not answer (SLURM's own MessageTimeout is 10).
-COMMAND_TIMEOUT_S = 60.0
 #: SLURM's KillWait is 30 s by default, PBS's kill_delay 10 s: what was cancelled is gone by then.
 CANCEL_WAIT_S = 45.0
 #: The same where the user or the system wants us to end at once.
@@ -205,6 +204,9 @@ class NodeJob:
     name: str
     _command_template: str
 
+    #: Of jobs that a batch system holds.
+    system: ClassVar[BatchSystem | None] = None
+
     def __init__(
         self,
         scheduler: Any = None,
@@ -215,6 +217,7 @@ class NodeJob:
         **kwargs: Any,
     ) -> None:
         self.launcher = launcher
+        self.batch_name = kwargs["job_name"] = batch_name(str(name))
         # dask-jobqueue pastes paths unquoted into the script; ours may hold blanks.
         tls = security.get_tls_config_for_role("worker") if security is not None else {}
         arguments = [
@@ -230,6 +233,32 @@ class NodeJob:
         self.submitted_at = 0.0
         self.started_at: float | None = None
         self.replaced = False
+
+    async def _submit_job(self, script_filename: str) -> str:
+        """Submit the script, and give the id of its job."""
+        system = self.system
+        assert system is not None
+        # From the folder of logs, where the batch system then puts what the job says.
+        answer = await self._call(
+            [system.submit, script_filename],
+            cwd=self.launcher.place.directory / "logs",
+            env=system.environment(self.launcher.settings, submits=True),
+        )
+        ids = system.read_ids(answer)
+        if len(ids) != 1:
+            ids = await self.find()
+        if len(ids) != 1:
+            raise ValueError(system.no_id(answer))
+        return ids[0]
+
+    def _job_id_from_submit_output(self, out: str) -> str:
+        """Take what `_submit_job` gives, for dask-jobqueue."""
+        return out
+
+    async def find(self) -> list[str]:
+        """Look for the job in the queue by its name."""
+        assert self.system is not None
+        return await asyncio.to_thread(self.system.find, self.batch_name)
 
     @staticmethod
     async def _call(cmd: list[str], **kwargs: Any) -> str:
@@ -319,6 +348,8 @@ class Launcher(ABC):
     name: ClassVar[str]
     #: The program that submits; its absence means that this launcher cannot be used here.
     submit_program: ClassVar[str | None] = None
+    #: The batch system that holds the jobs, None where they are processes of this machine.
+    system: ClassVar[BatchSystem | None] = None
     job_class: ClassVar[type[Job]]
     local: ClassVar[bool] = False
 
@@ -382,7 +413,6 @@ class Launcher(ABC):
                 None if self.local else (walltime, margin),
                 place.container.words() if place.container else (),
             ),
-            "job_name": "dasf-" + place.name,
             "job_script_prologue": [
                 f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",
                 "umask 077",
@@ -618,6 +648,9 @@ class Launcher(ABC):
                 else:
                     now = time.monotonic()
                     for job in jobs:
+                        if not self._is_own(job, answer):
+                            await self._find_own(job)
+                            continue
                         status = answer.get(job.job_id, JobStatus(JobState.GONE))
                         fresh = now - job.submitted_at < UNKNOWN_GRACE_S
                         if not status.state.in_queue and fresh and job.job_id not in answer:
@@ -627,6 +660,25 @@ class Launcher(ABC):
                             job.started_at = now
                 self._asked_at = time.monotonic()
             return {i: self._statuses.get(i, JobStatus(JobState.PENDING, "None")) for i in ids}
+
+    def _is_own(self, job: Any, answer: dict[str, JobStatus]) -> bool:
+        """Say if the queue shows a job's id under the name that we gave it, or does not show it."""
+        status = answer.get(job.job_id)
+        return status is None or status.name in ("", job.batch_name)
+
+    async def _find_own(self, job: Any) -> None:
+        """Look for a job whose id turned out to be that of another one."""
+        other, found = job.job_id, await job.find()
+        if len(found) == 1:
+            job.job_id = found[0]
+            return
+        job.job_id = None
+        self.refusals.append(
+            BatchError(
+                f"The answer to a submission named the job {other}, which is not this run's, and "
+                f"none in the queue has the name {job.batch_name}."
+            )
+        )
 
     async def losses(self) -> list[LostJob]:
         """Look for node jobs that left the queue since the last call, and let them go."""
@@ -728,8 +780,13 @@ class Launcher(ABC):
             await asyncio.sleep(0.2)
 
     async def cancel_job(self, job: Any) -> None:
-        """Cancel a job at once."""
-        await job._close_job(job.job_id, job.cancel_command)
+        """Cancel a job at once, if the queue shows it as ours."""
+        system = self.system
+        assert system is not None
+        try:
+            await asyncio.to_thread(system.cancel_own, [job.job_id], self.place.name)
+        except BatchError as error:
+            logger.warning("%s", error)
 
     def cancel_on_stop(self) -> None:
         """Have `stop` cancel the jobs rather than wait for them, also while it is waiting."""

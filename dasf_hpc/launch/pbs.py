@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from dask_jobqueue.core import Job
 from dask_jobqueue.pbs import PBSJob, pbs_format_bytes_ceil
 
 from dasf_hpc.errors import BatchError
+from dasf_hpc.launch.batch_system import BatchSystem
 from dasf_hpc.launch.launcher import Launcher, NodeJob
 from dasf_hpc.launch.states import JobState, JobStatus
 from dasf_hpc.settings import walltime_seconds
@@ -33,23 +35,59 @@ _STATES = {
 
 #: qstat's exit codes for a job that the server does not hold (PBSE_UNKJOBID, PBSE_HISTJOBID).
 _NOT_HELD = ("153", "35")
+_FORGOTTEN = ("Unknown Job Id", "Job has finished")
+
+
+class Pbs(BatchSystem):
+    """PBS: OpenPBS, PBS Professional, and what of Torque's commands is the same."""
+
+    name: ClassVar[str] = "pbs"
+    submit: ClassVar[str] = "qsub"
+    #: qsub(1B): the prefix of a script's directives. The others are of Torque's wrappers.
+    hijacking: ClassVar[tuple[str, ...]] = ("PBS_DPREFIX", "QSUB_", "QSTAT_", "QDEL_")
+
+    def read_ids(self, answer: str) -> list[str]:
+        """Read qsub(1B)'s line, ``NUMBER.SERVER``, or with the number alone where none is such."""
+        found = re.findall(r"^(\d+)(?:\[\])?\.[\w.-]+\s*$", answer, re.MULTILINE)
+        found = found or re.findall(r"^(\d+)\s*$", answer, re.MULTILINE)
+        return list(dict.fromkeys(found))
+
+    def ask_words(self, ids: Sequence[str]) -> list[str]:
+        """Ask qstat for all it knows."""
+        return ["qstat", "-f", *ids]
+
+    def read(self, answer: str) -> dict[str, JobStatus]:
+        """Read what `parse_qstat` reads."""
+        return parse_qstat(answer)
+
+    def find_words(self, name: str) -> list[str]:
+        """Ask qselect for the user's jobs of a name."""
+        return ["qselect", "-u", getpass.getuser(), "-N", name]
+
+    def cancel_words(self, job_id: str, name: str) -> list[str]:
+        """Give qdel's words; it knows ids alone."""
+        return ["qdel", job_id]
+
+    def is_not_held(self, code: int, said: str) -> bool:
+        """Know what qstat says of a job that is over and forgotten."""
+        return str(code) in _NOT_HELD or any(words in said for words in _FORGOTTEN)
+
+
+PBS = Pbs()
 
 
 class PbsNodeJob(NodeJob, PBSJob):
     """A node job submitted with qsub."""
 
-    async def _submit_job(self, script_filename: str) -> str:
-        # Submitted from the folder of logs, where PBS then puts NAME.oID and NAME.eID.
-        directory = self.launcher.place.directory / "logs"
-        answer: str = await self._call(["qsub", script_filename], cwd=directory)
-        return answer
+    system: ClassVar[BatchSystem | None] = PBS
 
 
 class PbsLauncher(Launcher):
     """Node jobs on PBS; see `Launcher` for the contract."""
 
     name: ClassVar[str] = "pbs"
-    submit_program: ClassVar[str | None] = "qsub"
+    system: ClassVar[BatchSystem | None] = PBS
+    submit_program: ClassVar[str | None] = PBS.submit
     job_class: ClassVar[type[Job]] = PbsNodeJob
 
     def job_options(self) -> dict[str, Any]:
@@ -76,7 +114,8 @@ class PbsLauncher(Launcher):
     async def ask(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         """Ask qstat for all jobs at once; where one is gone, for each of them."""
         try:
-            return parse_qstat(await PbsNodeJob._call(["qstat", "-f", *job_ids]))
+            answer = await PbsNodeJob._call(PBS.ask_words(job_ids), env=PBS.environment())
+            return PBS.read(answer)
         except (OSError, TimeoutError) as error:
             raise BatchError(f"qstat does not answer: {error or 'time out'}") from None
         except RuntimeError as error:
@@ -111,10 +150,12 @@ def parse_qstat(answer: str) -> dict[str, JobStatus]:
         number = re.match(r"\s*(\d+)", block)
         state = re.search(r"^\s*job_state = (\w)", block, re.MULTILINE)
         comment = re.search(r"^\s*comment = (.+)$", block, re.MULTILINE)
+        name = re.search(r"^\s*Job_Name = (.+)$", block, re.MULTILINE)
         if number:
             found[number[1]] = JobStatus(
                 _STATES.get(state[1], JobState.RUNNING) if state else JobState.RUNNING,
                 comment[1].strip() if comment else "",
+                name[1].strip() if name else "",
             )
     return found
 

@@ -36,10 +36,13 @@ class JobStatus:
         The state.
     reason
         The scheduler's own word for why the job waits; empty where it gives none.
+    name
+        The job's name in the queue; empty where that is not said.
     """
 
     state: JobState
     reason: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class OpenPbsTestbed:
         """Copy the commands, to be run by this Python: others take long to start (pyenv: 0.2 s)."""
         folder.mkdir()
         shutil.copy(COMMANDS / "pbs_commands.py", folder)
-        for name in ("qsub", "qstat", "qdel", "pbsdsh"):
+        for name in ("qsub", "qstat", "qdel", "qselect", "pbsdsh"):
             body = (COMMANDS / name).read_text(encoding="utf-8").split("\n", 1)[1]
             program = folder / name
             program.write_text(f"#!{sys.executable} -S\n{body}", encoding="utf-8")

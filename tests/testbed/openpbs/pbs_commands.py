@@ -1,4 +1,4 @@
-"""What ``qsub``, ``qstat``, ``qdel`` and ``pbsdsh`` do: ask the server, print its answer.
+"""What ``qsub``, ``qstat``, ``qdel``, ``qselect`` and ``pbsdsh`` do: ask the server and print.
 
 Options, messages and exit codes are those of OpenPBS's manual pages and of its table of errors: a
 command exits with the lowest eight bits of the server's error number, so that 15001 (unknown job)
@@ -298,6 +298,38 @@ def qdel(words: list[str]) -> int:
         if "error" in answer:
             code = fail("qdel", answer["error"])
     return code
+
+
+# --------------------------------------------------------------------------------------- qselect
+
+QSELECT_USAGE = "usage: qselect [-N jobname] [-u user_list] | --version\n"
+
+
+def qselect(words: list[str]) -> int:
+    """Print the ids of the jobs that have a name and an owner; of its options those two."""
+    if words == ["--version"]:
+        print("pbs_version = 22.05.11")
+        return 0
+    try:
+        given, operands = getopt.getopt(words, "N:u:")
+        if operands:
+            raise getopt.GetoptError("")
+    except getopt.GetoptError:
+        sys.stderr.write(QSELECT_USAGE)
+        return 2
+    wanted = dict(given)
+    answer = ask("qselect", {"do": "status", "what": "", "history": False, "subjobs": False})
+    if "error" in answer:
+        return fail("qselect", answer["error"])
+    for job in answer["jobs"]:
+        facts = job["attributes"]
+        users = wanted.get("-u", "").split(",")
+        owner = facts["Job_Owner"].split("@")[0]
+        if wanted.get("-N", facts["Job_Name"]) == facts["Job_Name"] and (
+            "-u" not in wanted or owner in users
+        ):
+            print(job["id"])
+    return 0
 
 
 # ---------------------------------------------------------------------------------------- pbsdsh
