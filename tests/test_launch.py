@@ -591,7 +591,8 @@ def test_slurms_states_and_its_silence_about_an_unknown_job_are_understood(
             answer = asyncio.run(launcher.ask([*submitted, "999999"]))
             if answer[submitted[1]].state is JobState.RUNNING:
                 break
-        assert answer[submitted[0]] == JobStatus(JobState.PENDING, "JobHeldUser")
+        held = JobStatus(JobState.PENDING, "JobHeldUser", script.name)
+        assert answer[submitted[0]] == held
         assert "999999" not in answer
         assert asyncio.run(launcher.ask(["999999"])) == {}
     finally:

@@ -9,6 +9,7 @@ never cancelled.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,7 @@ class BatchSystem(ABC):
         """
         found = self.ask(ids)
         if found is None:
-            raise BatchError(f"{self.ask_words(['ID'])[0]} does not answer: try again.")
+            raise BatchError(f"{shlex.join(self.ask_words(ids))} does not answer: try again.")
         own = [job_id for job_id, status in found.items() if is_of_run(status.name, run)]
         for job_id in own:
             words = self.cancel_words(job_id, found[job_id].name)
