@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dasf_hpc.errors import SettingsError
 from dasf_hpc.launch.batch_system import BatchSystem, head_name
+from dasf_hpc.launch.node import users_umask
 from dasf_hpc.launch.pbs import PBS
 from dasf_hpc.launch.slurm import SLURM
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
@@ -85,7 +86,7 @@ def head_script(system: str, settings: Settings, run: str, words: Sequence[str])
     begin = text.index(_SITE)
     commands = [
         f"cd -- {shlex.quote(str(Path.cwd()))} || exit 1",
-        "umask 077",
+        f"umask {users_umask():04o}",
         *settings.prologue,
         f"exec {shlex.join([sys.executable, '-m', 'dasf_hpc.cli', 'submit', *words])}",
     ]

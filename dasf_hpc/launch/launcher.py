@@ -28,6 +28,7 @@ from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
 from dasf_hpc.launch.batch_system import COMMAND_TIMEOUT_S, BatchSystem, batch_name
 from dasf_hpc.launch.deadline import STARTED_VARIABLE, margin_seconds
 from dasf_hpc.launch.image import PYTHON, Container
+from dasf_hpc.launch.node import UMASK_VARIABLE, users_umask
 from dasf_hpc.launch.states import JobState, JobStatus, pending_reason
 from dasf_hpc.launch.walltime import TOPIC
 from dasf_hpc.launch.worker_command import file_stem, node_command
@@ -415,6 +416,7 @@ class Launcher(ABC):
             ),
             "job_script_prologue": [
                 f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",
+                f"export {UMASK_VARIABLE}={users_umask():04o}",
                 "umask 077",
                 f"cd -- {shlex.quote(str(place.working_directory))} || exit 1",
                 *settings.prologue,

@@ -36,6 +36,17 @@ NSYS_STARTS = 4
 NSYS_UNUSABLE = 69
 
 
+#: Carries the umask of the user who submitted to the workers: ours is for our own files.
+UMASK_VARIABLE = "DASF_HPC_UMASK"
+
+
+def users_umask() -> int:
+    """Give this process's umask."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 class NsysUnusable(Exception):
     """nsys was asked for and cannot be used on this node; the message is a sentence."""
 
@@ -224,6 +235,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
+    umask = os.environ.pop(UMASK_VARIABLE, None) or f"{users_umask():04o}"
     os.umask(0o077)
     if arguments.walltime is not None:
         set_deadline(arguments.walltime, arguments.margin)
@@ -249,12 +261,14 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"dasf-hpc: {note}", file=sys.stderr)
         sys.stderr.flush()
         if record["report"] is None:
+            os.umask(int(umask, 8))
             os.execvp(command[0], command)
         # The worker command's first act is to make this file: where it is missing, nsys died alone.
         begun = _begun(path)
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
-        starter = ["/bin/sh", "-c", 'umask 077; : > "$0"; exec "$@"', str(begun)]
+        text = f'umask 077; : > "$0"; umask {int(umask, 8):04o}; exec "$@"'
+        starter = ["/bin/sh", "-c", text, str(begun)]
         ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun)
         if begun.exists() or ended.code == 0:
             return ended.code

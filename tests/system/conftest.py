@@ -97,6 +97,14 @@ def last_words(runs: Path) -> str:
     return "\n".join(texts)
 
 
+def wait_until_over(directory: Path, seconds: float = 120) -> None:
+    """Wait for the end of a run whose head is a batch job."""
+    deadline = time.monotonic() + seconds
+    while json.loads((directory / "run.json").read_text())["state"] not in ("complete", "partial"):
+        assert time.monotonic() < deadline, last_words(directory.parent)
+        time.sleep(0.2)
+
+
 @pytest.fixture
 def submit(tmp_path: Path) -> Submit:
     """Give a function that runs ``dasf-hpc submit`` in a folder of its own."""

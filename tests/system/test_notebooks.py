@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from system.conftest import Submit, command
+from system.conftest import Submit, command, wait_until_over
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
@@ -153,7 +153,7 @@ def test_so_is_a_detached_one(package: Path, slurm: SlurmTestbed) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     directory = Path(done.stdout.strip())
-    slurm.wait_until_idle(120)
+    wait_until_over(directory)
     assert (directory / "logs" / "job.out").read_text() == "['x'] [0, 2, 4]\n"
 
 

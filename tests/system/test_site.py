@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from system.conftest import Submit, command
+from system.conftest import Submit, command, wait_until_over
 from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
@@ -219,3 +219,73 @@ def test_so_it_is_on_pbs(
     assert list(server.queue()) == [job]
     assert server.run("qdel", job).returncode == 0
     server.wait_until_empty()
+
+
+WRITES = """
+    import os
+    from distributed import Client
+
+    def write(number):
+        os.makedirs(f"out/{number}")
+        open(f"out/{number}/part", "w").close()
+
+    with Client() as client:
+        client.gather(client.map(write, ["a", "b"]))
+    open("out/script", "w").close()
+"""
+
+
+def writes_as_asked(folder: Path, done: Path, umask: int) -> None:
+    """Check the modes of what script and tasks wrote, and that what is ours is closed."""
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask}
+    assert {p.stat().st_mode & 0o777 for p in folder.glob("[ab]")} == {0o777 & ~umask}
+    ours = [path for path in (done, *done.rglob("*")) if path.stat().st_mode & 0o077]
+    assert ours == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+@pytest.mark.needs("nsys")
+def test_what_tasks_write_has_the_users_umask(
+    umask: int, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        for number, nsys in enumerate(("--nsys", "--no-nsys")):
+            done = submit("--on", "local", nsys, script(WRITES), runs=tmp_path / f"runs{number}")
+            assert done.code == 0, done.err
+            writes_as_asked(tmp_path / "out", done.directory, umask)
+            subprocess.run(["rm", "-r", tmp_path / "out"], check=True)
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.needs("slurm")
+def test_so_it_has_of_a_detached_run(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    before = os.umask(0o027)
+    try:
+        done = subprocess.run(
+            command("submit", *SLURM, "--no-report", "--detach", script(WRITES)),
+            cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    directory = Path(done.stdout.strip())
+    wait_until_over(directory)
+    cluster.wait_until_idle()
+    writes_as_asked(tmp_path / "out", directory, 0o027)
+
+
+def test_so_it_has_on_pbs_whose_jobs_have_077(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        done = submit(*PBS, script(WRITES), environment=server.environment)
+    finally:
+        os.umask(before)
+    assert done.code == 0, done.err
+    writes_as_asked(tmp_path / "out", done.directory, 0o022)
