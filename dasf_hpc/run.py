@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from dasf_hpc.batch import run_place, workers_python
 from dasf_hpc.errors import (
+    BatchError,
     DasfHpcError,
     InterruptedRun,
     PartialRecording,
@@ -40,6 +41,16 @@ from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
 from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher, is_worker_of, run_shape
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.policy import (
+    REPLACED_IN_VAIN,
+    End,
+    Loss,
+    Memory,
+    Wishes,
+    decide,
+    refused,
+    submitted,
+)
 from dasf_hpc.launch.script_environment import (
     ADDRESS_VARIABLE,
     FOLDER_VARIABLE,
@@ -74,10 +85,6 @@ from dasf_hpc.steps import Step, Told
 
 if TYPE_CHECKING:
     from dasf_hpc.trace.summary import Summary
-
-
-#: So many node jobs in a row that end before a worker of theirs was there are replaced no more.
-REPLACED_IN_VAIN = 3
 
 
 @dataclass(frozen=True)
@@ -376,7 +383,7 @@ def _wait_for_job(
         If no node job is left: the script would wait for workers that cannot come.
     """
     settings, directory = launcher.settings, launcher.place.directory
-    in_vain, replacing = 0, True
+    memory = Memory()
     unrunnable, scheduler = Unrunnable(), launcher.cluster.scheduler
 
     async def look_for_unrunnable() -> str | None:
@@ -395,39 +402,56 @@ def _wait_for_job(
             if waits:
                 manifest.note(waits)
             told(Step("Running the job", said=waits or "every task has a worker again"))
-        if settings.on_walltime == "replace" and replacing:
-            for job in launcher.expiring():
-                if not job.replaced:
-                    job.replaced = True
-                    launcher.add_job()
-                    manifest.update(batch_jobs=launcher.job_ids())
-        for lost in launcher.cluster.sync(launcher.losses):
-            manifest.update(lost=[*manifest.content.get("lost", []), asdict(lost)])
-            came = any(is_worker_of(lost.name, name) for name in recorder.joined.values())
-            in_vain = 0 if came else in_vain + 1
-            wish = settings.on_walltime if lost.walltime else settings.on_lost
-            replacing = in_vain < REPLACED_IN_VAIN
-            if wish == "replace" and not replacing:
-                manifest.note(
-                    f"the last {REPLACED_IN_VAIN} node jobs ended before a worker of theirs was "
-                    f"there, so no more replace them; one said: {launcher.last_words()}"
+        memory, end = _replace_jobs(launcher, recorder, manifest, memory)
+        if end is not None and not launcher.jobs() and process.poll() is None:
+            if end is End.WALLTIME:
+                raise WalltimeError(
+                    f"The node jobs reached their walltime of {settings.walltime} before the "
+                    "job ended; ask for more with --walltime, or have them replaced with "
+                    "--on-walltime replace."
                 )
-            elif wish == "replace" and not lost.replaced:
-                launcher.add_job()
-                manifest.update(batch_jobs=launcher.job_ids())
-            if not launcher.jobs() and process.poll() is None:
-                if lost.walltime:
-                    raise WalltimeError(
-                        f"The node jobs reached their walltime of {settings.walltime} before the "
-                        "job ended; ask for more with --walltime, or have them replaced with "
-                        "--on-walltime replace."
-                    )
-                raise WorkersError(
-                    "All node jobs ended while the job was running; the last words of one: "
-                    f"{launcher.last_words()} (more in {directory / 'logs'})."
-                )
+            raise WorkersError(
+                "All node jobs ended while the job was running; the last words of one: "
+                f"{launcher.last_words()} (more in {directory / 'logs'})."
+            )
     process.wait_output()
     return code
+
+
+def _replace_jobs(
+    launcher: Launcher, recorder: SchedulerRecorder, manifest: Manifest, memory: Memory
+) -> tuple[Memory, End | None]:
+    """Look for node jobs that are lost or soon will be, and do what `policy` says about them."""
+    settings, lost = launcher.settings, launcher.cluster.sync(launcher.losses)
+    if lost:
+        manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
+    workers = recorder.joined.values()
+    losses = [
+        Loss(job.name, job.walltime, job.replaced, any(is_worker_of(job.name, w) for w in workers))
+        for job in lost
+    ]
+    expiring = [job for job in launcher.expiring() if not job.replaced]
+    wishes = Wishes(settings.on_lost == "replace", settings.on_walltime == "replace")
+    names = [str(job.name) for job in expiring]
+    decision = decide(losses, names, wishes, memory, time.monotonic())
+    memory = decision.memory
+    for job in expiring:
+        job.replaced = str(job.name) in decision.expiring
+    if decision.gave_up:
+        manifest.note(
+            f"the last {REPLACED_IN_VAIN} node jobs ended before a worker of theirs was there, so "
+            f"no more replace them; one said: {launcher.last_words()}"
+        )
+    for _ in range(decision.submit):
+        try:
+            launcher.add_job()
+        except BatchError as error:
+            memory = refused(memory, time.monotonic())
+            manifest.note(f"a replacement is asked for again later: {error}")
+            break
+        memory = submitted(memory)
+        manifest.update(batch_jobs=launcher.job_ids())
+    return memory, decision.end
 
 
 def _write_report(directory: Path, told: Told) -> None:

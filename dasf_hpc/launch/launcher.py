@@ -685,18 +685,24 @@ class Launcher(ABC):
     async def losses(self) -> list[LostJob]:
         """Look for node jobs that left the queue since the last call, and let them go."""
         statuses = await self.statuses()
-        walltime = any(True for _ in self.cluster.scheduler.get_events(TOPIC))
+        ended = [event["name"] for _, event in self.cluster.scheduler.get_events(TOPIC)]
         fresh = []
         for job in self.jobs():
             status = statuses.get(job.job_id)
             if status is None or status.state.in_queue:
                 continue
-            fresh.append(LostJob(job.job_id, str(job.name), walltime, job.replaced, time.time()))
+            name = str(job.name)
+            walltime = any(is_worker_of(name, worker) for worker in ended)
+            fresh.append(LostJob(job.job_id, name, walltime, job.replaced, time.time()))
             self._lost.append(job.job_id)
-            job.status = Status.closed  # SpecCluster looks at what it made when it closes
-            self.cluster.worker_spec.pop(job.name, None)
-            del self.cluster.workers[job.name]
+            self._let_go(job)
         return fresh
+
+    def _let_go(self, job: Any) -> None:
+        """Have the cluster know a job no more."""
+        job.status = Status.closed  # SpecCluster looks at what it made when it closes
+        self.cluster.worker_spec.pop(job.name, None)
+        del self.cluster.workers[job.name]
 
     def expiring(self) -> list[Any]:
         """Give the node jobs whose workers will end for the walltime soon.
@@ -723,13 +729,26 @@ class Launcher(ABC):
         Raises
         ------
         BatchError
-            If it is refused.
+            If it is refused; the others are as they were.
         """
         wanted = len(self.cluster.worker_spec) + 1
         self.cluster.scale(jobs=wanted)
         while len(self.jobs()) < wanted and not self.refusals:
             time.sleep(0.02)
-        self.check_refused()
+        if not self.refusals:
+            return
+
+        async def forget() -> None:
+            for job in self.jobs():
+                if job.job_id is None:
+                    self._let_go(job)
+
+        while len(self.jobs()) < wanted:  # the cluster has it a moment after it was refused
+            time.sleep(0.02)
+        self.cluster.sync(forget)
+        refusal = self.refusals[0]
+        self.refusals.clear()
+        raise refusal
 
     # -- the end
 

@@ -56,7 +56,7 @@ class EndBeforeWalltime(WorkerPlugin):
     async def _end(self, worker: Worker) -> None:
         margin = float(os.environ.get(MARGIN_VARIABLE) or DEFAULT_MARGIN_S)
         logger.warning("the node job's walltime is near: this worker ends")
-        worker.log_event(TOPIC, {"worker": worker.address})
+        worker.log_event(TOPIC, {"worker": worker.address, "name": str(worker.name)})
         try:
             # Without another worker, or while a long task runs, this would last too long.
             await asyncio.wait_for(

@@ -27,7 +27,7 @@ from system.ledger import (
 from testbed.slurm import SlurmTestbed
 
 from dasf_hpc import open_trace
-from dasf_hpc.run import REPLACED_IN_VAIN
+from dasf_hpc.launch.policy import REPLACED_IN_VAIN
 
 
 @pytest.fixture

@@ -153,3 +153,56 @@ def test_walltime_ends_workers_before_the_batch_scheduler_does(
     check_reports(done.directory, 2)
     outputs = [path.read_text() for path in (done.directory / "logs").glob("*.[oe]*")]
     assert not any("job killed: walltime" in text for text in outputs)
+
+
+def test_a_refused_replacement_ends_no_run_whose_other_node_works(
+    server: OpenPbsTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    site, refuses = tmp_path / "site", tmp_path / "refuses"
+    site.mkdir()
+    real = Path(server.environment["PATH"].split(os.pathsep)[0]) / "qsub"
+    (site / "qsub").write_text(
+        f'#!/bin/sh\n[ -e {refuses} ] || exec {real} "$@"\n'
+        "echo 'qsub: would exceed queue generic per-user limit' >&2; exit 188\n"
+    )
+    (site / "qsub").chmod(0o755)
+    path = f"{site}{os.pathsep}{server.environment['PATH']}"
+    running = start(
+        *PBS, "--no-nsys", "--on-lost", "replace",
+        script(ledger_job("client.gather(futures)", 400)),
+        environment={**server.environment, "PATH": path},
+    )  # fmt: skip
+    running.wait_for_tasks(50)
+    refuses.touch()
+    assert server.run("qdel", "-W", "force", running.manifest()["batch_jobs"][0]).returncode == 0
+    done = running.end()
+    assert done.code in (0, 80), done.err
+    assert len({key for key, _ in ledger(tmp_path)}) == 400
+    assert len(done.manifest["lost"]) == 1
+    assert any("asked for again later: PBS refused" in note for note in done.manifest["notes"])
+    assert server.queue() == {}
+
+
+def test_a_job_lost_after_one_at_its_walltime_is_lost(
+    server: OpenPbsTestbed, start: Callable[..., Running], script: Callable[[str], str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    # The first job to start takes its walltime for nearly over.
+    first = (
+        f"if mkdir {tmp_path}/first 2>/dev/null; then "
+        "export DASF_HPC_STARTED=$(($(date +%s) - 1770)); fi"
+    )
+    running = start(
+        *PBS, "--no-nsys", "--on-lost", "replace", "--walltime-margin", "20", "--prologue", first,
+        script(ledger_job("client.gather(futures)", 900)), environment=server.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(1)
+    running.wait_until(lambda: len(running.manifest().get("lost", [])) == 1, 60, "end of a job")
+    (left,) = server.queue()
+    assert server.run("qdel", "-W", "force", left).returncode == 0
+    done = running.end()
+    assert done.code in (0, 80), done.err
+    assert [lost["walltime"] for lost in done.manifest["lost"]] == [True, False]
+    assert len(done.manifest["batch_jobs"]) == 3
+    assert len({key for key, _ in ledger(tmp_path)}) == 900
