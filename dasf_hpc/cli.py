@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import io
 import json
 import os
 import sys
@@ -528,8 +529,8 @@ class _Sides(typer.core.TyperCommand):
         in_head = False
         for i, argument in enumerate(args):
             if argument.startswith("-"):
-                in_head = argument == "--head"
-                if not in_head:
+                in_head = argument == "--head" or argument.startswith("--head=")
+                if argument != "--head":
                     spelt.append(argument)
             elif in_head:
                 spelt += ["--head", argument]
@@ -872,6 +873,9 @@ def _public(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; errors a user can meet are one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot write is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="dasf-hpc")  # also where it is called as python -m dasf_hpc
     except KeyboardInterrupt:

@@ -148,6 +148,7 @@ def merge_run(
     )
     if run_state(directory) not in ("queued", "running"):
         delete_environment(directory)  # of a `submit` that was killed
+        delete_credentials(directory / "tls")
     close_to_others(directory)
     complete = not missing(summary, manifest.content) and not manifest.content.get("error")
     manifest.update(state="complete" if complete else "partial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,15 +201,18 @@ def read_logs(run: Path, who: str, follow: bool) -> Iterator[str]:
     directory = find_run(run)
     files = log_files(directory, who)
     positions = dict.fromkeys(files, 0)
+    # A file may end within a character while it is written.
+    decoders = {path: codecs.getincrementaldecoder("utf-8")("replace") for path in files}
     while True:
         over = state_now(directory) not in ("queued", "running")
         for path in files:
             if not path.exists():
                 continue
-            with path.open(errors="replace") as file:
+            with path.open("rb") as file:
                 file.seek(positions[path])
-                text = file.read()
+                data = file.read()
                 positions[path] = file.tell()
+            text = decoders[path].decode(data, final=not follow or over)
             if text:
                 yield text
         if not follow or over:

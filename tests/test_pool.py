@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -130,3 +132,18 @@ def test_a_script_that_guards_nothing_is_not_run_again(tmp_path: Path) -> None:
     )
     assert done.stdout == "begun\n"
     assert (tmp_path / "trace.h5").exists()
+
+
+def test_a_bug_in_a_process_names_the_line_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text("def half(x):\n    return x / 0  # HERE\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = importlib.import_module("broken")
+    pool = ProcessPool(1)
+    with pytest.raises(ZeroDivisionError) as caught:
+        pool.submit(broken.half, 1).result(timeout=60)
+    pool.shutdown()
+    text = "".join(traceback.format_exception(caught.value))
+    assert 'broken.py", line 2' in text
+    assert str(caught.value) == "division by zero"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from handmade import Made, Task, make_trace
 
 from dasf_hpc import runs
 from dasf_hpc.errors import BatchError
-from dasf_hpc.manifest import run_state
+from dasf_hpc.manifest import HEARTBEAT, run_state
 
 SAID = {
     "slurm": ("squeue", "scancel", "slurm_load_jobs error: Invalid job id specified"),
@@ -110,3 +112,39 @@ def test_a_head_that_stays_in_the_queue_was_not_cancelled(
     program(programs, asks, f"echo '{unknown}' >&2; exit 1")
     assert "out of the queue" in runs.cancel_run(queued, 1)
     assert run_state(queued) == "failed"
+
+
+def test_following_a_log_cuts_no_character(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    (run / "journals").mkdir()
+    _write(run, state="running")
+    (run / HEARTBEAT).touch()
+    log, text = run / "logs" / "job.out", "naïve ☃\n"
+    parts = [text.encode()[:3], text.encode()[3:8], text.encode()[8:]]
+    log.write_bytes(parts[0])
+    reading = subprocess.Popen(
+        [sys.executable, "-m", "dasf_hpc.cli", "logs", "--follow", str(run)],
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert reading.stdout is not None
+    assert reading.stdout.read(2) == b"na"
+    for part in parts[1:]:
+        with log.open("ab") as file:
+            file.write(part)
+        time.sleep(0.7)
+    _write(run, state="complete")
+    assert (b"na" + reading.communicate(timeout=30)[0]).decode() == text
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_a_summary(tmp_path: Path) -> None:
+    path = tmp_path / "trace.h5"
+    make_trace(path, Made([Task("größe", 0, 0, 10)])).close()
+    for words in (("show",), ("analyze", "functions")):
+        said = subprocess.run(
+            [sys.executable, "-m", "dasf_hpc.cli", *words, str(path)],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert said.returncode == 0, said.stderr
+        assert "gr\\xf6\\xdfe" in said.stdout

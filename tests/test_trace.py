@@ -668,3 +668,13 @@ def test_the_summary_shows_reports_and_gaps(tmp_path: Path, run_folder: Path) ->
         {"kind": "blocks damaged", "places": 1, "count": 2, "reasons": ("torn",)},
     ]
     assert summary.gaps[0].sentence == "records dropped: 5 in 2 places (ENOSPC)"
+
+
+@pytest.mark.parametrize("locking", [None, True, False])
+def test_a_trace_that_this_process_has_open_with_h5py_is_opened(
+    locking: bool | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.h5"
+    write_trace(path, {"nodes": {"hostname": ["a"]}})
+    with h5py.File(path, "r", locking=locking), open_trace(path) as trace:
+        assert list(trace.nodes["hostname"]) == ["a"]

@@ -685,7 +685,7 @@ class Launcher(ABC):
     async def losses(self) -> list[LostJob]:
         """Look for node jobs that left the queue since the last call, and let them go."""
         statuses = await self.statuses()
-        ended = [event["name"] for _, event in self.cluster.scheduler.get_events(TOPIC)]
+        ended = [str(event.get("name")) for _, event in self.cluster.scheduler.get_events(TOPIC)]
         fresh = []
         for job in self.jobs():
             status = statuses.get(job.job_id)

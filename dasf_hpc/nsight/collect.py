@@ -190,6 +190,7 @@ def join_reports(
         name: [rows] if (rows := run.stored_rows(name)) is not None else [] for name in STREAMS
     }
     entries = []
+    known = _joined_already(additions)
     told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
         # nsys exports in processes of their own; one report is read while the last one is joined
@@ -203,7 +204,7 @@ def join_reports(
                 following = reader.submit(_read, exports[number + 1])
             row = len(run.tables["reports"]["file"])
             placed = None
-            if entry.sha256 is not None and entry.sha256 in _joined_already(additions):
+            if entry.sha256 is not None and entry.sha256 in known:
                 entries.append(replace(entry, sentence="the trace holds it already"))
                 continue
             if report is not None:
@@ -215,6 +216,8 @@ def join_reports(
                 for table, rows in placed.rows.items():
                     sources[table].append(rows)
             additions.add("reports", _report_row(entry, placed, additions))
+            if entry.status == "joined":
+                known.add(entry.sha256)
             entries.append(entry)
     progress(len(reports), len(reports), "adding up GPU times")
     _add_up(run, additions, sources, told)
@@ -230,7 +233,8 @@ def join_reports(
 def _joined_already(additions: Additions) -> set[str | None]:
     table = additions.run.tables["reports"]
     joined = table["status"] == additions.strings("report_states").code("joined")
-    return {additions.text("sha256", int(code)) for code in table["sha256"][joined]}
+    texts = additions.strings("sha256").list()
+    return {texts[code] for code in table["sha256"][joined].tolist() if code >= 0}
 
 
 def _export(

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -157,6 +158,8 @@ def main() -> None:
         try:
             answer = function(*arguments), None
         except Exception as error:
+            # A traceback does not go from one process to another, but a note does.
+            error.add_note("In a process of the merge:\n" + traceback.format_exc())
             answer = None, error
         pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()

@@ -732,8 +732,7 @@ def open_file(path: Path) -> h5py.File:
             raise TraceError(f"{path} is not an HDF5 file, so it is no trace of dasf-hpc.")
         if not size:
             raise TraceError(f"{path} is empty, so it is no trace of dasf-hpc.")
-        # A trace is never changed in place: locks would only fail on file systems without them.
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE)
+        file = _open(path)
     except OSError as error:
         if error.errno:
             raise TraceError(f"{path} cannot be read: {os.strerror(error.errno)}.") from error
@@ -757,6 +756,19 @@ def open_file(path: Path) -> h5py.File:
         file.close()
         raise
     return file
+
+
+def _open(path: Path) -> h5py.File:
+    # A trace is never changed in place: locks would only fail on file systems without them.
+    # Where this process has it open already, its way of locking holds for both.
+    ways: tuple[bool | None, ...] = (False, None, True)
+    for locking in ways:
+        try:
+            return h5py.File(path, "r", locking=locking, rdcc_nbytes=CACHE)
+        except OSError as error:
+            if "locking" not in str(error) or locking is ways[-1]:
+                raise
+    raise AssertionError("the last way opens it or raises")
 
 
 def _first_line(error: BaseException) -> str:

@@ -105,9 +105,11 @@ def test_a_killed_submit_leaves_nothing_running_and_can_be_merged(
     while left := process_of_run(directory, []):
         assert time.monotonic() < deadline, [process.cmdline() for process in left]
         time.sleep(0.2)
+    assert cancel or (directory / "tls" / "key.pem").exists()
     merged = subprocess.run(command("merge", str(directory)), capture_output=True, text=True)
     assert merged.returncode == 0, merged.stderr
     check_nothing_lost(directory, ledger(tmp_path))
+    assert not (directory / "tls").exists()
 
 
 @pytest.mark.needs("nsys")
