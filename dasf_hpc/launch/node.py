@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.export import find_nsys
+from dasf_hpc.nsight.room import no_room
 from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 
@@ -121,6 +122,11 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         if arguments.nsys:
             raise NsysUnusable(nsys.sentence)
         record["notes"].append(nsys.sentence)
+        return command, record
+    if lacks := no_room():
+        if arguments.nsys:
+            raise NsysUnusable(lacks)
+        record["notes"].append(f"{lacks}: the workers run without it")
         return command, record
     choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver())
     report = claim_report(arguments.run / "nsight", host, job)

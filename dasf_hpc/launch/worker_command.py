@@ -77,7 +77,8 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
 
 def nsys_command(nsys: str, choice: NsysChoice, report: str, command: Sequence[str]) -> list[str]:
     """Give the words of ``nsys profile`` around a command; ``report`` is without its suffix."""
-    return [nsys, "profile", *choice.arguments, "--output", report, *command]
+    # nsys would put something in for %p, %h, %n and %q{NAME}; %% is a % (nsys profile --help).
+    return [nsys, "profile", *choice.arguments, "--output", report.replace("%", "%%"), *command]
 
 
 def node_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import textwrap
@@ -289,3 +290,57 @@ def test_so_it_has_on_pbs_whose_jobs_have_077(
         os.umask(before)
     assert done.code == 0, done.err
     writes_as_asked(tmp_path / "out", done.directory, 0o022)
+
+
+@pytest.mark.needs("nsys")
+@pytest.mark.parametrize("name", ["we%pird", "a%h%n", "50%%", "%q{HOME}"])
+def test_a_runs_path_is_taken_as_it_stands(
+    name: str, submit: Submit, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    runs = tmp_path / name / "runs"
+    done = submit("--on", "local", "--nsys", script(SUM), runs=runs)
+    assert done.code == 0, done.err
+    (report,) = (done.directory / "nsight").glob("*.nsys-rep")
+    assert report.stat().st_mode & 0o077 == 0
+    assert done.manifest["merged"]["reports_found"] == 1
+
+
+def in_small_rooms(words: list[str], mounts: str) -> list[str]:
+    """Have a command see file systems of its own."""
+    return ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *words]
+
+
+@pytest.mark.needs("nsys")
+@pytest.mark.parametrize(
+    ("mounts", "tmpdir", "said"),
+    [
+        ("true", "/nowhere", "TMPDIR, /nowhere, cannot be used (no such file or directory)"),
+        ("mount -t tmpfs -o size=4m tmpfs {t}", "{t}", "TMPDIR, {t}, has 4 MiB left, and nsys"),
+        ("mount -t tmpfs -o ro tmpfs {t}", "{t}", "TMPDIR, {t}, cannot be used (read-only"),
+        ("mount -t tmpfs -o size=1m tmpfs /dev/shm", "/tmp", "/dev/shm has 1 MiB left"),
+    ],
+    ids=["missing", "small", "read-only", "shared memory"],
+)
+def test_a_node_without_room_for_nsys_runs_without_and_says_why(
+    mounts: str, tmpdir: str, said: str, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounts, tmpdir, said = (text.format(t=small) for text in (mounts, tmpdir, said))
+    if subprocess.run(in_small_rooms(["true"], mounts), capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here: run the test as root")
+    words = ["--on", "local", "--no-report", "--prologue", f"export TMPDIR={tmpdir}"]
+    job = [*words, "--runs-dir", str(tmp_path / "runs"), script(SUM)]
+    for nsys, code in (([], 0), (["--nsys"], 71)):
+        done = subprocess.run(
+            in_small_rooms(command("submit", *nsys, *job), mounts),
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        if not nsys:
+            assert done.stdout.splitlines()[0] == RESULT
+            (directory,) = (tmp_path / "runs").iterdir()
+            notes = "\n".join(json.loads((directory / "run.json").read_text())["notes"])
+            assert f"nsys cannot work here: {said}" in notes
+        else:
+            assert f"nsys cannot work here: {said}" in done.stderr
