@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array
 import distributed.worker
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from dask.sizeof import sizeof
 from distributed import (
     Client,
@@ -54,6 +56,7 @@ from dasf_hpc.profile.plugins import (
     ResourceMonitor,
     WorkerTaskPlugin,
 )
+from dasf_hpc.profile.results import ResultTexts
 
 TIMEOUT_S = 30.0
 LOST = "(lost with a block)"
@@ -559,11 +562,43 @@ def test_cancelled_and_released_tasks(one: Recorded) -> None:
 
 
 class Shapeless:
-    """A result whose shape cannot be told."""
+    """A result whose shape nobody may ask for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        raise RuntimeError("no shape")
+        raise SystemExit("no shape")
+
+
+class Renamed(np.ndarray):
+    """An array that says of its shape what it likes."""
+
+    @property  # type: ignore[misc]
+    def shape(self) -> tuple[int, ...]:
+        raise SystemExit("no shape")
+
+
+class Titled(pd.DataFrame):
+    """A frame that does so."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise SystemExit("no shape")
+
+
+class Unlike(type):
+    """A metaclass of classes of which nothing can be asked."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__qualname__", "__mro__"):
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+    def __hash__(cls) -> int:
+        raise RuntimeError("no hash")
+
+
+class Nameless(metaclass=Unlike):
+    """A result of such a class."""
 
 
 class OddType:
@@ -623,7 +658,32 @@ RESULTS: dict[str, tuple[Callable[[], Any], str]] = {
         f"{_name(pd.DataFrame)}||(1, 2)",
     ),
     "shapeless": (Shapeless, f"{_name(Shapeless)}||"),
-    "odd dtype": (OddType, f"{_name(OddType)}||(1,)"),
+    "odd dtype": (OddType, f"{_name(OddType)}||"),
+    # NumPy's own class knows, whatever one that is made of it says
+    "array subclass": (
+        lambda: np.zeros((2, 3), "i2").view(Renamed),
+        f"{_name(Renamed)}|int16|(2, 3)",
+    ),
+    "masked array": (
+        lambda: np.ma.masked_array([1.0, 2.0], [False, True]),
+        "numpy.ma.MaskedArray|float64|(2,)",
+    ),
+    "frame subclass": (lambda: Titled({"a": [1]}), f"{_name(Titled)}||"),
+    "index": (lambda: pd.RangeIndex(5), f"{_name(pd.RangeIndex)}|int64|(5,)"),
+    "categories": (
+        lambda: pd.Series(["a", "b"], dtype="category"),
+        f"{_name(pd.Series)}|category|(2,)",
+    ),
+    "sparse": (
+        lambda: scipy.sparse.random(4, 5, format="csr"),
+        "scipy.sparse._csr.csr_matrix|float64|(4, 5)",
+    ),
+    "lists": (
+        lambda: scipy.sparse.lil_array((4, 5), dtype="f4"),
+        "scipy.sparse._lil.lil_array|float32|(4, 5)",
+    ),
+    "lazy": (lambda: dask.array.ones((6, 4), chunks=3), "dask.array.core.Array|float64|(6, 4)"),
+    "lazy frame": (lambda: dask.delayed(Shapeless)(), "dask.delayed.Delayed||"),
     "list shape": (ListShape, f"{_name(ListShape)}||"),
     "answers": (Answers, f"{_name(Answers)}||"),
     "fraction": (HalfByte, f"{_name(HalfByte)}||"),
@@ -638,6 +698,17 @@ def test_results_are_described_and_sized(one: Recorded, name: str) -> None:
     found = execution(one.directory, f"result {name}")
     assert (found.status, found.result) == ("memory", description)
     assert found.nbytes == int(sizeof(make()))
+
+
+def test_a_class_that_answers_nothing_is_named_all_the_same() -> None:
+    texts: list[str] = []
+
+    def string(text: str) -> int:
+        texts.append(text)
+        return len(texts)
+
+    assert ResultTexts(string).describe(Nameless()) == 1
+    assert texts == [f"{__name__}.Nameless||"]
 
 
 def test_scattered_data_is_stored_and_not_executed(two: Recorded) -> None:

@@ -360,8 +360,13 @@ _TABLES = (
             ),
             Column("nbytes", "int64", "bytes", "size of the result as Dask sees it; -1: none"),
             _text("type", "qualified name of the result's type", "types"),
-            _text("dtype", "element type of an array result", "dtypes"),
-            _text("shape", "shape of an array result", "shapes"),
+            _text(
+                "dtype",
+                "element type of a result of NumPy, CuPy, pandas, cuDF, xarray, torch or SciPy, or "
+                "of a Dask array; of others it is not asked",
+                "dtypes",
+            ),
+            _text("shape", "shape of such a result", "shapes"),
             _text("exception", "qualified name of the exception's type", "exceptions"),
         ),
         order="start",
