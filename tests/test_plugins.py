@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import multiprocessing
@@ -28,6 +29,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from dask.sizeof import sizeof
+from dask.utils import key_split
 from distributed import (
     Client,
     LocalCluster,
@@ -324,6 +326,23 @@ class Total:
         self.value += value
         return self.value
 
+    async def later(self, value: int) -> int:
+        await asyncio.sleep(0.05)
+        return self.add(value)
+
+    def thread(self) -> int:
+        return threading.get_native_id()
+
+    def fail(self) -> None:
+        raise Trouble
+
+    def wait(self, name: str) -> None:
+        hold(name)
+
+    @property
+    def secret(self) -> int:
+        raise SystemExit("asked for what nobody called")
+
 
 KEYS: list[Any] = [
     "noop",
@@ -488,6 +507,65 @@ def test_actors_work_and_their_making_is_recorded(two: Recorded) -> None:
     assert [total.add(2).result() for _ in range(3)] == [2, 4, 6]
     found = execution(two.directory, "actor")
     assert (found.result or "").split("|")[0].endswith("test_plugins.Total")
+
+
+def calls(directory: Path, actor: str) -> list[Execution]:
+    """Give the executions of an actor's calls."""
+    return [e for e in executions(directory) if f"-({actor})-" in e.key]
+
+
+def test_calls_of_actors_are_executions_of_their_own(one: Recorded) -> None:
+    # held: the worker lets go of an actor of which nobody has the future
+    futures = [one.client.submit(Total, actor=True, key=key) for key in ("counter", "other")]
+    total, other = one.client.gather(futures)
+    assert [total.add(2).result(TIMEOUT_S) for _ in range(3)] == [2, 4, 6]
+    assert total.later(1).result(TIMEOUT_S) == 7
+    assert total.add(1, separate_thread=False).result() == 8
+    thread = total.thread().result()
+    with pytest.raises(Trouble):
+        total.fail().result()
+    assert other.add(1).result() == 1
+    found = calls(one.directory, "counter")
+    assert [e.key.partition("-")[0] for e in found] == [
+        *["Total.add"] * 3, "Total.later", "Total.add", "Total.thread", "Total.fail"
+    ]  # fmt: skip
+    assert [key_split(e.key) for e in found] == [e.key.partition("-")[0] for e in found]
+    assert len({e.key for e in found}) == len(found)
+    assert [e.status for e in found] == ["memory"] * 6 + ["error"]
+    assert [e.result for e in found] == ["int||"] * 6 + [_name(Trouble)]
+    assert {e.nbytes for e in found[:6]} == {2**64 - 1}, "no worker holds what they gave"
+    assert found[5].thread == thread
+    # Two of them on the event loop, and none in the thread of a task.
+    assert found[3].thread == found[4].thread != thread
+    assert execution(one.directory, "counter").thread not in {e.thread for e in found}
+    assert (found[3].stop or 0) - found[3].start > 50_000_000
+    assert len(calls(one.directory, "other")) == 1
+    # They are no tasks of the worker's.
+    assert not [e for e in found if transitions(one.directory, e.key)]
+
+
+def test_a_call_that_runs_has_begun_and_not_ended(one: Recorded) -> None:
+    future = one.client.submit(Total, actor=True, key="waiting")
+    total = future.result()
+    waiting = total.wait("actor-gate")
+    [found] = wait_until(lambda: calls(one.directory, "waiting"), "call begun")
+    assert found.stop is None
+    one.client.run(let_go, "actor-gate")
+    waiting.result()
+    [found] = calls(one.directory, "waiting")
+    assert found.status == "memory"
+
+
+def test_what_no_actor_has_is_told_as_without_recording(one: Recorded) -> None:
+    future = one.client.submit(Total, actor=True, key="plain")
+    total = future.result()
+    worker = one.cluster.workers[0]
+    with pytest.raises(KeyError):
+        one.client.sync(worker.handlers["actor_execute"], actor="nobody", function="add")
+    with pytest.raises(AttributeError):
+        one.client.sync(worker.handlers["actor_execute"], actor="plain", function="subtract")
+    assert total.add(0).result(TIMEOUT_S) == 0
+    assert len(calls(one.directory, "plain")) == 1
 
 
 @contextlib.contextmanager
@@ -1053,19 +1131,22 @@ def double(value):
     return 2 * value
 
 if __name__ == "__main__":
-    original = distributed.worker._run_task, distributed.worker._run_task_async
+    def functions():
+        worker = distributed.worker
+        return worker._run_task, worker._run_task_async, worker._run_actor
+
+    original = functions()
     with LocalCluster(
         n_workers=1, processes=False, dashboard_address=":0", memory_limit=0
     ) as cluster, Client(cluster) as client:
         client.register_plugin({plugin}())
-        wrapped = distributed.worker._run_task is not original[0]
+        wrapped = all(now is not then for now, then in zip(functions(), original))
         print("total", sum(client.gather(client.map(double, range(10)))))
         {more}
         began = time.monotonic()
     print("closed in", time.monotonic() - began)
     print("wrapped", wrapped)
-    now = distributed.worker._run_task, distributed.worker._run_task_async
-    print("restored", now == original)
+    print("restored", functions() == original)
 """
 
 
@@ -1198,6 +1279,13 @@ async def on_loop(value):
 def failing():
     raise ValueError
 
+class Box:
+    def put(self):
+        time.sleep(0.005)
+
+    async def put_on_loop(self):
+        pass
+
 def outer():
     with worker_client() as client:
         return client.gather(client.map(inner, range(100, 104)))
@@ -1216,6 +1304,9 @@ if __name__ == "__main__":
             client.gather(client.map(on_loop, range(5), key=[f"on_loop-{i}" for i in range(5)]))
             client.submit(failing, key="failing-ffffffff").exception()
             client.submit(outer, key="outer-1").result()
+            box = client.submit(Box, actor=True, key="box-1").result()
+            box.put().result()
+            box.put_on_loop().result()
             time.sleep(2.5 if message == "prefix" else 0)
 """
 
@@ -1286,7 +1377,7 @@ def _payload(event: dict[str, Any]) -> int:
 def test_every_execution_is_a_range_with_its_task_id(profiled: Profiled) -> None:
     ranges = {_payload(e): e for e in profiled.events if e["domain"] == "compute"}
     found = executions(profiled.directory / "prefix") + executions(profiled.directory / "key")
-    assert len(found) == 2 * (20 + 5 + 1 + 1 + 4)
+    assert len(found) == 2 * (20 + 5 + 1 + 1 + 4 + 1 + 2)
     assert set(ranges) == {e.task_id for e in found}
     assert len([e for e in profiled.events if e["domain"] == "compute"]) == len(ranges)
     for one in found:
@@ -1310,7 +1401,10 @@ def test_a_ranges_message_is_the_prefix_or_the_whole_key(profiled: Profiled, mes
     if message == "key":
         assert said == Counter(e.key for e in found)
     else:
-        assert said == Counter({"inner": 24, "on_loop": 5, "failing": 1, "outer": 1})
+        assert said == Counter(
+            {"inner": 24, "on_loop": 5, "failing": 1, "outer": 1}
+            | {"box": 1, "Box.put": 1, "Box.put_on_loop": 1}
+        )
 
 
 @pytest.mark.needs("nsys")

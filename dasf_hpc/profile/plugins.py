@@ -25,6 +25,7 @@ from distributed import Reschedule
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
+from dasf_hpc.profile.actors import ActorCall
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
 from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.identity import installed_version
@@ -69,6 +70,8 @@ TRANSFERS_AT_ONCE = 50
 
 _STATE_CODES = {state: code for code, state in enumerate(STATES)}
 _NONE = 0xFFFFFFFF
+#: Stands for the size of what the worker does not hold.
+NO_SIZE = 2**64 - 1
 
 
 class WorkerTaskPlugin(WorkerPlugin):
@@ -463,6 +466,9 @@ class _ThreadRecorder:
             at = at or monotonic_ns()
             number = known(key)
             if number is None:
+                if type(key) is ActorCall:  # of which the event loop will not tell
+                    start(at, sequence, self._journal.key(str(key)), thread)
+                    return at
                 number = self._journal.key(key)
             see(number)
             start(at, sequence, number, thread)
@@ -481,7 +487,7 @@ class _ThreadRecorder:
                 if result is None:
                     result = describe(value)
                 if type(nbytes) is not int or not 0 <= nbytes < 2**63:
-                    nbytes = byte_count(nbytes)
+                    nbytes = NO_SIZE if nbytes is None else byte_count(nbytes)
                 stop(now, sequence, result, 0, nbytes)
             else:
                 kind = type(message["actual_exception"])
@@ -632,7 +638,7 @@ class _Ranges:
         open_ranges: dict[int, Any] = {}
 
         def started(sequence: int, key: Any, at: int) -> int:
-            task = tasks.get(key)
+            task = key if type(key) is ActorCall else tasks.get(key)
             message = str(key) if whole_key or task is None else task.prefix
             attributes = known.get(message)
             if attributes is None:

@@ -329,7 +329,9 @@ _TABLES = (
     ),
     Table(
         "tasks",
-        "One execution of a task in a worker's thread; a task that was retried has several.",
+        "One execution of a task in a worker's thread; a task that was retried has several. A call "
+        "of an actor's method is one, too: its key is CLASS.METHOD-(KEY OF THE ACTOR)-NUMBER, and "
+        "no other table has a row of that key.",
         (
             Column(
                 "id",
@@ -358,7 +360,12 @@ _TABLES = (
             _text(
                 "state", "memory, error, rescheduled or lost (never stopped)", "task_states", "int8"
             ),
-            Column("nbytes", "int64", "bytes", "size of the result as Dask sees it; -1: none"),
+            Column(
+                "nbytes",
+                "int64",
+                "bytes",
+                "size of the result as Dask sees it; -1: none, as of an actor's call",
+            ),
             _text("type", "qualified name of the result's type", "types"),
             _text(
                 "dtype",
