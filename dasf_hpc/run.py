@@ -28,6 +28,7 @@ from dasf_hpc.errors import (
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
+from dasf_hpc.launch.abandoned import let_end
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.credentials import (
@@ -260,7 +261,10 @@ def _run_job(
         if place.container is not None:
             python = [*place.container.words(), place.python(launcher.settings)]
         process = JobProcess(script, arguments, environment, directory / "logs", python)
-        return _wait_for_job(process, launcher, recorder, manifest, told)
+        code = _wait_for_job(process, launcher, recorder, manifest, told)
+        if abandoned := let_end(launcher, told):
+            manifest.note(abandoned)
+        return code
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"

@@ -744,7 +744,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "masked array": (
         lambda: np.ma.masked_array([1.0, 2.0], [False, True]),
-        "numpy.ma.MaskedArray|float64|(2,)",
+        f"{_name(np.ma.MaskedArray)}|float64|(2,)",
     ),
     "frame subclass": (lambda: Titled({"a": [1]}), f"{_name(Titled)}||"),
     "index": (lambda: pd.RangeIndex(5), f"{_name(pd.RangeIndex)}|int64|(5,)"),

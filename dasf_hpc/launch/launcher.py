@@ -333,6 +333,7 @@ class Launcher(ABC):
         self._asking: asyncio.Lock | None = None
         self._stopping = False
         self._cancel_now = False
+        self._tasks_abandoned = False
 
     # -- what a concrete launcher gives
 
@@ -690,7 +691,11 @@ class Launcher(ABC):
         while True:
             for address in set(self.workers_of(job)) - asked:
                 asked.add(address)
-                scheduler.close_worker(address)
+                if self._tasks_abandoned:  # or the worker would wait 30 s for them
+                    close = {"op": "close", "reason": "tasks abandoned", "executor_wait": False}
+                    scheduler.worker_send(address, close)
+                else:
+                    scheduler.close_worker(address)
             status = (await self.statuses()).get(job.job_id, JobStatus(JobState.GONE))
             if not status.state.in_queue:
                 self.stop_report.by_themselves.append(job.job_id)
@@ -725,6 +730,10 @@ class Launcher(ABC):
     async def cancel_job(self, job: Any) -> None:
         """Cancel a job at once."""
         await job._close_job(job.job_id, job.cancel_command)
+
+    def abandon_tasks(self) -> None:
+        """Have `stop` not wait for what the workers still execute."""
+        self._tasks_abandoned = True
 
     def cancel_on_stop(self) -> None:
         """Have `stop` cancel the jobs rather than wait for them, also while it is waiting."""

@@ -77,6 +77,8 @@ class _Watched:
     executions: Executions
     original: Callable[..., Any]
     users: int = 1
+    #: Calls that run on the event loop now.
+    on_loop: int = 0
 
 
 _watched: dict[int, _Watched] = {}
@@ -108,8 +110,8 @@ def watch_actors(worker: Worker, executions: Executions) -> str | None:
         if _original is None:
             _original = in_thread
             setattr(distributed.worker, _IN_THREAD, _wrap_thread(in_thread))
-        _watched[id(worker)] = _Watched(executions, handler)
-        worker.handlers[OPERATION] = _wrap_handler(worker, executions, handler)
+        known = _watched[id(worker)] = _Watched(executions, handler)
+        worker.handlers[OPERATION] = _wrap_handler(worker, known)
         return None
 
 
@@ -134,10 +136,14 @@ def _takes(function: Any, names: tuple[str, ...]) -> bool:
     return callable(function) and set(names) <= set(inspect.signature(function).parameters)
 
 
-def _wrap_handler(
-    worker: Worker, executions: Executions, original: Callable[..., Any]
-) -> Callable[..., Any]:
-    actors = worker.state.actors
+def calls_on_loop(worker: Worker) -> int:
+    """Count the calls of a worker's actors that are coroutines and have not ended."""
+    known = _watched.get(id(worker))
+    return 0 if known is None else known.on_loop
+
+
+def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
+    actors, original = worker.state.actors, watched.original
     on_loop: dict[tuple[type, str], bool] = {}
 
     @functools.wraps(original)
@@ -158,7 +164,8 @@ def _wrap_handler(
             return await original(
                 actor=actor, function=function, args=arguments, kwargs=kwargs, **more
             )
-        stopped = _started(executions, named, False)
+        stopped = _started(watched.executions, named, False)
+        watched.on_loop += 1
         answer: Any = None
         try:
             answer = await original(
@@ -166,6 +173,7 @@ def _wrap_handler(
             )
             return answer
         finally:
+            watched.on_loop -= 1
             stopped(*_outcome(answer))
 
     return actor_execute

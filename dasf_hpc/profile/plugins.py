@@ -39,6 +39,7 @@ from dasf_hpc.profile.recording import (
     leave_recording,
 )
 from dasf_hpc.profile.results import ResultTexts, byte_count, type_name
+from dasf_hpc.profile.running import answer_running
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -144,6 +145,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
         self.__dict__["transition"] = self._transition_listener()
+        answer_running(worker, self._journal)
         self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
         self._background = [
             asyncio.ensure_future(self._keep_clock()),

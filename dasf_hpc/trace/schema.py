@@ -358,7 +358,11 @@ _TABLES = (
             _time("start", "compute begins, read in the task's own thread", differences=True),
             _time("stop", "compute ended; -1: never", after="start"),
             _text(
-                "state", "memory, error, rescheduled or lost (never stopped)", "task_states", "int8"
+                "state",
+                "memory, error, rescheduled, lost (never stopped) or abandoned (it ran on when the "
+                "script had ended, and was ended with its worker)",
+                "task_states",
+                "int8",
             ),
             Column(
                 "nbytes",
