@@ -272,8 +272,10 @@ def _run_job(
         ) from None
     finally:
         interrupts.hold(launcher.cancel_on_stop)
-        if process is not None and not interrupts.at_once:
-            process.terminate()
+        if process is not None:
+            if not interrupts.at_once:
+                process.terminate()
+            process.end_line()
         told(Step("Ending the workers and writing their reports"))
         if process is not None:  # what tasks waited for is among the notes
             manifest.content["waiting_for"] = ""
@@ -286,6 +288,7 @@ def _run_job(
         if process is not None:
             process.terminate()  # at once: after the workers, for which PBS leaves 10 s in all
             process.wait_output()
+            process.end_line()
 
 
 def _load_what_merges() -> None:
@@ -372,6 +375,7 @@ def _wait_for_job(
             manifest.update(waiting_for=waits)
             if waits:
                 manifest.note(waits)
+            process.end_line()
             told(Step("Running the job", said=waits or "every task has a worker again"))
         if settings.on_walltime == "replace" and replacing:
             for job in launcher.expiring():
@@ -405,6 +409,7 @@ def _wait_for_job(
                     f"{launcher.last_words()} (more in {directory / 'logs'})."
                 )
     process.wait_output()
+    process.end_line()
     return code
 
 

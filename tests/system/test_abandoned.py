@@ -70,7 +70,7 @@ def test_what_the_script_left_running(
     if ended == "abandoned":
         assert len(told) == 1
         assert told[0].startswith("6 tasks were abandoned by the script")
-        assert "6 abandoned" in done.out
+        assert "6 abandoned" in done.err
     else:
         assert told == []
     strict = subprocess.run(command("show", "--strict", str(done.directory)), check=False)
