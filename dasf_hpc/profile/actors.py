@@ -77,8 +77,8 @@ class _Watched:
     executions: Executions
     original: Callable[..., Any]
     users: int = 1
-    #: Calls that run on the event loop now.
-    on_loop: int = 0
+    #: Calls that run now.
+    running: int = 0
 
 
 _watched: dict[int, _Watched] = {}
@@ -136,10 +136,13 @@ def _takes(function: Any, names: tuple[str, ...]) -> bool:
     return callable(function) and set(names) <= set(inspect.signature(function).parameters)
 
 
-def calls_on_loop(worker: Worker) -> int:
-    """Count the calls of a worker's actors that are coroutines and have not ended."""
+def calls_of(worker: Worker) -> int:
+    """Count the calls of a worker's actors that have not ended.
+
+    Dask's own list of busy threads keeps those that failed.
+    """
     known = _watched.get(id(worker))
-    return 0 if known is None else known.on_loop
+    return 0 if known is None else known.running
 
 
 def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
@@ -161,11 +164,15 @@ def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
         except Exception:  # there is no such actor, say, which Dask is to tell
             return await original(actor=actor, function=function, args=args, kwargs=kwargs, **more)
         if not loop and (kwargs or {}).get("separate_thread", True):
-            return await original(
-                actor=actor, function=function, args=arguments, kwargs=kwargs, **more
-            )
+            watched.running += 1
+            try:
+                return await original(
+                    actor=actor, function=function, args=arguments, kwargs=kwargs, **more
+                )
+            finally:
+                watched.running -= 1
         stopped = _started(watched.executions, named, False)
-        watched.on_loop += 1
+        watched.running += 1
         answer: Any = None
         try:
             answer = await original(
@@ -173,7 +180,7 @@ def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
             )
             return answer
         finally:
-            watched.on_loop -= 1
+            watched.running -= 1
             stopped(*_outcome(answer))
 
     return actor_execute

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dasf_hpc.profile.actors import calls_on_loop
+from dasf_hpc.profile.actors import calls_of
 from dasf_hpc.profile.journal import Journal
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ ABANDON = "dasf_hpc_abandon"
 
 def executions_of(worker: Worker) -> int:
     """Count what a worker runs: tasks, also those that nobody wants now, and calls of actors."""
-    tasks = set(worker.active_keys)
-    with worker.active_threads_lock:
-        threads = list(worker.active_threads.values())
-    return len(tasks) + sum(key not in tasks for key in threads) + calls_on_loop(worker)
+    return len(worker.active_keys) + calls_of(worker)
 
 
 def answer_running(worker: Worker, journal: Journal) -> None:

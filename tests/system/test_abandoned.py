@@ -19,6 +19,9 @@ JOB = """
         def count(self, seconds):
             time.sleep(seconds)
 
+        def fail(self):
+            raise ValueError
+
         async def count_on_loop(self, seconds):
             await asyncio.sleep(seconds)
 
@@ -30,6 +33,10 @@ JOB = """
 
     client = Client()
     counter = client.submit(Counter, actor=True, key="counter").result()
+    try:  # Dask forgets to strike out the thread of a call that fails
+        counter.fail().result()
+    except ValueError:
+        pass
     print(client.submit(work, 0).result())
     seconds = float(sys.argv[1])
     if seconds:
