@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,28 +24,31 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 def let_end(launcher: Launcher, told: Told) -> str | None:
     """Wait, up to 10 s, for executions that the script left running; then have them noted.
 
-    The workers are then to be ended without waiting for them. A signal ends the waiting.
+    The workers are then to be ended without waiting for them, as they are where a signal ends this.
 
     Returns
     -------
     str or None
         What was abandoned, a sentence; None where nothing was.
     """
+    cluster, scheduler = launcher.cluster, launcher.cluster.scheduler
     deadline = time.monotonic() + PATIENCE_S
-    count = 0
-    with contextlib.suppress(KeyboardInterrupt):
-        busy = launcher.cluster.sync(_running, launcher.cluster.scheduler)
+    try:
+        busy = cluster.sync(_running, scheduler)
         if not busy:
             return None
         told(Step("Waiting for tasks that the script left running"))
-        launcher.cluster.sync(_wait, launcher.cluster.scheduler, busy, deadline)
-    count = launcher.cluster.sync(_abandon, launcher.cluster.scheduler)
+        cluster.sync(_wait, scheduler, busy, deadline)
+        count = cluster.sync(_abandon, scheduler)
+    except KeyboardInterrupt:
+        launcher.abandon_tasks()
+        raise
     if not count:
         return None
     launcher.abandon_tasks()
     what = "1 task was" if count == 1 else f"{count} tasks were"
     still = "it still ran" if count == 1 else "they still ran"
-    return f"{what} abandoned by the script: {still} when it had ended, and {PATIENCE_S:g} s later"
+    return f"{what} abandoned by the script: {still} {PATIENCE_S:g} s after it had ended"
 
 
 async def _running(scheduler: Any) -> list[str]:
@@ -80,7 +82,7 @@ async def _abandon(scheduler: Any) -> int:
 async def _ask(scheduler: Any, address: str, operation: str) -> int:
     """Ask a worker; -1 where it does not answer in time, 0 where it is gone or does not know."""
     try:
-        answer = await asyncio.wait_for(scheduler.rpc(address).__getattr__(operation)(), ANSWER_S)
+        answer = await asyncio.wait_for(getattr(scheduler.rpc(address), operation)(), ANSWER_S)
     except TimeoutError:
         return -1
     except Exception:
