@@ -23,6 +23,7 @@ from typing import Any
 
 import dask
 import dask.array
+import distributed
 import distributed.worker
 import numpy as np
 import pandas as pd
@@ -197,7 +198,7 @@ class Recorded:
 
 
 @contextlib.contextmanager
-def recorded_cluster(folder: Path, **options: Any) -> Iterator[Recorded]:
+def recorded_cluster(folder: Path, register: bool = True, **options: Any) -> Iterator[Recorded]:
     """Start a cluster and record its workers' tasks."""
     directory = folder / "journals"
     given: dict[str, Any] = {
@@ -210,8 +211,9 @@ def recorded_cluster(folder: Path, **options: Any) -> Iterator[Recorded]:
         **options,
     }
     with LocalCluster(**given) as cluster, Client(cluster) as client:
-        client.register_plugin(WorkerTaskPlugin(directory=directory))
-        client.register_plugin(GPUAnnotationPlugin(directory=directory))
+        if register:
+            client.register_plugin(WorkerTaskPlugin(directory=directory))
+            client.register_plugin(GPUAnnotationPlugin(directory=directory))
         yield Recorded(client, cluster, directory)
 
 
@@ -554,6 +556,20 @@ def test_a_call_that_runs_has_begun_and_not_ended(one: Recorded) -> None:
     waiting.result()
     [found] = calls(one.directory, "waiting")
     assert found.status == "memory"
+
+
+def test_a_worker_that_calls_actors_in_another_way_is_named(tmp_path: Path) -> None:
+    with recorded_cluster(tmp_path, register=False) as recorded:
+        [worker] = recorded.cluster.workers.values()
+        del worker.handlers["actor_execute"]
+        recorded.client.register_plugin(WorkerTaskPlugin(directory=recorded.directory))
+        wait_until_filed(recorded, 1)
+        assert recorded.client.submit(sum, [1, 2], key="three").result() == 3
+        [journal] = journals(recorded.directory)
+        [named] = journal.documents("unavailable")
+        assert named["what"] == "calls of actors"
+        assert f"distributed {distributed.__version__}" in named["why"]
+        assert execution(recorded.directory, "three").status == "memory"
 
 
 def test_what_no_actor_has_is_told_as_without_recording(one: Recorded) -> None:
@@ -1123,6 +1139,7 @@ def test_closed_workers_leave_complete_journals(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys, time
+import distributed
 import distributed.worker
 from distributed import Client, LocalCluster
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
