@@ -237,6 +237,7 @@ def submit(
     else:
         settings = _load_hidden(given or {})
     from dasf_hpc import batch, run
+    from dasf_hpc.launch.job import begin_line
     from dasf_hpc.show.progress import progress
 
     if dry_run:
@@ -250,6 +251,8 @@ def submit(
     console = _console()
     with progress(console) as told:
         result = run.submit(settings, job, arguments or [], told, run_directory)
+    if as_json:
+        begin_line(sys.stdout.fileno())
     _print_summary(result.directory, as_json, console, result.summary)
     if result.error is not None:
         raise result.error
@@ -652,6 +655,7 @@ def ci(
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
     from dasf_hpc.ci import compare_with_baseline, repeat
+    from dasf_hpc.launch.job import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
 
@@ -663,6 +667,7 @@ def ci(
         raise results[-1].error or typer.Exit(results[-1].exit_code)
     directories = [result.directory for result in results]
     found = compare_with_baseline(directories, base, into, relative, absolute)
+    begin_line(sys.stdout.fileno())
     if as_json:
         print(json.dumps(found.document(), indent=1))
     else:

@@ -29,6 +29,7 @@ from dasf_hpc.errors import (
     WorkersError,
 )
 from dasf_hpc.interrupts import Interrupts
+from dasf_hpc.launch.abandoned import let_end
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.credentials import (
@@ -280,7 +281,10 @@ def _run_job(
             python = [*place.container.words(), place.python(launcher.settings)]
         words = _words(program, arguments, directory)
         process = JobProcess(words, environment, directory / "logs", python)
-        return _wait_for_job(process, launcher, recorder, manifest, told)
+        code = _wait_for_job(process, launcher, recorder, manifest, told)
+        if abandoned := let_end(launcher, told):
+            manifest.note(abandoned)
+        return code
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"
@@ -288,8 +292,10 @@ def _run_job(
         ) from None
     finally:
         interrupts.hold(launcher.cancel_on_stop)
-        if process is not None and not interrupts.at_once:
-            process.terminate()
+        if process is not None:
+            if not interrupts.at_once:
+                process.terminate()
+            process.end_line()
         told(Step("Ending the workers and writing their reports"))
         if process is not None:  # what tasks waited for is among the notes
             manifest.content["waiting_for"] = ""
@@ -302,6 +308,7 @@ def _run_job(
         if process is not None:
             process.terminate()  # at once: after the workers, for which PBS leaves 10 s in all
             process.wait_output()
+            process.end_line()
 
 
 def _load_what_merges() -> None:
@@ -401,6 +408,7 @@ def _wait_for_job(
             manifest.update(waiting_for=waits)
             if waits:
                 manifest.note(waits)
+            process.end_line()
             told(Step("Running the job", said=waits or "every task has a worker again"))
         memory, end = _replace_jobs(launcher, recorder, manifest, memory)
         if end is not None and not launcher.jobs() and process.poll() is None:
@@ -415,6 +423,7 @@ def _wait_for_job(
                 f"{launcher.last_words()} (more in {directory / 'logs'})."
             )
     process.wait_output()
+    process.end_line()
     return code
 
 

@@ -85,6 +85,25 @@ def test_each_part_of_a_plain_run(tmp_path: Path) -> None:
         assert sum(row[part] for part in PARTS) == row["wall"] == 700
 
 
+def test_a_call_of_an_actor_executes_and_is_no_task_of_the_workers_states(tmp_path: Path) -> None:
+    tasks = [
+        Task("a-1", 0, 0, 100),
+        Task("A.work-(A-1)-2", 0, 100, 300, thread=8),
+        # ready from 150 on, beside the actor, whose call is not the one that was assigned
+        Task("b-1", 0, 200, 260),
+        Task("A.work-(A-1)-3", 0, 320, 400, thread=8),
+    ]
+    transitions = [*_life(0, "a-1", 0, 0, 100), *_life(0, "b-1", 150, 150, 260)]
+    made = Made(tasks, [Worker(threads=2)], transitions, (0, 400))
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        assert _parts(where(trace), 0) == {
+            "executing": 100 + 200 + 60 + 80,
+            "dispatching": 50,
+            "no_parallelism": 100 + 50 + 40 + 80,
+            "nothing_submitted": 40,
+        }
+
+
 def test_a_worker_without_tasks_beside_a_queue_is_uneven_work(tmp_path: Path) -> None:
     tasks = [Task(f"a-{i}", 0, 10 + 100 * i, 110 + 100 * i) for i in range(3)]
     transitions = [t for task in tasks for t in _life(0, task.key, 10, 10, task.stop)]

@@ -440,6 +440,33 @@ def _write_tasks(journal: Journal, start: int, keys: list[Any]) -> None:
         stopped(start + 10 * i + 5, i + 1, result, 0, 28)
 
 
+def test_what_ran_when_its_worker_was_told_is_abandoned_and_the_rest_is_lost(
+    tmp_path: Path,
+) -> None:
+    start = 10**15
+    journal = Journal(tmp_path / "journals" / "a.journal", _worker(start))
+    started = journal.timed_recorder(Stream.STARTS)
+    stopped = journal.timed_recorder(Stream.STOPS)
+    text = journal.string("asyncio.exceptions.CancelledError")
+    # its stop, as an error or not, or none
+    stops = {"early": (50, 1), "ended": (150, 0), "failed": (150, 1), "ran on": None, "late": None}
+    for i, (key, stop) in enumerate(stops.items()):
+        started(start + (110 if key == "late" else 10 + i), i + 1, journal.key(key), 7)
+        if stop is not None:
+            stopped(start + stop[0], i + 1, text, stop[1], 28)
+    journal.meta({"kind": "abandoned", "time": start + 100, "count": 3})
+    journal.close()
+    tasks = _opened(tmp_path).tasks.set_index("key")
+    assert tasks["state"].to_dict() == {
+        "early": "error",
+        "ended": "memory",
+        "failed": "abandoned",
+        "ran on": "abandoned",
+        "late": "lost",
+    }
+    assert (tasks["stop"] >= 0).tolist() == [True, True, True, False, False]
+
+
 def test_a_run_whose_scheduler_and_metadata_are_lost_still_merges(tmp_path: Path) -> None:
     start = 10**15
     journal = Journal(tmp_path / "journals" / "a.journal", _worker(start))
@@ -888,7 +915,7 @@ def test_merging_twice_gives_the_same_file(tmp_path: Path) -> None:
 def test_the_codes_of_states_are_the_journals(merged_run: tuple[SyntheticRun, Trace]) -> None:
     _, trace = merged_run
     assert list(trace.transitions["start_state"].cat.categories) == list(STATES)
-    assert list(trace.tasks["state"].cat.categories) == [*STATUSES, "lost"]
+    assert list(trace.tasks["state"].cat.categories) == [*STATUSES, "lost", "abandoned"]
 
 
 def test_a_merge_that_finds_no_room_says_so_in_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import multiprocessing
@@ -21,11 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array
+import distributed
 import distributed.worker
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from dask.sizeof import sizeof
+from dask.utils import key_split
 from distributed import (
     Client,
     LocalCluster,
@@ -54,6 +59,7 @@ from dasf_hpc.profile.plugins import (
     ResourceMonitor,
     WorkerTaskPlugin,
 )
+from dasf_hpc.profile.results import ResultTexts
 
 TIMEOUT_S = 30.0
 LOST = "(lost with a block)"
@@ -192,7 +198,7 @@ class Recorded:
 
 
 @contextlib.contextmanager
-def recorded_cluster(folder: Path, **options: Any) -> Iterator[Recorded]:
+def recorded_cluster(folder: Path, register: bool = True, **options: Any) -> Iterator[Recorded]:
     """Start a cluster and record its workers' tasks."""
     directory = folder / "journals"
     given: dict[str, Any] = {
@@ -205,8 +211,9 @@ def recorded_cluster(folder: Path, **options: Any) -> Iterator[Recorded]:
         **options,
     }
     with LocalCluster(**given) as cluster, Client(cluster) as client:
-        client.register_plugin(WorkerTaskPlugin(directory=directory))
-        client.register_plugin(GPUAnnotationPlugin(directory=directory))
+        if register:
+            client.register_plugin(WorkerTaskPlugin(directory=directory))
+            client.register_plugin(GPUAnnotationPlugin(directory=directory))
         yield Recorded(client, cluster, directory)
 
 
@@ -320,6 +327,23 @@ class Total:
     def add(self, value: int) -> int:
         self.value += value
         return self.value
+
+    async def later(self, value: int) -> int:
+        await asyncio.sleep(0.05)
+        return self.add(value)
+
+    def thread(self) -> int:
+        return threading.get_native_id()
+
+    def fail(self) -> None:
+        raise Trouble
+
+    def wait(self, name: str) -> None:
+        hold(name)
+
+    @property
+    def secret(self) -> int:
+        raise SystemExit("asked for what nobody called")
 
 
 KEYS: list[Any] = [
@@ -487,6 +511,79 @@ def test_actors_work_and_their_making_is_recorded(two: Recorded) -> None:
     assert (found.result or "").split("|")[0].endswith("test_plugins.Total")
 
 
+def calls(directory: Path, actor: str) -> list[Execution]:
+    """Give the executions of an actor's calls."""
+    return [e for e in executions(directory) if f"-({actor})-" in e.key]
+
+
+def test_calls_of_actors_are_executions_of_their_own(one: Recorded) -> None:
+    # held: the worker lets go of an actor of which nobody has the future
+    futures = [one.client.submit(Total, actor=True, key=key) for key in ("counter", "other")]
+    total, other = one.client.gather(futures)
+    assert [total.add(2).result(TIMEOUT_S) for _ in range(3)] == [2, 4, 6]
+    assert total.later(1).result(TIMEOUT_S) == 7
+    assert total.add(1, separate_thread=False).result() == 8
+    thread = total.thread().result()
+    with pytest.raises(Trouble):
+        total.fail().result()
+    assert other.add(1).result() == 1
+    found = calls(one.directory, "counter")
+    assert [e.key.partition("-")[0] for e in found] == [
+        *["Total.add"] * 3, "Total.later", "Total.add", "Total.thread", "Total.fail"
+    ]  # fmt: skip
+    assert [key_split(e.key) for e in found] == [e.key.partition("-")[0] for e in found]
+    assert len({e.key for e in found}) == len(found)
+    assert [e.status for e in found] == ["memory"] * 6 + ["error"]
+    assert [e.result for e in found] == ["int||"] * 6 + [_name(Trouble)]
+    assert {e.nbytes for e in found[:6]} == {2**64 - 1}, "no worker holds what they gave"
+    assert found[5].thread == thread
+    # Two of them on the event loop, and none in the thread of a task.
+    assert found[3].thread == found[4].thread != thread
+    assert execution(one.directory, "counter").thread not in {e.thread for e in found}
+    assert (found[3].stop or 0) - found[3].start > 50_000_000
+    assert len(calls(one.directory, "other")) == 1
+    # They are no tasks of the worker's.
+    assert not [e for e in found if transitions(one.directory, e.key)]
+
+
+def test_a_call_that_runs_has_begun_and_not_ended(one: Recorded) -> None:
+    future = one.client.submit(Total, actor=True, key="waiting")
+    total = future.result()
+    waiting = total.wait("actor-gate")
+    [found] = wait_until(lambda: calls(one.directory, "waiting"), "call begun")
+    assert found.stop is None
+    one.client.run(let_go, "actor-gate")
+    waiting.result()
+    [found] = calls(one.directory, "waiting")
+    assert found.status == "memory"
+
+
+def test_a_worker_that_calls_actors_in_another_way_is_named(tmp_path: Path) -> None:
+    with recorded_cluster(tmp_path, register=False) as recorded:
+        [worker] = recorded.cluster.workers.values()
+        del worker.handlers["actor_execute"]
+        recorded.client.register_plugin(WorkerTaskPlugin(directory=recorded.directory))
+        wait_until_filed(recorded, 1)
+        assert recorded.client.submit(sum, [1, 2], key="three").result() == 3
+        [journal] = journals(recorded.directory)
+        [named] = journal.documents("unavailable")
+        assert named["what"] == "calls of actors"
+        assert f"distributed {distributed.__version__}" in named["why"]
+        assert execution(recorded.directory, "three").status == "memory"
+
+
+def test_what_no_actor_has_is_told_as_without_recording(one: Recorded) -> None:
+    future = one.client.submit(Total, actor=True, key="plain")
+    total = future.result()
+    worker = one.cluster.workers[0]
+    with pytest.raises(KeyError):
+        one.client.sync(worker.handlers["actor_execute"], actor="nobody", function="add")
+    with pytest.raises(AttributeError):
+        one.client.sync(worker.handlers["actor_execute"], actor="plain", function="subtract")
+    assert total.add(0).result(TIMEOUT_S) == 0
+    assert len(calls(one.directory, "plain")) == 1
+
+
 @contextlib.contextmanager
 def executor(recorded: Recorded, made: Executor) -> Iterator[None]:
     """Give the worker of this process one more executor; tasks submitted meanwhile go there."""
@@ -559,11 +656,43 @@ def test_cancelled_and_released_tasks(one: Recorded) -> None:
 
 
 class Shapeless:
-    """A result whose shape cannot be told."""
+    """A result whose shape nobody may ask for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        raise RuntimeError("no shape")
+        raise SystemExit("no shape")
+
+
+class Renamed(np.ndarray):
+    """An array that says of its shape what it likes."""
+
+    @property  # type: ignore[misc]
+    def shape(self) -> tuple[int, ...]:
+        raise SystemExit("no shape")
+
+
+class Titled(pd.DataFrame):
+    """A frame that does so."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise SystemExit("no shape")
+
+
+class Unlike(type):
+    """A metaclass of classes of which nothing can be asked."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__qualname__", "__mro__"):
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+    def __hash__(cls) -> int:
+        raise RuntimeError("no hash")
+
+
+class Nameless(metaclass=Unlike):
+    """A result of such a class."""
 
 
 class OddType:
@@ -623,7 +752,32 @@ RESULTS: dict[str, tuple[Callable[[], Any], str]] = {
         f"{_name(pd.DataFrame)}||(1, 2)",
     ),
     "shapeless": (Shapeless, f"{_name(Shapeless)}||"),
-    "odd dtype": (OddType, f"{_name(OddType)}||(1,)"),
+    "odd dtype": (OddType, f"{_name(OddType)}||"),
+    # NumPy's own class knows, whatever one that is made of it says
+    "array subclass": (
+        lambda: np.zeros((2, 3), "i2").view(Renamed),
+        f"{_name(Renamed)}|int16|(2, 3)",
+    ),
+    "masked array": (
+        lambda: np.ma.masked_array([1.0, 2.0], [False, True]),
+        f"{_name(np.ma.MaskedArray)}|float64|(2,)",
+    ),
+    "frame subclass": (lambda: Titled({"a": [1]}), f"{_name(Titled)}||"),
+    "index": (lambda: pd.RangeIndex(5), f"{_name(pd.RangeIndex)}|int64|(5,)"),
+    "categories": (
+        lambda: pd.Series(["a", "b"], dtype="category"),
+        f"{_name(pd.Series)}|category|(2,)",
+    ),
+    "sparse": (
+        lambda: scipy.sparse.random(4, 5, format="csr"),
+        "scipy.sparse._csr.csr_matrix|float64|(4, 5)",
+    ),
+    "lists": (
+        lambda: scipy.sparse.lil_array((4, 5), dtype="f4"),
+        "scipy.sparse._lil.lil_array|float32|(4, 5)",
+    ),
+    "lazy": (lambda: dask.array.ones((6, 4), chunks=3), "dask.array.core.Array|float64|(6, 4)"),
+    "lazy frame": (lambda: dask.delayed(Shapeless)(), "dask.delayed.Delayed||"),
     "list shape": (ListShape, f"{_name(ListShape)}||"),
     "answers": (Answers, f"{_name(Answers)}||"),
     "fraction": (HalfByte, f"{_name(HalfByte)}||"),
@@ -638,6 +792,17 @@ def test_results_are_described_and_sized(one: Recorded, name: str) -> None:
     found = execution(one.directory, f"result {name}")
     assert (found.status, found.result) == ("memory", description)
     assert found.nbytes == int(sizeof(make()))
+
+
+def test_a_class_that_answers_nothing_is_named_all_the_same() -> None:
+    texts: list[str] = []
+
+    def string(text: str) -> int:
+        texts.append(text)
+        return len(texts)
+
+    assert ResultTexts(string).describe(Nameless()) == 1
+    assert texts == [f"{__name__}.Nameless||"]
 
 
 def test_scattered_data_is_stored_and_not_executed(two: Recorded) -> None:
@@ -974,6 +1139,7 @@ def test_closed_workers_leave_complete_journals(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys, time
+import distributed
 import distributed.worker
 from distributed import Client, LocalCluster
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
@@ -982,19 +1148,22 @@ def double(value):
     return 2 * value
 
 if __name__ == "__main__":
-    original = distributed.worker._run_task, distributed.worker._run_task_async
+    def functions():
+        worker = distributed.worker
+        return worker._run_task, worker._run_task_async, worker._run_actor
+
+    original = functions()
     with LocalCluster(
         n_workers=1, processes=False, dashboard_address=":0", memory_limit=0
     ) as cluster, Client(cluster) as client:
         client.register_plugin({plugin}())
-        wrapped = distributed.worker._run_task is not original[0]
+        wrapped = all(now is not then for now, then in zip(functions(), original))
         print("total", sum(client.gather(client.map(double, range(10)))))
         {more}
         began = time.monotonic()
     print("closed in", time.monotonic() - began)
     print("wrapped", wrapped)
-    now = distributed.worker._run_task, distributed.worker._run_task_async
-    print("restored", now == original)
+    print("restored", functions() == original)
 """
 
 
@@ -1127,6 +1296,13 @@ async def on_loop(value):
 def failing():
     raise ValueError
 
+class Box:
+    def put(self):
+        time.sleep(0.005)
+
+    async def put_on_loop(self):
+        pass
+
 def outer():
     with worker_client() as client:
         return client.gather(client.map(inner, range(100, 104)))
@@ -1145,6 +1321,9 @@ if __name__ == "__main__":
             client.gather(client.map(on_loop, range(5), key=[f"on_loop-{i}" for i in range(5)]))
             client.submit(failing, key="failing-ffffffff").exception()
             client.submit(outer, key="outer-1").result()
+            box = client.submit(Box, actor=True, key="box-1").result()
+            box.put().result()
+            box.put_on_loop().result()
             time.sleep(2.5 if message == "prefix" else 0)
 """
 
@@ -1215,7 +1394,7 @@ def _payload(event: dict[str, Any]) -> int:
 def test_every_execution_is_a_range_with_its_task_id(profiled: Profiled) -> None:
     ranges = {_payload(e): e for e in profiled.events if e["domain"] == "compute"}
     found = executions(profiled.directory / "prefix") + executions(profiled.directory / "key")
-    assert len(found) == 2 * (20 + 5 + 1 + 1 + 4)
+    assert len(found) == 2 * (20 + 5 + 1 + 1 + 4 + 1 + 2)
     assert set(ranges) == {e.task_id for e in found}
     assert len([e for e in profiled.events if e["domain"] == "compute"]) == len(ranges)
     for one in found:
@@ -1239,7 +1418,10 @@ def test_a_ranges_message_is_the_prefix_or_the_whole_key(profiled: Profiled, mes
     if message == "key":
         assert said == Counter(e.key for e in found)
     else:
-        assert said == Counter({"inner": 24, "on_loop": 5, "failing": 1, "outer": 1})
+        assert said == Counter(
+            {"inner": 24, "on_loop": 5, "failing": 1, "outer": 1}
+            | {"box": 1, "Box.put": 1, "Box.put_on_loop": 1}
+        )
 
 
 @pytest.mark.needs("nsys")

@@ -40,7 +40,7 @@ NOTHING = 13
 #: Codes of what begins; that of its end is one more.
 BEGINS = {
     "executing": 27,  # a task, where transitions are known
-    "executing alone": 29,  # and where they are not
+    "executing alone": 29,  # and where they are not, or it has none, as an actor's call
     "deserialising": 31,
     "disk": 33,
     "full": 35,

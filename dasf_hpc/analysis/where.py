@@ -1,10 +1,10 @@
 """Analysis: where did the workers' time go? Every nanosecond of every thread, counted once.
 
 A worker with n threads has n slots; the wall time of the run times n is split into `PARTS`. At each
-moment an executing task fills a slot, up to n. Of the slots that are left each is put down to the
-first part, in the order of `PARTS`, that still has a cause at that moment: two keys being read from
-disk are a cause for two slots, a third idle slot is put down to what comes next. What happens on
-the worker itself comes before what happens elsewhere.
+moment an executing task, or call of an actor, fills a slot, up to n. Of the slots that are left
+each is put down to the first part, in the order of `PARTS`, that still has a cause at that moment:
+two keys being read from disk are a cause for two slots, a third idle slot is put down to what comes
+next. What happens on the worker itself comes before what happens elsewhere.
 
 - ``deserialising``, ``disk``: Dask reports such a span for one of the worker's tasks.
 - ``paused``: a task is ready, but the worker's process uses as much memory as makes Dask pause it.
@@ -254,6 +254,8 @@ class _Recorded:
         self._read_transitions(trace)
         keep_arrivals(trace, self._arrival.copy())
         keyed = runs.key >= 0
+        #: Executions that are no task of the worker's states: calls of actors.
+        self._apart = keyed & (self._arrival[np.maximum(runs.key, 0)] == self._never)
         np.minimum.at(self._arrival, runs.key[keyed], runs.start[keyed])
         since = self._known_since()
         first = int(since.min()) if len(runs) else span.stop
@@ -326,7 +328,12 @@ class _Recorded:
         end = max(begin, min(down, self.last, self.span.stop))
         slots = Slots(int(worker["threads"]), begin, end)
         if row in self._events:
-            slots.events += [*self._events[row], *span_events("executing", start, stop)]
+            apart = self._apart[mine]
+            slots.events += [
+                *self._events[row],
+                *span_events("executing", start[~apart], stop[~apart]),
+                *span_events("executing alone", start[apart], stop[apart]),
+            ]
         else:
             slots.events += span_events("executing alone", start, stop)
             if row in self._transfers:

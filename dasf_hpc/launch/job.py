@@ -213,6 +213,10 @@ class JobProcess:
         for thread in self._copies:
             thread.join(timeout)
 
+    def end_line(self) -> None:
+        """Begin a line for words of ours: they go to standard error."""
+        begin_line(sys.stderr.fileno())
+
     def terminate(self) -> None:
         """End the script, at first politely."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -223,9 +227,33 @@ class JobProcess:
                 self.process.wait(TERMINATE_WAIT_S)
 
 
+#: By device and number of a file to which scripts' output was shown, the last byte of it. A
+#: terminal, or what both streams are redirected to, is one file.
+_last_shown: dict[tuple[int, int, int], bytes] = {}
+
+
+def _identity(shown: int) -> tuple[int, int, int]:
+    status = os.fstat(shown)
+    return status.st_dev, status.st_ino, status.st_rdev
+
+
+def begin_line(shown: int) -> None:
+    """Begin a line for words of ours where a script left one open; its own bytes stay as they are.
+
+    Parameters
+    ----------
+    shown
+        Descriptor of the stream to which the words go.
+    """
+    with contextlib.suppress(OSError):
+        if _last_shown.pop(_identity(shown), b"\n") != b"\n":
+            os.write(shown, b"\n")
+
+
 def _copy(source: BinaryIO, shown: int, log: Path) -> None:
     """Copy a stream to the terminal and a file, byte for byte, until its end."""
     showing = True
+    identity = _identity(shown)
     try:
         kept: BinaryIO | None = log.open("wb", buffering=0)
     except OSError:
@@ -236,6 +264,7 @@ def _copy(source: BinaryIO, shown: int, log: Path) -> None:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(shown, view) :]
+                _last_shown[identity] = data[-1:]
             except OSError:  # a closed pipe must not stop the job
                 showing = False
         if kept is not None:

@@ -369,6 +369,7 @@ class Launcher(ABC):
         self._asking: asyncio.Lock | None = None
         self._stopping = False
         self._cancel_now = False
+        self._tasks_abandoned = False
 
     # -- what a concrete launcher gives
 
@@ -768,7 +769,11 @@ class Launcher(ABC):
         while True:
             for address in set(self.workers_of(job)) - asked:
                 asked.add(address)
-                scheduler.close_worker(address)
+                if self._tasks_abandoned:  # or the worker would wait 30 s for them
+                    close = {"op": "close", "reason": "tasks abandoned", "executor_wait": False}
+                    scheduler.worker_send(address, close)
+                else:
+                    scheduler.close_worker(address)
             status = (await self.statuses()).get(job.job_id, JobStatus(JobState.GONE))
             if not status.state.in_queue:
                 self.stop_report.by_themselves.append(job.job_id)
@@ -808,6 +813,10 @@ class Launcher(ABC):
             await asyncio.to_thread(system.cancel_own, [job.job_id], self.place.name)
         except BatchError as error:
             logger.warning("%s", error)
+
+    def abandon_tasks(self) -> None:
+        """Have `stop` not wait for what the workers still execute."""
+        self._tasks_abandoned = True
 
     def cancel_on_stop(self) -> None:
         """Have `stop` cancel the jobs rather than wait for them, also while it is waiting."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import operator
 import threading
 import time as clock
 from collections import deque
@@ -22,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distributed import Reschedule
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
+from dasf_hpc.profile.actors import ActorCall
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
 from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.identity import installed_version
@@ -37,6 +38,8 @@ from dasf_hpc.profile.recording import (
     join_recording,
     leave_recording,
 )
+from dasf_hpc.profile.results import ResultTexts, byte_count, type_name
+from dasf_hpc.profile.running import answer_running
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -68,6 +71,8 @@ TRANSFERS_AT_ONCE = 50
 
 _STATE_CODES = {state: code for code, state in enumerate(STATES)}
 _NONE = 0xFFFFFFFF
+#: Stands for the size of what the worker does not hold.
+NO_SIZE = 2**64 - 1
 
 
 class WorkerTaskPlugin(WorkerPlugin):
@@ -140,6 +145,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
         self.__dict__["transition"] = self._transition_listener()
+        answer_running(worker, self._journal)
         self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
         self._background = [
             asyncio.ensure_future(self._keep_clock()),
@@ -438,7 +444,7 @@ class _ThreadRecorder:
     def __init__(self, journal: Journal, ids: dict[Any, int]) -> None:
         self._journal = journal
         self._ids = ids
-        self._results: dict[Any, int] = {}
+        self._results = ResultTexts(journal.string)
         #: Recorders of threads that ended: a task that submits tasks leaves its thread for ever.
         self._idle: list[tuple[Callable[..., None], Callable[..., None]]] = []
         #: Keys whose execution was seen in a thread, until the event loop tells of its end.
@@ -455,13 +461,16 @@ class _ThreadRecorder:
         lease = _Lease(recorders, self._idle)
         start, stop = recorders
         thread = threading.get_native_id()
-        known, see, describe = self._ids.get, self.seen.add, self._result
-        plain, monotonic_ns = self._results.get, clock.monotonic_ns
+        known, see, describe = self._ids.get, self.seen.add, self._results.describe
+        plain, monotonic_ns = self._results.known.get, clock.monotonic_ns
 
         def started(sequence: int, key: Any, at: int) -> int:
             at = at or monotonic_ns()
             number = known(key)
             if number is None:
+                if type(key) is ActorCall:  # of which the event loop will not tell
+                    start(at, sequence, self._journal.key(str(key)), thread)
+                    return at
                 number = self._journal.key(key)
             see(number)
             start(at, sequence, number, thread)
@@ -473,46 +482,21 @@ class _ThreadRecorder:
                 stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
             elif message["op"] == "task-finished":
                 value, nbytes = message["result"], message["nbytes"]
-                result = plain(type(value))
+                try:
+                    result = plain(type(value))
+                except Exception:  # a class may have a metaclass that cannot be looked up
+                    result = None
                 if result is None:
                     result = describe(value)
                 if type(nbytes) is not int or not 0 <= nbytes < 2**63:
-                    nbytes = byte_count(nbytes)
+                    nbytes = NO_SIZE if nbytes is None else byte_count(nbytes)
                 stop(now, sequence, result, 0, nbytes)
             else:
-                name = type_name(type(message["actual_exception"]))
-                status = 2 if name.endswith("Reschedule") else 1
-                stop(now, sequence, self._journal.string(name), status, 0)
+                kind = type(message["actual_exception"])
+                status = 2 if issubclass(kind, Reschedule) else 1
+                stop(now, sequence, self._journal.string(type_name(kind)), status, 0)
 
         return started, stopped
-
-    def _result(self, value: Any) -> int:
-        """Give the id of the text ``type|dtype|shape`` that describes a result."""
-        kind = type(value)
-        what: Any = kind
-        if kind in _PLAIN:
-            shape = dtype = None
-        else:
-            try:
-                shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-                what = (kind, dtype, shape)
-                number = self._results.get(what)
-                if number is not None:
-                    return number
-                if len(self._results) >= 65536:
-                    what = None
-            except Exception:  # a property that raises, what cannot be hashed: the user's own
-                what = None
-                shape = attribute(value, "shape")
-                dtype = attribute(value, "dtype")
-        number = self._journal.string(f"{type_name(kind)}|{dtype_text(dtype)}|{shape_text(shape)}")
-        if what is not None:
-            self._results[what] = number
-        return number
-
-
-#: Types of results that have neither shape nor dtype.
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set})
 
 
 class _Lease:
@@ -529,58 +513,6 @@ class _Lease:
 
     def __del__(self) -> None:
         self._idle.append(self._recorders)
-
-
-def attribute(value: Any, name: str) -> Any:
-    """Give an attribute, None where the user's own type raises instead of giving it."""
-    try:
-        return getattr(value, name, None)
-    except Exception:
-        return None
-
-
-def type_name(kind: type | None) -> str:
-    """Give a type's qualified name, without the module of built-in ones."""
-    if kind is None:
-        return "NoneType"
-    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")[:200]
-
-
-def byte_count(value: Any) -> int:
-    """Give a size as Dask reports it; a user's own ``sizeof`` may give anything."""
-    try:
-        return min(max(0, int(value)), 2**63 - 1)
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
-def dtype_text(dtype: Any) -> str:
-    """Write an element type; what is no such type (a column named dtype, say) is left out."""
-    try:
-        if isinstance(dtype, str):
-            return dtype[:100] if dtype.isascii() and dtype.isprintable() else ""
-        if isinstance(dtype, type):
-            return dtype.__name__[:100]
-        if type(dtype).__name__.lower().endswith("dtype") or _is_numpy_dtype(dtype):
-            return str(dtype)[:100]
-    except Exception:
-        logger.debug("an element type could not be written", exc_info=True)
-    return ""
-
-
-def _is_numpy_dtype(dtype: Any) -> bool:
-    return any(base.__name__ == "dtype" for base in type(dtype).__mro__)
-
-
-def shape_text(shape: Any) -> str:
-    """Write an array's shape, a tuple of numbers; anything else is left out."""
-    if not isinstance(shape, tuple) or len(shape) > 64:
-        return ""
-    try:
-        # numpy's integers are no int; an axis of unknown length is NaN
-        return str(tuple(n if n != n else operator.index(n) for n in shape))
-    except TypeError:
-        return ""
 
 
 class GPUAnnotationPlugin(WorkerPlugin):
@@ -708,7 +640,7 @@ class _Ranges:
         open_ranges: dict[int, Any] = {}
 
         def started(sequence: int, key: Any, at: int) -> int:
-            task = tasks.get(key)
+            task = key if type(key) is ActorCall else tasks.get(key)
             message = str(key) if whole_key or task is None else task.prefix
             attributes = known.get(message)
             if attributes is None:

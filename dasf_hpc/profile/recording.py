@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dasf_hpc.profile.actors import unwatch_actors, watch_actors
 from dasf_hpc.profile.clock import read_anchor
 from dasf_hpc.profile.execution import Executions, unwatch, watch
 from dasf_hpc.profile.identity import journal_path, process_document
@@ -54,6 +55,7 @@ class Recording:
     def __init__(self, worker: Worker, directory: Path) -> None:
         self.executions: Executions
         self.executions, self.problem = watch(worker)
+        no_actors = watch_actors(worker, self.executions)
         self.journal: Journal | None = None
         self.users = 0
         #: Name of the plugin that records the worker's tasks: there is one only.
@@ -76,9 +78,14 @@ class Recording:
                 self.journal.meta(
                     {"kind": "unavailable", "what": "executions", "why": self.problem}
                 )
+            if no_actors:
+                self.journal.meta(
+                    {"kind": "unavailable", "what": "calls of actors", "why": no_actors}
+                )
 
     def close(self, worker: Worker, meta: Mapping[str, Any]) -> None:
         """Write the last anchor and end the journal."""
+        unwatch_actors(worker)
         unwatch(worker)
         if self.journal is not None and not self.journal.closed:
             self.anchor(*read_anchor())

@@ -14,6 +14,7 @@ from rich.table import Table
 from dasf_hpc.analysis import ANALYSES
 from dasf_hpc.analysis.answer import Answer, Severity
 from dasf_hpc.analysis.executions import bytes_text, duration_text
+from dasf_hpc.show.terminal import visible
 
 #: Rows of a table on a terminal, where nothing else is asked for.
 ROWS = 20
@@ -76,9 +77,15 @@ def _table(name: str, table: pd.DataFrame, answer: Answer, rows: int, width: int
     )
     for column in shown:
         text = not pd.api.types.is_numeric_dtype(table[column].dtype)
-        drawn.add_column(column.replace("_", " "), justify="left" if text else "right")
+        # a name of one long word goes on in the next line, so that no number is cut for it
+        drawn.add_column(
+            column.replace("_", " "),
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=not text,
+        )
     for row in zip(*(cells[column] for column in shown), strict=True):
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*(escape(visible(cell)) for cell in row))
     return drawn
 
 

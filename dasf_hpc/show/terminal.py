@@ -16,6 +16,10 @@ from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.trace.summary import GpuTimes, Summary
 
+#: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
+#: thousands.
+NAME_MOST = 128
+
 
 def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], trace: Path) -> None:
     """Print what a run's trace holds, and what is missing from it."""
@@ -86,13 +90,26 @@ def _longest(
 ) -> Table:
     """Make a table of names, counts, and total, mean and longest times in ns."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    # a kernel's name may have thousands of characters
-    table.add_column(names[0], no_wrap=True, overflow="ellipsis", max_width=64)
+    # the name alone gives way where a line is too short, and goes on in the next one
+    table.add_column(names[0], overflow="fold", max_width=64)
     for name in (names[1], "Total", "Mean", "Max"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, count, *times in rows:
-        table.add_row(escape(name), f"{count}", *(duration_text(time) for time in times))
+        row = escape(visible(name)), f"{count}", *(duration_text(time) for time in times)
+        table.add_row(*row)
     return table
+
+
+def visible(name: str) -> str:
+    """Give a name on one line, of `NAME_MOST` characters at most; its end is kept."""
+    if not name.isprintable():
+        name = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name
+        )
+    if len(name) <= NAME_MOST:
+        return name
+    half = NAME_MOST // 2
+    return f"{name[:half]}…{name[len(name) - half + 1 :]}"
 
 
 def show_reports(console: Console, reports: Sequence[ReportEntry]) -> None:

@@ -37,8 +37,8 @@ from dasf_hpc.trace.store import Strings, storable
 
 Array = NDArray[Any]
 
-#: Codes of `task_states`: how an execution ended, and of one that never did.
-TASK_STATES = (*STATUSES, "lost")
+#: Codes of `task_states`: how an execution ended, and of those that never did.
+TASK_STATES = (*STATUSES, "lost", "abandoned")
 
 _MEMORY = STATES.index("memory")
 _NONE = 0xFFFFFFFF
@@ -381,6 +381,11 @@ class _Maker:
         status = stops["status"]
         state = np.full(count, TASK_STATES.index("lost"), np.int8)
         state[at] = np.where(status < len(STATUSES), status.astype(np.int64), -1)
+        for document in self.contents.documents("abandoned"):
+            when = whole_number(document.get("time"))
+            # a coroutine fails with its worker's end
+            running = (ended == 0) | ((stop > when) & (state == STATUSES.index("error")))
+            state[running & (starts["time"] <= when)] = TASK_STATES.index("abandoned")
         nbytes = np.full(count, -1, np.int64)
         in_memory = status == STATUSES.index("memory")
         nbytes[at[in_memory]] = signed(stops["nbytes"][in_memory])

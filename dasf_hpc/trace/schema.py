@@ -329,7 +329,9 @@ _TABLES = (
     ),
     Table(
         "tasks",
-        "One execution of a task in a worker's thread; a task that was retried has several.",
+        "One execution of a task in a worker's thread; a task that was retried has several. A call "
+        "of an actor's method is one, too: its key is CLASS.METHOD-(KEY OF THE ACTOR)-NUMBER, and "
+        "no other table has a row of that key.",
         (
             Column(
                 "id",
@@ -356,12 +358,26 @@ _TABLES = (
             _time("start", "compute begins, read in the task's own thread", differences=True),
             _time("stop", "compute ended; -1: never", after="start"),
             _text(
-                "state", "memory, error, rescheduled or lost (never stopped)", "task_states", "int8"
+                "state",
+                "memory, error, rescheduled, lost (never stopped) or abandoned (it ran on when the "
+                "script had ended, and was ended with its worker)",
+                "task_states",
+                "int8",
             ),
-            Column("nbytes", "int64", "bytes", "size of the result as Dask sees it; -1: none"),
+            Column(
+                "nbytes",
+                "int64",
+                "bytes",
+                "size of the result as Dask sees it; -1: none, as of an actor's call",
+            ),
             _text("type", "qualified name of the result's type", "types"),
-            _text("dtype", "element type of an array result", "dtypes"),
-            _text("shape", "shape of an array result", "shapes"),
+            _text(
+                "dtype",
+                "element type of a result of NumPy, CuPy, pandas, cuDF, xarray, torch or SciPy, or "
+                "of a Dask array; of others it is not asked",
+                "dtypes",
+            ),
+            _text("shape", "shape of such a result", "shapes"),
             _text("exception", "qualified name of the exception's type", "exceptions"),
         ),
         order="start",

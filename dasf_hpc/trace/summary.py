@@ -145,7 +145,7 @@ class Summary:
     workers
         Number of worker processes.
     tasks
-        Number of executions by state (memory, error, rescheduled, lost).
+        Number of executions by state (memory, error, rescheduled, lost, abandoned).
     keys
         Number of distinct keys that were executed.
     duration
