@@ -111,9 +111,7 @@ def worker_document(worker: Worker) -> dict[str, Any]:
     }
 
 
-_recordings: weakref.WeakKeyDictionary[Worker, dict[Path, Recording]] = (
-    weakref.WeakKeyDictionary()
-)
+_recordings: weakref.WeakKeyDictionary[Worker, dict[Path, Recording]] = weakref.WeakKeyDictionary()
 
 
 def join_recording(worker: Worker, directory: Path) -> Recording:
