@@ -44,6 +44,15 @@ RECONNECT_S = 5.0
 PIECE = 4 << 20
 AT_ONCE = 16
 
+#: What it means that a worker does not answer a question.
+UNANSWERED = {
+    "state": "is not recorded",
+    "close": "did not end its recording",
+    "files": "does not tell of its journals",
+    "read": "does not give its journals",
+    "forget": "keeps its folder of journals",
+}
+
 #: What a worker may call its journal: it becomes a file here.
 _JOURNAL = re.compile(r"[\w.-]+\.journal")
 
@@ -299,7 +308,7 @@ class RecordedRun:
             await _bounded(self._client.register_plugin(SchedulerHold(self._block)))
         except Exception as error:
             self._problem(f"The scheduler records nothing: {_reason(error)}")
-        refused = "the plugin did not reach it"
+        refused = "the block's plugin did not reach it"
         try:
             await _bounded(self._client.register_plugin(worker_plugin(asdict(self._block))))
         except Exception as error:  # of one worker, maybe: the others have it
@@ -349,9 +358,8 @@ class RecordedRun:
             try:
                 await _bounded(unregister(self._block.name))
             except Exception as error:
-                told = f"{self._block.name} does not exist" in str(error)
-                if not told and not isinstance(error, KeyError | ValueError):
-                    self._problem(f"A plugin was left on the cluster: {_reason(error)}")
+                if not isinstance(error, KeyError | ValueError):  # there was none to take away
+                    self._problem(f"The block's plugins may be left on workers: {_reason(error)}")
 
     async def _hear_late_workers(self) -> None:
         """Hear of workers that came and went meanwhile, and could not record."""
@@ -466,7 +474,7 @@ class RecordedRun:
         what: str,
         *arguments: Any,
         silent: bool = False,
-        refused: str = "its plugin is gone",
+        refused: str = "the block's plugin is gone from it",
     ) -> dict[str, _Answer]:
         """Ask the plugin of each worker; one that does not answer keeps no other waiting."""
         turn = asyncio.Semaphore(AT_ONCE)
@@ -479,19 +487,20 @@ class RecordedRun:
                         self._client.run(question, workers=[address], on_error="return")
                     )
                 except Exception as error:
-                    return _Answer(problem=f"it does not answer: {_reason(error)}")
+                    return _Answer(problem=f"{UNANSWERED[what]}: {_reason(error)}")
             value = found.get(address)
             if isinstance(value, BaseException):
-                return _Answer(problem=_reason(value))
+                return _Answer(problem=f"{UNANSWERED[what]}: {_reason(value)}")
             if value is None:
-                return _Answer(problem=refused)
-            return _Answer(value["answer"], value["problem"] or "")
+                return _Answer(problem=f"{UNANSWERED[what]}: {refused}")
+            problem = f"is not recorded: {value['problem']}" if value["problem"] else ""
+            return _Answer(value["answer"], problem)
 
         answers = dict(zip(workers, await asyncio.gather(*map(ask, workers)), strict=True))
         for address, answer in answers.items():
             if answer.problem and not silent:
                 who = f"Worker {workers[address] or address} at {address}"
-                self._problem(f"{who} is not recorded: {answer.problem}", about=address)
+                self._problem(f"{who} {answer.problem}", about=address)
         return answers
 
     async def _ask_scheduler(self, what: str, *arguments: Any, silent: bool = False) -> _Answer:
