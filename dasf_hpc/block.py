@@ -8,6 +8,7 @@ wrong with the recording is a sentence in a warning and in the manifest; the blo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -37,7 +38,9 @@ Result = TypeVar("Result")
 #: How long one answer of a worker or the scheduler is waited for: at the end of a block each waits,
 #: bounded, for its clock (2 s), its file (5 s) and its node's recorder (5 s).
 ANSWER_S = 30.0
-#: And how long for a client that tries to reach its scheduler again.
+#: How often it is looked whether who is to answer is still there.
+LOOK_S = 1.0
+#: How long is waited for a client that tries to reach its scheduler again.
 RECONNECT_S = 5.0
 
 #: Bytes of a journal that travel at once, and journals or workers that are asked at a time.
@@ -120,10 +123,14 @@ def _program() -> str:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a worker, or the scheduler, answered: something, or why it did not."""
+    """What a worker, or the scheduler, answered: something, or why it did not.
+
+    Where nobody was `there` to answer, and there is no problem, it left: its plugin has ended.
+    """
 
     value: Any = None
     problem: str = ""
+    there: bool = False
 
 
 class RecordedRun:
@@ -150,6 +157,7 @@ class RecordedRun:
         self._told = 0
         self._directory: Path | None = None
         self._ended = False
+        self._scheduler_records = False
         self._trace: Trace | None = None
 
     # -- the block
@@ -163,6 +171,8 @@ class RecordedRun:
         try:
             self._client.sync(self._attach)
         except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.sync(self._take_away)
             self._give_up()
             raise
         self._warn()
@@ -175,7 +185,7 @@ class RecordedRun:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._reachable():
+            if self._connected():
                 self._client.sync(self._detach)
             self._finish(kind)
         except BaseException:
@@ -192,6 +202,8 @@ class RecordedRun:
         try:
             await self._attach()
         except BaseException:
+            with contextlib.suppress(Exception):
+                await self._take_away()
             self._give_up()
             raise
         self._warn()
@@ -204,7 +216,7 @@ class RecordedRun:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._reachable():
+            if self._connected():
                 await self._detach()
             await asyncio.to_thread(self._finish, kind)
         except BaseException:
@@ -306,6 +318,7 @@ class RecordedRun:
         """Attach the plugins; the scheduler hands them to every worker, also to late ones."""
         try:
             await _bounded(self._client.register_plugin(SchedulerHold(self._block)))
+            self._scheduler_records = True
         except Exception as error:
             self._problem(f"The scheduler records nothing: {_reason(error)}")
         refused = "the block's plugin did not reach it"
@@ -322,12 +335,9 @@ class RecordedRun:
 
     # -- end
 
-    def _reachable(self) -> bool:
-        """Tell whether the cluster can be asked to end the recording, and say where it cannot."""
-        deadline = time.monotonic() + RECONNECT_S
-        while self._client.status == "connecting" and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if self._client.status == "running":
+    def _connected(self) -> bool:
+        """Tell whether the client can be asked anything, and say where it cannot."""
+        if self._client.status in ("running", "connecting"):
             return True
         self._problem(
             f"The cluster was left before the block ended (the client is {self._client.status}): "
@@ -337,6 +347,9 @@ class RecordedRun:
 
     async def _detach(self) -> None:
         """End the recording of this block and get here what it wrote."""
+        deadline = time.monotonic() + RECONNECT_S
+        while self._client.status == "connecting" and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
         try:
             workers = await self._workers()
         except Exception as error:
@@ -344,22 +357,30 @@ class RecordedRun:
                 f"The scheduler does not answer ({_reason(error)}): what is on disk is merged."
             )
             return
-        await self._ask_workers(workers, "close")
-        await self._ask_scheduler("close")
-        await self._gather(await self._ask_workers(workers, "files"))
+        closed = await self._ask_workers(workers, "close")
+        if self._scheduler_records and not (await self._ask_scheduler("close")).there:
+            self._problem(
+                "The scheduler lost the client in the block, and with it the recording ended."
+            )
         self._manifest.update(job_ended=time.time(), workers_joined=len(workers))
-        await self._ask_workers(workers, "forget", silent=True)
+        # Those that did not answer, or have left, are not waited for again.
+        there = {address: workers[address] for address in workers if closed[address].there}
+        await self._gather(await self._ask_workers(there, "files"))
+        await self._ask_workers(there, "forget", silent=True)
         await self._ask_scheduler("forget", silent=True)
         await self._hear_late_workers()
-        for unregister in (
-            self._client.unregister_worker_plugin,
-            self._client.unregister_scheduler_plugin,
-        ):
+        await self._take_away()
+
+    async def _take_away(self) -> None:
+        """Take the block's plugins off the cluster."""
+        client = self._client
+        for unregister in (client.unregister_worker_plugin, client.unregister_scheduler_plugin):
             try:
                 await _bounded(unregister(self._block.name))
+            except (KeyError, ValueError):  # there was none
+                continue
             except Exception as error:
-                if not isinstance(error, KeyError | ValueError):  # there was none to take away
-                    self._problem(f"The block's plugins may be left on workers: {_reason(error)}")
+                self._problem(f"The block's plugins may be left on workers: {_reason(error)}")
 
     async def _hear_late_workers(self) -> None:
         """Hear of workers that came and went meanwhile, and could not record."""
@@ -474,7 +495,7 @@ class RecordedRun:
         what: str,
         *arguments: Any,
         silent: bool = False,
-        refused: str = "the block's plugin is gone from it",
+        refused: str = "",
     ) -> dict[str, _Answer]:
         """Ask the plugin of each worker; one that does not answer keeps no other waiting."""
         turn = asyncio.Semaphore(AT_ONCE)
@@ -483,18 +504,13 @@ class RecordedRun:
         async def ask(address: str) -> _Answer:
             async with turn:
                 try:
-                    found = await _bounded(
-                        self._client.run(question, workers=[address], on_error="return")
-                    )
+                    value = await self._answer(question, address)
                 except Exception as error:
                     return _Answer(problem=f"{UNANSWERED[what]}: {_reason(error)}")
-            value = found.get(address)
-            if isinstance(value, BaseException):
-                return _Answer(problem=f"{UNANSWERED[what]}: {_reason(value)}")
             if value is None:
-                return _Answer(problem=f"{UNANSWERED[what]}: {refused}")
+                return _Answer(problem=f"{UNANSWERED[what]}: {refused}" if refused else "")
             problem = f"is not recorded: {value['problem']}" if value["problem"] else ""
-            return _Answer(value["answer"], problem)
+            return _Answer(value["answer"], problem, there=True)
 
         answers = dict(zip(workers, await asyncio.gather(*map(ask, workers)), strict=True))
         for address, answer in answers.items():
@@ -503,15 +519,36 @@ class RecordedRun:
                 self._problem(f"{who} {answer.problem}", about=address)
         return answers
 
+    async def _answer(self, question: Callable[..., Any], address: str) -> Any:
+        """Give a worker's answer, None where it leaves instead of answering."""
+        asked = asyncio.ensure_future(
+            self._client.run(question, workers=[address], on_error="return")
+        )
+        deadline = time.monotonic() + ANSWER_S
+        try:
+            while not (await asyncio.wait({asked}, timeout=LOOK_S))[0]:
+                # Dask would try for 30 s to reach one that is gone.
+                if address not in await self._workers():
+                    return None
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        finally:
+            asked.cancel()
+        value = asked.result().get(address)
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
     async def _ask_scheduler(self, what: str, *arguments: Any, silent: bool = False) -> _Answer:
         name = self._block.name
 
         async def ask(dask_scheduler: Any) -> Any:
             plugin = dask_scheduler.plugins.get(name)
-            return None if plugin is None else await plugin.ask(what, *arguments)
+            return None if plugin is None else [await plugin.ask(what, *arguments)]
 
         try:
-            return _Answer(await _bounded(self._client.run_on_scheduler(ask)))
+            answer = await _bounded(self._client.run_on_scheduler(ask))
+            return _Answer(answer[0], there=True) if answer else _Answer()
         except Exception as error:
             if not silent:
                 self._problem(f"The scheduler's recorder failed at {what!r}: {_reason(error)}")

@@ -44,7 +44,7 @@ QUIET = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 2}
 def counter(name: str = "counter") -> SchedulerPlugin:
     """Make a plugin that counts executions by key; sent as it stands, to a scheduler anywhere."""
 
-    class Counter(SchedulerPlugin):
+    class Counter(SchedulerPlugin):  # type: ignore[misc]
         def __init__(self) -> None:
             self.name = name
             self.counts: dict[str, int] = {}
@@ -70,8 +70,8 @@ def counting(client: Client, name: str = "counter") -> Iterator[dict[str, int]]:
 
 def recorded(run: RecordedRun) -> dict[str, int]:
     """Give the executions of a trace, by key."""
-    counts: dict[str, int] = run.trace.tasks["key"].astype(str).value_counts().to_dict()
-    return {key: count for key, count in counts.items() if count}
+    counts = run.trace.tasks["key"].astype(str).value_counts()
+    return {str(key): int(count) for key, count in counts.items() if count}
 
 
 def ended(run: RecordedRun) -> list[str]:
@@ -224,7 +224,7 @@ def test_an_exception_of_the_block_passes_after_what_was_recorded_is_merged(
     client: Client, tmp_path: Path
 ) -> None:
     for kind in (ZeroDivisionError, KeyboardInterrupt):
-        with pytest.raises(kind), record(client, tmp_path, report=False) as run:
+        with pytest.raises(kind), record(client, tmp_path, report=False) as run:  # noqa: PT012
             client.gather(client.map(nap, range(10), pure=False))
             raise kind
         assert len(run.trace.tasks) == 10
@@ -236,7 +236,7 @@ def test_an_exception_of_the_block_passes_after_what_was_recorded_is_merged(
 
 
 def test_tasks_that_still_run_at_the_end_are_told_of(client: Client, tmp_path: Path) -> None:
-    with (
+    with (  # noqa: PT031
         pytest.warns(RecordWarning, match="1 task.* still running"),
         record(client, tmp_path, report=False) as run,
     ):
@@ -282,7 +282,7 @@ def test_a_worker_that_is_killed_leaves_what_it_did(tmp_path: Path) -> None:
 def test_a_cluster_that_dies_in_the_block_leaves_what_is_on_disk(tmp_path: Path) -> None:
     cluster = LocalCluster(n_workers=1, local_directory=str(tmp_path / "s"), **QUIET)
     client = Client(cluster)
-    with (
+    with (  # noqa: PT031
         pytest.warns(RecordWarning, match=r"cluster was left|does not answer"),
         record(client, tmp_path, report=False) as run,
     ):
@@ -344,6 +344,42 @@ def test_an_asynchronous_client_is_recorded_with_async_with(tmp_path: Path) -> N
     assert len(counts) == 50
     assert recorded(run) == counts
     assert run.problems == []
+
+
+INTERRUPTED = """
+    import time
+    from distributed import Client
+    import dasf_hpc
+
+    if __name__ == "__main__":
+        with Client(n_workers=2, dashboard_address=":0") as client:
+            with dasf_hpc.record(client, "runs") as run:
+                client.gather(client.map(lambda x: x, range(30), pure=False))
+                future = client.submit(time.sleep, 100, key="endless")
+                print("in", flush=True)
+                future.result()
+"""
+
+
+def test_ctrl_c_in_a_terminal_ends_the_block_and_leaves_its_trace(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(textwrap.dedent(INTERRUPTED))
+    process = subprocess.Popen(
+        [sys.executable, "job.py"], cwd=tmp_path, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    time.sleep(0.5)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of its processes
+    _, said = process.communicate(timeout=90)
+    assert said.rstrip().endswith("KeyboardInterrupt"), said
+    (run,) = (tmp_path / "runs").iterdir()
+    with dasf_hpc.open_trace(run) as trace:
+        states = trace.tasks["state"].astype(str).value_counts()
+    assert states["memory"] == 30
+    assert states["lost"] == 1
+    assert time.monotonic() - began < 30, "waited for workers that are gone"
 
 
 # --------------------------------------------------------------------------------- two clients
@@ -409,7 +445,7 @@ def test_plain_plugins_of_a_second_program_make_journals_of_their_own(
     for there in names.values():
         assert len(there) == 2
         assert there[0] == "TracePlugin"
-    for name in set(sum(names.values(), [])):
+    for name in {name for there in names.values() for name in there}:
         client.unregister_worker_plugin(name)
     for number, journals in enumerate(found):
         subprocess.run(command("merge", str(journals.parent)), check=True, capture_output=True)
@@ -428,16 +464,20 @@ class ByHand:
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> None:
+    def start(self, before: str = "", path: str | None = None) -> None:
+        """Start the scheduler, as `worker` does a worker."""
         self.run("scheduler", "distributed.cli.dask_scheduler", "--port", "0", "--host",
                  "127.0.0.1", "--dashboard-address", ":0",
-                 "--scheduler-file", str(self.folder / "scheduler.json"))  # fmt: skip
+                 "--scheduler-file", str(self.folder / "scheduler.json"),
+                 before=before, path=path)  # fmt: skip
 
     def worker(self, name: str, before: str = "", path: str | None = None) -> Path:
         """Start a worker, after shell commands in a mount namespace of its own; gives its folder.
 
         Its folder of temporary files is there.
         """
+        if not self.processes:
+            self.start()
         return self.run(
             name, "distributed.cli.dask_worker",
             "--scheduler-file", str(self.folder / "scheduler.json"), "--name", name,
@@ -471,10 +511,9 @@ class ByHand:
 
 @pytest.fixture
 def by_hand(tmp_path: Path) -> Iterator[ByHand]:
-    """Give a scheduler that was started by hand; workers are to be started."""
+    """Give a cluster whose scheduler and workers are to be started by hand."""
     cluster = ByHand(tmp_path / "cluster")
     try:
-        cluster.start()
         yield cluster
     finally:
         for process in reversed(cluster.processes):
@@ -534,10 +573,16 @@ def test_a_journal_larger_than_a_message_comes_in_pieces(
     monkeypatch.setattr("dasf_hpc.block.PIECE", 10_000)
     runs = tmp_path / "runs"
     runs.mkdir()
-    by_hand.worker("far", f"mount -t tmpfs none {runs}")
+    hide = f"mount -t tmpfs none {runs}"
+    by_hand.start(hide)
+    by_hand.worker("far", hide)
     with by_hand.client(1) as client, record(client, runs, report=False) as run:
         client.gather(client.map(nap, range(500), seconds=0, pure=False))
     assert len(run.trace.tasks) == 500
+    assert ended(run) == ["closed"]
+    assert sorted(run.trace.processes["role"]) == ["sampler", "scheduler", "worker"]
+    for folder in by_hand.folder.glob("*/tmp"):
+        assert list(folder.glob("dasf-hpc*")) == [], "left behind"
     assert max(p.stat().st_size for p in (run.directory / "journals").glob("worker-*")) > 50_000
 
 
@@ -588,6 +633,23 @@ def test_the_client_is_told_of_a_worker_that_cannot_record(
     assert "Worker worse" in html
 
 
+def test_workers_are_recorded_where_the_scheduler_has_no_dasf_hpc(
+    by_hand: ByHand, tmp_path: Path
+) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(MISSING)
+    by_hand.start(path=str(tmp_path / "path"))
+    by_hand.worker("one")
+    with by_hand.client(1) as client:
+        with pytest.warns(RecordWarning, match=r"scheduler records nothing: .*dasf_hpc"):
+            run = record(client, tmp_path, report=False).__enter__()
+        client.gather(client.map(nap, range(10), pure=False))
+        run.__exit__(None, None, None)
+    assert len(run.problems) == 1
+    assert len(run.trace.tasks) == 10
+    assert ended(run) == ["closed"]
+
+
 @pytest.mark.usefixtures("mount_namespaces")
 def test_the_client_is_told_of_a_worker_that_may_write_nowhere(
     by_hand: ByHand, tmp_path: Path
@@ -624,7 +686,7 @@ def test_a_worker_that_does_not_answer_keeps_no_other_waiting(
         pids = client.run(lambda dask_worker: (dask_worker.name, os.getpid()))
         (pid,) = (pid for name, pid in pids.values() if name == "still")
         try:
-            with (
+            with (  # noqa: PT031
                 pytest.warns(
                     RecordWarning,
                     match=r"Worker still .* did not end its recording: no answer in 8 s",
