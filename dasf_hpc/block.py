@@ -43,9 +43,11 @@ LOOK_S = 1.0
 #: How long is waited for a client that tries to reach its scheduler again.
 RECONNECT_S = 5.0
 
-#: Bytes of a journal that travel at once, and journals or workers that are asked at a time.
+#: Bytes of a journal that travel at once, and so many journals at a time.
 PIECE = 4 << 20
-AT_ONCE = 16
+AT_ONCE = 8
+#: Workers that are asked at a time.
+ASKED_AT_ONCE = 128
 
 #: What it means that a worker does not answer a question.
 UNANSWERED = {
@@ -498,7 +500,7 @@ class RecordedRun:
         refused: str = "",
     ) -> dict[str, _Answer]:
         """Ask the plugin of each worker; one that does not answer keeps no other waiting."""
-        turn = asyncio.Semaphore(AT_ONCE)
+        turn = asyncio.Semaphore(ASKED_AT_ONCE)
         question = _question(self._block.name, what, arguments)
 
         async def ask(address: str) -> _Answer:

@@ -27,7 +27,7 @@ from typing import Any
 
 import dask.array as da
 import pytest
-from distributed import Client, LocalCluster, performance_report
+from distributed import Client, LocalCluster, performance_report, wait
 from distributed.diagnostics.plugin import SchedulerPlugin
 from ports import free_ports
 from system.conftest import Submit, command
@@ -146,8 +146,23 @@ def test_every_task_of_the_block_and_no_other_is_in_its_trace(
     assert sum(run.summary.tasks.values()) == sum(counts.values())
     assert run.report == run.directory / "report.html"
     assert left_behind(client) == []
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_what_went_between_workers_before_the_block_is_not_of_it(
+    client: Client, tmp_path: Path
+) -> None:
+    def transfer(name: str) -> None:
+        one, two = sorted(client.scheduler_info()["workers"])
+        data = client.submit(bytes, 100_000, key=f"{name}-data", workers=[one])
+        wait(client.submit(len, data, key=f"{name}-len", workers=[two]))
+
+    transfer("before")
+    with record(client, tmp_path, report=False) as run:
+        transfer("within")
     transfers = run.trace.transfers
-    assert (transfers["start"] >= 0).all(), "of before the block"
+    assert sorted(transfers["direction"].astype(str)) == ["incoming", "outgoing"]
+    assert (run.trace.activities["action"] == "transfer").sum() == 1
 
 
 @pytest.mark.usefixtures("no_warning")
@@ -516,9 +531,10 @@ def by_hand(tmp_path: Path) -> Iterator[ByHand]:
     try:
         yield cluster
     finally:
-        for process in reversed(cluster.processes):
+        for process in cluster.processes[1:]:
             process.terminate()
-        for process in cluster.processes:
+        for process in reversed(cluster.processes):  # without a scheduler a worker takes 8 s to end
+            process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
