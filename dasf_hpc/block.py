@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from distributed import Client, default_client
 
 from dasf_hpc import __version__
-from dasf_hpc.errors import DasfHpcError, SettingsError, TraceFileError
+from dasf_hpc.errors import DasfHpcError, RunDirectoryError, SettingsError, TraceFileError
 from dasf_hpc.manifest import Heartbeat, Manifest, git_revision, make_directory, versions
 from dasf_hpc.profile.attach import TOKEN, Block, SchedulerHold, worker_plugin
 
@@ -172,12 +172,11 @@ class RecordedRun:
         self._begin()
         try:
             self._client.sync(self._attach)
+            self._warn()
         except BaseException:
-            with contextlib.suppress(Exception):
-                self._client.sync(self._take_away)
+            self._client.sync(self._take_away)
             self._give_up()
             raise
-        self._warn()
         return self
 
     def __exit__(
@@ -191,6 +190,8 @@ class RecordedRun:
                 self._client.sync(self._detach)
             self._finish(kind)
         except BaseException:
+            if self._connected():
+                self._client.sync(self._take_away)
             self._give_up()
             raise
         self._warn()
@@ -203,12 +204,11 @@ class RecordedRun:
         self._begin()
         try:
             await self._attach()
+            self._warn()
         except BaseException:
-            with contextlib.suppress(Exception):
-                await self._take_away()
+            await self._take_away()
             self._give_up()
             raise
-        self._warn()
         return self
 
     async def __aexit__(
@@ -222,6 +222,8 @@ class RecordedRun:
                 await self._detach()
             await asyncio.to_thread(self._finish, kind)
         except BaseException:
+            if self._connected():
+                await self._take_away()
             self._give_up()
             raise
         self._warn()
@@ -298,7 +300,10 @@ class RecordedRun:
             interval=self._sample_interval,
             version=__version__,
         )
-        (journals / TOKEN).write_text(self._block.token)
+        try:
+            (journals / TOKEN).write_text(self._block.token)
+        except OSError as error:
+            raise RunDirectoryError(f"{journals} cannot be written: {error.strerror}.") from None
         self._manifest = Manifest(self._directory)
         self._heartbeat = Heartbeat(self._directory)
         self._heartbeat.__enter__()
@@ -359,6 +364,14 @@ class RecordedRun:
                 f"The scheduler does not answer ({_reason(error)}): what is on disk is merged."
             )
             return
+        try:
+            await self._fetch_all(workers)
+        except Exception as bug:  # the block's own outcome is not to depend on it
+            self._problem(f"The recording's end failed, which is a bug: {bug!r}")
+        await self._take_away()
+
+    async def _fetch_all(self, workers: Mapping[str, str]) -> None:
+        """Have everybody end the recording, and get here what is not here."""
         closed = await self._ask_workers(workers, "close")
         if self._scheduler_records and not (await self._ask_scheduler("close")).there:
             self._problem(
@@ -371,7 +384,6 @@ class RecordedRun:
         await self._ask_workers(there, "forget", silent=True)
         await self._ask_scheduler("forget", silent=True)
         await self._hear_late_workers()
-        await self._take_away()
 
     async def _take_away(self) -> None:
         """Take the block's plugins off the cluster."""
@@ -390,8 +402,9 @@ class RecordedRun:
             events = await _bounded(self._client.get_events(self._block.name))
         except Exception:  # then nobody said anything
             return
-        for _, (address, problem) in events:
-            self._problem(f"Worker {address} is not recorded: {problem}", about=address)
+        for _, (name, address, problem) in events:
+            who = f"Worker {name} at {address}"
+            self._problem(f"{who} is not recorded: {problem}", about=address)
 
     async def _gather(self, answers: Mapping[str, _Answer]) -> None:
         """Fetch the journals that are not in the run's directory: no folder is shared."""
@@ -440,7 +453,7 @@ class RecordedRun:
         from dasf_hpc.outcome import merge_run
         from dasf_hpc.show.report import write_report
 
-        (self.directory / "journals" / TOKEN).unlink(missing_ok=True)
+        self._forget_token()
         manifest = self._manifest
         manifest.update(state="merging")
         if kind is not None:
@@ -460,7 +473,7 @@ class RecordedRun:
                 f"The merge failed, which is a bug: {bug!r}; again: dasf-hpc merge {self.directory}"
             )
         if self.summary is None:
-            state = "partial" if any((self.directory / "journals").iterdir()) else "failed"
+            state = "partial" if any((self.directory / "journals").glob("*")) else "failed"
             Manifest(self.directory).update(
                 state=state, ended=time.time(), error=" ".join(self.problems)
             )
@@ -472,8 +485,13 @@ class RecordedRun:
         self._heartbeat.__exit__()
         self._ended = True
 
+    def _forget_token(self) -> None:
+        with contextlib.suppress(OSError):  # the directory may be gone, or read-only by now
+            (self.directory / "journals" / TOKEN).unlink()
+
     def _give_up(self) -> None:
         """Leave a directory that says what it is, where the end itself was interrupted."""
+        self._forget_token()
         self._heartbeat.__exit__()
         self._ended = True
         Manifest(self.directory).update(state="partial", ended=time.time(), error="interrupted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -141,10 +142,12 @@ class Answer:
 
 def finding_html(finding: Finding) -> str:
     """Show a finding in a notebook."""
-    return (
-        f"<p><b>{escape(finding.severity.value)}</b> {escape(finding.sentence)} "
-        f"<i>{escape(finding.next_step)}</i></p>"
+    sentence, step = (
+        # what stands between backquotes is code
+        re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+        for text in (finding.sentence, finding.next_step)
     )
+    return f"<p><b>{escape(finding.severity.value)}</b> {sentence} <i>{step}</i></p>"
 
 
 def _table_html(name: str, table: pd.DataFrame, columns: Columns) -> str:

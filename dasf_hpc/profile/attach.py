@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 #: Name of the file, in the block's folder of journals, by which a process knows the folder.
 TOKEN = ".token"
 
+#: How long a client may be away before its block's recording ends: it may lose its connection and
+#: come again.
+AWAY_S = 5.0
+
 #: How long the end of a node's recorder process is waited for once nobody holds it.
 SAMPLER_END_S = 5.0
 
@@ -250,7 +254,7 @@ def worker_plugin(order: dict[str, Any]) -> WorkerPlugin:
             except Exception as error:
                 self.problem = str(error) or repr(error)
             if self.problem:
-                worker.log_event(self.name, [worker.address, self.problem])
+                worker.log_event(self.name, [str(worker.name), worker.address, self.problem])
 
         async def ask(self, what: str, *arguments: Any) -> Any:
             if self.hold is None:
@@ -306,18 +310,26 @@ class SchedulerHold(SchedulerPlugin):
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """End the recording of a client that is gone: nobody else would."""
         if client == self._block.client and self._recorder is not None:
-            logger.warning("dasf-hpc: the client of %s is gone: its recording ends", self.name)
             self._ending = asyncio.ensure_future(self._end(scheduler))
 
     async def _end(self, scheduler: Scheduler) -> None:
+        await asyncio.sleep(AWAY_S)
+        if self._block.client in scheduler.clients:
+            return
+        logger.warning("dasf-hpc: the client of %s is gone: its recording ends", self.name)
         with contextlib.suppress(Exception):  # a worker that is gone has nothing to end
             await scheduler.unregister_worker_plugin(None, self.name)
-        await self.close()
+        self._stop()
         with contextlib.suppress(Exception):
             await scheduler.unregister_scheduler_plugin(self.name)
 
     async def close(self) -> None:
         """Stop recording and have the journal on file."""
+        if self._ending is not None:
+            self._ending.cancel()
+        self._stop()
+
+    def _stop(self) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.end()

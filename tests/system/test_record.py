@@ -308,6 +308,42 @@ def test_a_cluster_that_dies_in_the_block_leaves_what_is_on_disk(tmp_path: Path)
     assert '"state": "partial"' in (run.directory / "run.json").read_text()
 
 
+def test_a_run_directory_that_is_deleted_in_the_block_costs_the_recording_alone(
+    client: Client, tmp_path: Path
+) -> None:
+    with (  # noqa: PT031
+        pytest.warns(RecordWarning, match="There is no run at"),
+        record(client, tmp_path, report=False) as run,
+    ):
+        total = sum(client.gather(client.map(nap, range(10), pure=False)))
+        deadline = time.monotonic() + 20  # what is just starting would make it again
+        while len(list((run.directory / "journals").glob("*.journal"))) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        shutil.rmtree(run.directory)
+    assert total == 55
+    assert run.summary is None
+    with pytest.raises(TraceFileError):
+        run.trace  # noqa: B018
+    assert "There is no run at" in repr(run)
+    assert "no trace" in run._repr_html_()
+    assert left_behind(client) == []
+
+
+def test_a_warning_that_is_an_error_leaves_nothing_attached(
+    by_hand: ByHand, tmp_path: Path
+) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(MISSING)
+    by_hand.worker("bad", path=str(tmp_path / "path"))
+    with by_hand.client(1) as client:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RecordWarning)
+            with pytest.raises(RecordWarning), record(client, tmp_path):
+                pass
+        assert left_behind(client) == []
+
+
 def test_what_it_is_used_for_wrongly_is_a_sentence(client: Client, tmp_path: Path) -> None:
     run = record(client, tmp_path)
     with pytest.raises(SettingsError, match="has not begun"):
@@ -635,6 +671,8 @@ def test_the_client_is_told_of_a_worker_that_cannot_record(
             addresses = client.run(lambda dask_worker: dask_worker.name)
             for address, name in addresses.items():
                 client.submit(nap, 1, key=f"on-{name}", workers=[address]).result()
+            # gone before the block's end
+            client.retire_workers([a for a, name in addresses.items() if name == "worse"])
         finally:
             with pytest.warns(RecordWarning, match=f"Worker worse .*{why}"):
                 run.__exit__(None, None, None)
@@ -903,41 +941,3 @@ def test_a_block_inside_a_run_of_submit_leaves_both_whole(
         (ranges,) = trace.reports["compute_ranges"]
         assert ranges == 50
     assert done.manifest["state"] == "complete"
-
-
-SUBMIT_HERE = """
-    import copy, json, sys
-    import dask
-    from dasf_hpc import submit
-    from dasf_hpc.errors import DasfHpcError
-    from dasf_hpc.settings import load_settings
-
-    if __name__ == "__main__":
-        settings = {"on": "local", "nsys": False, "report": False, "runs_dir": "runs"}
-        before = copy.deepcopy(dask.config.config)
-        result = submit(load_settings(settings), "job.py")
-        assert dask.config.config == before, "after a run"
-        print(repr(result))
-        print(len(result._repr_html_()))
-        try:
-            submit(load_settings(settings | {"memory": "1MB", "start_timeout": 5}), "job.py")
-        except DasfHpcError as error:
-            print("failed:", error)
-        assert dask.config.config == before, "after a run that failed"
-"""
-
-
-def test_submit_leaves_no_dask_configuration_behind(tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text(
-        "from distributed import Client\n"
-        "if __name__ == '__main__':\n    Client().submit(sum, [1, 2]).result()\n"
-    )
-    (tmp_path / "here.py").write_text(textwrap.dedent(SUBMIT_HERE))
-    done = subprocess.run(
-        [sys.executable, "here.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    result = next(line for line in lines if line.startswith("<RunResult"))
-    assert re.search(r"1 task on 1 worker of 1 node, .* exit code 0>", result)
-    assert any(line.startswith("failed:") for line in lines), done.stdout
