@@ -37,6 +37,7 @@ import dasf_hpc
 from dasf_hpc import RecordWarning, record
 from dasf_hpc.block import RecordedRun
 from dasf_hpc.errors import RunDirectoryError, SettingsError, TraceFileError
+from dasf_hpc.profile.attach import AWAY_S
 
 QUIET = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 2}
 
@@ -753,6 +754,72 @@ def test_a_worker_that_does_not_answer_keeps_no_other_waiting(
             os.kill(pid, signal.SIGCONT)
     assert len(run.trace.tasks) == 20
     assert sorted(ended(run)) == ["closed", "unknown"]
+
+
+TOGETHER = """
+    import sys, time
+    from pathlib import Path
+    from distributed import Client
+    import dasf_hpc
+
+    name = sys.argv[2]
+    with Client(scheduler_file=sys.argv[1]) as client, dasf_hpc.record(client, name) as run:
+        Path(name + "-is-in").touch()
+        while not (Path("a-is-in").exists() and Path("b-is-in").exists()):
+            time.sleep(0.01)
+        keys = [f"{name}-{i}" for i in range(20)]
+        client.gather(client.map(lambda x: x, range(20), key=keys))
+        Path(name + "-is-done").touch()
+        while not (Path("a-is-done").exists() and Path("b-is-done").exists()):
+            time.sleep(0.01)
+    print(run.problems, run.directory)
+"""
+
+
+def test_two_programs_that_record_one_cluster_at_once_have_a_trace_each(
+    by_hand: ByHand, tmp_path: Path
+) -> None:
+    (tmp_path / "together.py").write_text(textwrap.dedent(TOGETHER))
+    by_hand.worker("one")
+    by_hand.client(1).close()
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "together.py", str(by_hand.folder / "scheduler.json"), name],
+            cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        )
+        for name in "ab"
+    ]  # fmt: skip
+    said = [program.communicate(timeout=90)[0].split() for program in programs]
+    for problems, directory in said:
+        assert problems == "[]"
+        with dasf_hpc.open_trace(tmp_path / directory) as trace:
+            keys = sorted(trace.tasks["key"])
+            assert set(trace.processes["ended"]) == {"closed"}
+        assert keys == sorted(f"{name}-{i}" for name in "ab" for i in range(20))
+    assert said[0] != said[1]
+
+
+def lose_connection(client: Client) -> None:
+    """Break a client's connection to the scheduler, and wait until it is there again."""
+    before = client.scheduler_comm
+    client.loop.add_callback(before.comm.abort)
+    deadline = time.monotonic() + 30
+    while client.status != "running" or client.scheduler_comm is before:
+        assert time.monotonic() < deadline, "not connected again"
+        time.sleep(0.05)
+
+
+def test_a_client_that_loses_its_connection_for_a_moment_goes_on_recording(
+    by_hand: ByHand, tmp_path: Path
+) -> None:
+    by_hand.worker("one")
+    with by_hand.client(1) as client, record(client, tmp_path, report=False) as run:
+        client.submit(nap, 1, key="before").result()
+        lose_connection(client)
+        time.sleep(AWAY_S + 1)
+        client.submit(nap, 1, key="after").result()
+    assert run.problems == []
+    assert recorded(run) == {"before": 1, "after": 1}
 
 
 def test_a_client_that_is_killed_leaves_no_recording_behind(
