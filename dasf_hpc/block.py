@@ -41,7 +41,7 @@ ANSWER_S = 30.0
 #: How often it is looked whether who is to answer is still there.
 LOOK_S = 1.0
 #: How long is waited for a client that tries to reach its scheduler again.
-RECONNECT_S = 5.0
+RECONNECT_S = 10.0
 
 #: Bytes of a journal that travel at once, and so many journals at a time.
 PIECE = 4 << 20
@@ -358,6 +358,8 @@ class RecordedRun:
         while self._client.status == "connecting" and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         try:
+            if self._client.status != "running":
+                raise OSError(f"the client is {self._client.status}")
             workers = await self._workers()
         except Exception as error:
             self._problem(

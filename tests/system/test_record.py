@@ -756,6 +756,25 @@ def test_a_worker_that_does_not_answer_keeps_no_other_waiting(
     assert sorted(ended(run)) == ["closed", "unknown"]
 
 
+def test_a_scheduler_that_is_killed_in_the_block_leaves_what_is_on_disk(
+    by_hand: ByHand, tmp_path: Path
+) -> None:
+    by_hand.worker("one")
+    client = by_hand.client(1)
+    with (  # noqa: PT031
+        pytest.warns(RecordWarning, match=r"cluster was left|does not answer"),
+        record(client, tmp_path / "runs", report=False) as run,
+    ):
+        client.gather(client.map(nap, range(10), pure=False))
+        by_hand.processes[0].kill()
+        by_hand.processes[0].wait()
+        began = time.monotonic()
+    assert time.monotonic() - began < 25
+    client.close(timeout=5)
+    assert len(run.trace.tasks) == 10
+    assert '"state": "partial"' in (run.directory / "run.json").read_text()
+
+
 TOGETHER = """
     import sys, time
     from pathlib import Path
