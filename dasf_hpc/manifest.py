@@ -42,22 +42,42 @@ def make_run_directory(settings: Settings, job: str) -> Path:
     RunDirectoryError
         If it cannot be made or written.
     """
+    advice = "give another with --runs-dir, on a file system that the nodes share"
+    return make_directory(settings.runs_dir, Path(job.split(":")[-1]).stem, advice)
+
+
+def make_directory(parent: Path, name: str, advice: str) -> Path:
+    """Make the directory of a new run below another one, as `make_run_directory` does.
+
+    Parameters
+    ----------
+    parent
+        The folder of all runs.
+    name
+        The middle of the directory's name.
+    advice
+        What to do where it cannot be made, for the error's sentence.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it cannot be made or written.
+    """
     stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    stem = file_stem(Path(job.split(":")[-1]).stem)[:40] or "job"
-    parent = settings.runs_dir.absolute()
+    stem = file_stem(name)[:40] or "job"
+    parent = parent.absolute()
     directory = parent / f"{stamp}-{stem}-{secrets.token_hex(2)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
-        for name in FOLDERS:
-            (directory / name).mkdir(mode=0o700)
+        for folder in FOLDERS:
+            (directory / folder).mkdir(mode=0o700)
         probe = directory / ".writable"
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:
         raise RunDirectoryError(
-            f"The runs directory {parent} cannot be used: {error.strerror}; give another with "
-            "--runs-dir, on a file system that the nodes share."
+            f"The runs directory {parent} cannot be used: {error.strerror}; {advice}."
         ) from None
     return directory
 

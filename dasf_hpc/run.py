@@ -109,6 +109,18 @@ class RunResult:
     summary: Summary
     error: DasfHpcError | None = None
 
+    def __repr__(self) -> str:
+        from dasf_hpc.show.notebook import summary_text
+
+        why = f", {self.error}" if self.error is not None else ""
+        text = summary_text(self.summary)
+        return f"<RunResult {self.directory}: {text}, exit code {self.exit_code}{why}>"
+
+    def _repr_html_(self) -> str:
+        from dasf_hpc.show.notebook import result_html
+
+        return result_html(self.directory, self.summary, self.error)
+
 
 def submit(
     settings: Settings,

@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def readme_block(name: str) -> str:
     """Give the lines of a code block."""
     block = README.read_text().split(f"<!-- ci: {name} -->\n")[1].split("```")[1]
-    return block.removeprefix("bash\n")
+    return block.partition("\n")[2]  # without the language
 
 
 def readme_commands(name: str) -> list[str]:

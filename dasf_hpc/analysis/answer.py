@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -13,6 +15,9 @@ import pandas as pd
 WORST = 3
 #: ... and so many are its evidence.
 EVIDENCE = 100
+
+#: Rows of a table that a notebook shows.
+SHOWN = 20
 
 #: Columns of a table: name to unit (as in the trace's schema, empty for counts and text) and
 #: meaning.
@@ -92,6 +97,21 @@ class Answer:
         """Whether there was anything to look at."""
         return bool(len(self.table)) or not self.unanswered
 
+    def __repr__(self) -> str:
+        found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        tables = ", ".join(f"{name} ({len(table)} rows)" for name, table in self.tables.items())
+        return f"<Answer {self.analysis}: {found if self.looked else 'could not look'}; {tables}>"
+
+    def _repr_html_(self) -> str:
+        parts = [finding_html(finding) for finding in self.findings]
+        parts += [f"<p><i>could not look:</i> {escape(why)}</p>" for why in self.unanswered]
+        if not self.findings and self.looked:
+            parts.append("<p>Nothing found that should be changed.</p>")
+        for name, table in self.tables.items():
+            if len(table):
+                parts.append(_table_html(name, table, self.columns[name]))
+        return f"<div><b>{escape(self.analysis)}</b>{''.join(parts)}</div>"
+
     def document(self, rows: int | None = None) -> dict[str, Any]:
         """Give the answer as what JSON can hold.
 
@@ -118,6 +138,41 @@ class Answer:
                 for name, table in self.tables.items()
             },
         }
+
+
+def finding_html(finding: Finding) -> str:
+    """Show a finding in a notebook."""
+    sentence, step = (
+        # what stands between backquotes is code
+        re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+        for text in (finding.sentence, finding.next_step)
+    )
+    return f"<p><b>{escape(finding.severity.value)}</b> {sentence} <i>{step}</i></p>"
+
+
+def _table_html(name: str, table: pd.DataFrame, columns: Columns) -> str:
+    """Show the first rows of a table, with units and meanings."""
+    known = [column for column in columns if column in table]
+    heads = "".join(
+        f'<th title="{escape(columns[c][1])}">{escape(c.replace("_", " "))}'
+        + (f" ({escape(columns[c][0])})" if columns[c][0] else "")
+        + "</th>"
+        for c in known
+    )
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(row[c]))}</td>" for c in known) + "</tr>"
+        for row in _records(table.head(SHOWN))
+    )
+    more = f"<p>{len(table) - SHOWN:,} more rows</p>" if len(table) > SHOWN else ""
+    return f"<p>{escape(name)}</p><table><tr>{heads}</tr>{rows}</table>{more}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

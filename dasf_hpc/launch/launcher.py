@@ -322,6 +322,13 @@ class NodeJobs(JobQueueCluster):
         (description,) = super().new_worker_spec().values()
         return {f"{self.name}-{next(self._numbers)}": description}
 
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # SpecCluster ends the job of a worker it has not seen for 15 s; a nanny may take longer to
+        # restart one, and whether a node job is lost is for the batch scheduler to say. It looks
+        # this up here, and only here: the caller's configuration stays as it is.
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"}):
+            super()._update_worker_status(op, msg)
+
 
 class Launcher(ABC):
     """Gives a started Dask cluster whose workers are wrapped, and ends it without losing a report.
@@ -503,9 +510,6 @@ class Launcher(ABC):
         """
         self._check_port()
         write_environment(self.place.directory, self.settings.env)
-        # SpecCluster ends the job of a worker it has not seen for 15 s; a nanny may take longer to
-        # restart one, and whether a node job is lost is for the batch scheduler to say.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
         try:
             self.cluster = NodeJobs(
                 job_cls=self.job_class,

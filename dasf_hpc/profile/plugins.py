@@ -15,6 +15,7 @@ import asyncio
 import logging
 import threading
 import time as clock
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from dasf_hpc.profile.recording import (
     join_recording,
     leave_recording,
 )
+from dasf_hpc.profile.registration import RecordingPlugin
 from dasf_hpc.profile.results import ResultTexts, byte_count, type_name
 from dasf_hpc.profile.running import answer_running
 
@@ -75,7 +77,7 @@ _NONE = 0xFFFFFFFF
 NO_SIZE = 2**64 - 1
 
 
-class WorkerTaskPlugin(WorkerPlugin):
+class WorkerTaskPlugin(RecordingPlugin):
     """Records every task of a worker: transitions, executions, activities, transfers, results.
 
     Parameters
@@ -89,8 +91,6 @@ class WorkerTaskPlugin(WorkerPlugin):
         Whether to ask the scheduler for its clock, which only a scheduler with a
         `SchedulerRecorder` answers; without, hosts are lined up by UTC.
     """
-
-    idempotent = True
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class WorkerTaskPlugin(WorkerPlugin):
         if recording.journal is None or recording.task_plugin is not None:
             why = recording.problem or f"{recording.task_plugin!r} records this worker already"
             logger.warning("dasf-hpc: %r records nothing of this worker: %s", self.name, why)
-            leave_recording(worker, {})
+            leave_recording(worker, recording, {})
             return
         recording.task_plugin = self.name
         self._recording = recording
@@ -136,12 +136,16 @@ class WorkerTaskPlugin(WorkerPlugin):
         self._stored = self._journal.timed_recorder(Stream.STORED)
         self._reschedule = self._journal.timed_recorder(Stream.RESCHEDULES)
         self._probe = self._journal.recorder(Stream.PROBES)
-        self._last_incoming: Any = None
-        worker.transfer_incoming_log = _DelayNoted(worker)
-        self._last_outgoing: Any = None
+        if not isinstance(worker.transfer_incoming_log, _DelayNoted):
+            worker.transfer_incoming_log = _DelayNoted(worker)
+        # What was before is not of this recording: a worker may have worked for days.
+        self._last_incoming: Any = _last(worker.transfer_incoming_log)
+        self._last_outgoing: Any = _last(worker.transfer_outgoing_log)
         self._recorded_activities: dict[Any, int] = {}
-        for key in list(self._tasks):
+        for key, task in list(self._tasks.items()):
             self._id(key)
+            if task.startstops:
+                self._recorded_activities[key] = len(task.startstops)
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
         self.__dict__["transition"] = self._transition_listener()
@@ -170,7 +174,7 @@ class WorkerTaskPlugin(WorkerPlugin):
                     await asyncio.wait_for(self._probe_clock(PROBES), PROBE_TIMEOUT_S)
             except Exception:  # the scheduler may be gone: then the earlier probes must do
                 logger.debug("no clock probe at the end", exc_info=True)
-        leave_recording(worker, {})
+        leave_recording(worker, recording, {})
 
     # ------------------------------------------------------------------ event loop
 
@@ -378,6 +382,10 @@ class WorkerTaskPlugin(WorkerPlugin):
             self._probe(t1, answer[0], answer[1], t4)
 
 
+def _last(log: Any) -> Any:
+    return log[-1] if log else None
+
+
 class _Plugins(dict[str, Any]):
     """A worker's plugins, of which some are not told of transitions: they do nothing then.
 
@@ -515,7 +523,7 @@ class _Lease:
         self._idle.append(self._recorders)
 
 
-class GPUAnnotationPlugin(WorkerPlugin):
+class GPUAnnotationPlugin(RecordingPlugin):
     """Puts an NVTX range around every task, in the thread that runs it, and marks the clock.
 
     The range is in domain ``compute``; its message is the function's name (the key's prefix), its
@@ -533,8 +541,6 @@ class GPUAnnotationPlugin(WorkerPlugin):
         process 0.6 to 0.7 kB and about 10 us (measured with nvtx 0.2.11).
     """
 
-    idempotent = True
-
     def __init__(
         self,
         name: str = "GPUAnnotationPlugin",
@@ -546,7 +552,7 @@ class GPUAnnotationPlugin(WorkerPlugin):
         self.name = name
         self.directory = Path(directory) if directory else default_directory()
         self.message = message
-        self._attached: dict[Worker, _Annotated] = {}
+        self._attached: dict[Worker, Recording] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.directory, self.message)
@@ -557,45 +563,67 @@ class GPUAnnotationPlugin(WorkerPlugin):
             _tell_nothing(worker, self)
         recording = join_recording(worker, self.directory)
         try:
-            ranges = _Ranges(recording.executions.base, worker, self.message == "key")
+            _annotate(worker, recording, self.message == "key")
         except Exception as error:
             why = f"the package nvtx cannot be used: {error} (pip install 'nvtx>=0.2.11')"
             logger.warning("no NVTX ranges: %s", why, exc_info=not isinstance(error, ImportError))
             if recording.journal is not None:
                 recording.journal.meta({"kind": "unavailable", "what": "nvtx", "why": why})
-            leave_recording(worker, {})
+            leave_recording(worker, recording, {})
             return
-        ranges.mark_clock(2 * MARKS)
-        recording.executions.add(ranges, first=True)
-        marking = asyncio.ensure_future(self._keep_marking(ranges))
-        self._attached[worker] = _Annotated(recording, ranges, marking)
-
-    async def _keep_marking(self, ranges: _Ranges) -> None:
-        while True:
-            await asyncio.sleep(MARK_INTERVAL_S)
-            ranges.mark_clock(MARKS)
+        self._attached[worker] = recording
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Do nothing: ranges are set in the task's thread, not on the event loop."""
 
     def teardown(self, worker: Worker) -> None:
         """Mark the clock once more and stop annotating."""
-        attached = self._attached.pop(worker, None)
-        if attached is None:
+        recording = self._attached.pop(worker, None)
+        if recording is None:
             return
-        attached.marking.cancel()
-        attached.recording.executions.remove(attached.ranges)
-        attached.ranges.mark_clock(MARKS)
-        leave_recording(worker, {"nvtx": installed_version("nvtx")})
+        _annotate_no_more(worker, recording)
+        leave_recording(worker, recording, {"nvtx": installed_version("nvtx")})
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Annotated:
-    """What an annotation plugin holds for a worker it is attached to."""
+    """The ranges around a worker's tasks, and how many plugins want them."""
 
-    recording: Recording
     ranges: _Ranges
     marking: asyncio.Task[None]
+    users: int = 0
+
+
+#: Of several plugins that annotate a worker, each into a folder of its own, the first one's ranges
+#: serve all: the task's id is the same, and a report with two ranges a task would count double.
+_annotated: weakref.WeakKeyDictionary[Worker, _Annotated] = weakref.WeakKeyDictionary()
+
+
+def _annotate(worker: Worker, recording: Recording, whole_key: bool) -> None:
+    annotated = _annotated.get(worker)
+    if annotated is None:
+        ranges = _Ranges(recording.executions.base, worker, whole_key)
+        ranges.mark_clock(2 * MARKS)
+        recording.executions.add(ranges, first=True)
+        marking = asyncio.ensure_future(_keep_marking(ranges))
+        annotated = _annotated[worker] = _Annotated(ranges, marking)
+    annotated.users += 1
+
+
+def _annotate_no_more(worker: Worker, recording: Recording) -> None:
+    annotated = _annotated[worker]
+    annotated.users -= 1
+    if annotated.users == 0:
+        del _annotated[worker]
+        annotated.marking.cancel()
+        recording.executions.remove(annotated.ranges)
+        annotated.ranges.mark_clock(MARKS)
+
+
+async def _keep_marking(ranges: _Ranges) -> None:
+    while True:
+        await asyncio.sleep(MARK_INTERVAL_S)
+        ranges.mark_clock(MARKS)
 
 
 class _Ranges:
@@ -673,7 +701,7 @@ class _Ranges:
             self._mark(attributes, self._clock_in)
 
 
-class ResourceMonitor(WorkerPlugin):
+class ResourceMonitor(RecordingPlugin):
     """Has the node sampled: CPU, memory, network, disk, GPUs, and each worker process.
 
     However many workers share a node, one recorder process serves them all; it is no thread of a
@@ -695,8 +723,6 @@ class ResourceMonitor(WorkerPlugin):
         Of Dask's SystemMonitor: ``monitor_net_io``, ``monitor_disk_io``, ``monitor_host_cpu`` (all
         True), ``monitor_gpu`` (True); any other is accepted and does nothing.
     """
-
-    idempotent = True
 
     def __init__(
         self,

@@ -42,10 +42,12 @@ def default_directory() -> Path:
 
 
 class Recording:
-    """What the plugins of one worker share: its journal and the watch over its executions.
+    """What the plugins of one worker and folder share: a journal and the watch over executions.
 
     Attributes
     ----------
+    directory
+        The folder.
     journal
         The worker's journal, or None where it could not be made; `problem` says why.
     executions
@@ -53,12 +55,13 @@ class Recording:
     """
 
     def __init__(self, worker: Worker, directory: Path) -> None:
+        self.directory = directory
         self.executions: Executions
         self.executions, self.problem = watch(worker)
         no_actors = watch_actors(worker, self.executions)
         self.journal: Journal | None = None
         self.users = 0
-        #: Name of the plugin that records the worker's tasks: there is one only.
+        #: Name of the plugin that records the worker's tasks into this folder: there is one only.
         self.task_plugin: str | None = None
         try:
             self.journal = Journal(
@@ -115,27 +118,28 @@ def worker_document(worker: Worker) -> dict[str, Any]:
     }
 
 
-_recordings: weakref.WeakKeyDictionary[Worker, Recording] = weakref.WeakKeyDictionary()
+_recordings: weakref.WeakKeyDictionary[Worker, dict[Path, Recording]] = weakref.WeakKeyDictionary()
 
 
 def join_recording(worker: Worker, directory: Path) -> Recording:
-    """Give the worker's recording, made by the first plugin that asks; undone by one `leave`."""
+    """Give the worker's recording into a folder, made by the first plugin that asks for it.
+
+    It is undone by one `leave_recording`. Of several folders each has a recording of its own.
+    """
     with _lock:
-        recording = _recordings.get(worker)
+        recordings = _recordings.setdefault(worker, {})
+        recording = recordings.get(directory)
         if recording is None:
-            recording = _recordings[worker] = Recording(worker, directory)
+            recording = recordings[directory] = Recording(worker, directory)
         recording.users += 1
         return recording
 
 
-def leave_recording(worker: Worker, meta: Mapping[str, Any]) -> None:
+def leave_recording(worker: Worker, recording: Recording, meta: Mapping[str, Any]) -> None:
     """Undo one `join_recording`; the last one closes the journal."""
     with _lock:
-        recording = _recordings.get(worker)
-        if recording is None:
-            return
         recording.users -= 1
         if recording.users > 0:
             return
-        del _recordings[worker]
+        _recordings.get(worker, {}).pop(recording.directory, None)
     recording.close(worker, meta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ async def answer_probe(comm: Any = None) -> tuple[int, int]:
     return now, now
 
 
+#: How many recorders have a scheduler answer probes.
+_answering: weakref.WeakKeyDictionary[Scheduler, int] = weakref.WeakKeyDictionary()
+
+
 class SchedulerRecorder(SchedulerPlugin):
     """Answers clock probes and records the workers of a scheduler in this process.
 
@@ -52,11 +57,14 @@ class SchedulerRecorder(SchedulerPlugin):
         self._journal = Journal(journal_path(directory, "scheduler"), process_document("scheduler"))
         self._anchor = self._journal.recorder(Stream.ANCHORS)
         self._task: asyncio.Task[None] | None = None
+        self._scheduler: Scheduler | None = None
         #: Address of every worker that ever joined, with its name.
         self.joined: dict[str, str] = {}
 
     async def start(self, scheduler: Scheduler) -> None:
         """Start to answer probes and record anchors."""
+        self._scheduler = scheduler
+        _answering[scheduler] = _answering.get(scheduler, 0) + 1
         scheduler.handlers[PROBE_HANDLER] = answer_probe
         try:
             host = get_address_host(scheduler.address)
@@ -101,6 +109,11 @@ class SchedulerRecorder(SchedulerPlugin):
         """End the clock responder and close the journal."""
         if self._task is not None:
             self._task.cancel()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            _answering[scheduler] -= 1
+            if not _answering[scheduler]:
+                scheduler.handlers.pop(PROBE_HANDLER, None)
         if self._responder is not None:
             self._responder.end()
         if not self._journal.closed:

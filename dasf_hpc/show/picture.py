@@ -107,6 +107,33 @@ def timeline(trace: Trace, executions: Executions, path: Answer | None = None) -
     }
 
 
+def busy_workers(
+    trace: Trace, executions: Executions, bins: int
+) -> list[tuple[str, dict[str, str]]]:
+    """Give each worker's name and its bins over the whole run, as `timeline` gives a long run's."""
+    table = in_order(workers(trace, executions))
+    if not len(table) or not len(executions):
+        return []
+    span = run_span(trace, executions)
+    row_of = np.full(max(table.index.max(), executions.process.max()) + 1, -1, np.int64)
+    row_of[table.index.to_numpy()] = np.arange(len(table))
+    order = by_time_spent(executions)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    row = row_of[executions.process]
+    known = row >= 0
+    width = max(1.0, span.duration / bins)
+    begin, end = (
+        np.clip((times[known] - span.start) / width, 0, bins)
+        for times in (executions.start, executions.stop)
+    )
+    colour = np.minimum(rank, COLOURED)[executions.function[known]]
+    threads = np.maximum(table["threads"].to_numpy(), 1)
+    names = [f"{w['node']} {w['worker']}" for w in table.to_dict("records")]
+    texts = _binned(begin, end, row[known], colour, threads, bins)
+    return list(zip(names, texts, strict=True))
+
+
 def by_time_spent(executions: Executions) -> NDArray[np.intp]:
     """Give the codes of functions, the one that took most time first."""
     spent = np.bincount(

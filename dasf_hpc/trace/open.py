@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -95,8 +96,29 @@ class Trace:
         self.close()
 
     def __repr__(self) -> str:
-        state = "" if self._file else ", closed"
-        return f"<Trace {self.path}{state}>"
+        if not self._file:
+            return f"<Trace {self.path}, closed>"
+        try:
+            named = ("tasks", "transitions", "processes", "nodes")
+            rows = {name: self.rows(name) for name in named}
+        except TraceError as error:
+            return f"<Trace {self.path}: {error}>"
+        text = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        return f"<Trace {self.path}: {text}>"
+
+    def _repr_html_(self) -> str:
+        if not self._file:
+            return f"<p>{escape(repr(self))}</p>"
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{self.rows(name):,}</td>"
+            f"<td style='text-align:left'>{escape(TABLES[name].meaning)}</td></tr>"
+            for name in self.tables
+            if name in TABLES
+        )
+        return (
+            f"<div><b>Trace</b> <code>{escape(str(self.path))}</code>"
+            f"<table><tr><th>table</th><th>rows</th><th>of</th></tr>{rows}</table></div>"
+        )
 
     def close(self) -> None:
         """Close the file; tables that were read stay usable."""
