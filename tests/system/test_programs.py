@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import pytest
 from system.conftest import NO_REPORT, command, last_words
 from testbed.slurm import SlurmTestbed
@@ -42,12 +43,32 @@ class Program:
         Calls of actors in it.
     nsys
         Whether its workers run under nsys.
+    folder
+        Where both are run; None for one of their own.
+    notebook
+        Whether its cells, which ``# %%`` parts, are run as a notebook.
+    own
+        Whether it makes a cluster of its own where it is run without the product.
     """
 
     words: tuple[str, ...]
     prefix: str
     calls: int = 0
     nsys: bool = False
+    folder: Path | None = None
+    notebook: bool = False
+    own: bool = False
+
+    def submitted(self, folder: Path) -> tuple[str, ...]:
+        """Give the words for ``dasf-hpc submit``; a notebook is made in the folder."""
+        if not self.notebook:
+            return self.words
+        cells = Path(self.words[0]).read_text().split("# %%\n")[1:]
+        content = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells]
+        )
+        nbformat.write(content, folder / "program.ipynb")
+        return (str(folder / "program.ipynb"),)
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:
@@ -70,6 +91,8 @@ ALL = {
     "package": Program(script("package_job", "12"), "clean"),
     "coordination": Program(script("coordination"), "consume"),
     "persisted": Program(script("persisted"), "add"),
+    "module": Program(("-m", "pipeline", "9"), "clean", folder=PROGRAMS),
+    "notebook": Program(script("notebook_cells"), "fit", notebook=True, own=True),
 }
 
 
@@ -125,9 +148,10 @@ def run_both(program: Program, slurm: SlurmTestbed, by_hand: dict[str, str], fol
     submitted = subprocess.Popen(
         command(
             "submit", "--on", "slurm", "--interface", "lo", "--nodes", str(WORKERS),
-            "--runs-dir", str(runs), *([] if program.nsys else ["--no-nsys"]), *program.words,
+            "--runs-dir", str(runs), *([] if program.nsys else ["--no-nsys"]),
+            *program.submitted(folder),
         ),
-        cwd=folder,
+        cwd=program.folder or folder,
         env={
             **os.environ, **NO_REPORT, **slurm.environment, "EXECUTION_COUNTS": str(counts),
             "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": str(PROGRAMS / "count_executions.py"),
@@ -136,7 +160,8 @@ def run_both(program: Program, slurm: SlurmTestbed, by_hand: dict[str, str], fol
     )  # fmt: skip
     try:
         plain = subprocess.run(
-            [sys.executable, *program.words], cwd=folder, env={**os.environ, **by_hand},
+            [sys.executable, *program.words], cwd=program.folder or folder,
+            env={**os.environ, **({} if program.own else by_hand)},
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         out, err = submitted.communicate(timeout=150)
