@@ -209,7 +209,8 @@ def test_so_it_is_on_pbs(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     (tmp_path / "other.sh").write_text("sleep 300\n")
-    other = server.run("qsub", "-l", "select=1:ncpus=1:mem=100MB", str(tmp_path / "other.sh"))
+    words = ("qsub", "-l", "select=1:ncpus=1:mem=100MB", "other.sh")
+    other = server.run(*words, cwd=tmp_path)
     job = other.stdout.strip()
     environment = wrapped(
         tmp_path / "site", server.environment, qsub=wrapper.format(other=job)
