@@ -207,7 +207,8 @@ def submit(
         finally:
             delete_credentials(directory / "tls")
             delete_environment(directory)
-            (directory / SCHEDULER_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (directory / SCHEDULER_FILE).unlink()
             for sentence in script_notes(directory):
                 manifest.note(sentence)
         if interrupts.at_once or not any((directory / "journals").glob("worker-*")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import re
 import shlex
@@ -24,8 +25,9 @@ from dask_jobqueue.core import Job, JobQueueCluster
 from distributed.core import Status
 from distributed.security import Security
 
-from dasf_hpc.errors import BatchError, PortError, SettingsError, WorkersError
+from dasf_hpc.errors import BatchError, PortError, RunDirectoryError, SettingsError, WorkersError
 from dasf_hpc.launch.batch_system import COMMAND_TIMEOUT_S, BatchSystem, batch_name
+from dasf_hpc.launch.dask_settings import SCHEDULER, WORKERS
 from dasf_hpc.launch.deadline import STARTED_VARIABLE, margin_seconds
 from dasf_hpc.launch.image import PYTHON, Container
 from dasf_hpc.launch.node import UMASK_VARIABLE, users_umask
@@ -426,6 +428,7 @@ class Launcher(ABC):
                 f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",
                 f"export {UMASK_VARIABLE}={users_umask():04o}",
                 "umask 077",
+                *(f"export {name}={shlex.quote(value)}" for name, value in WORKERS.items()),
                 f"cd -- {shlex.quote(str(place.working_directory))} || exit 1",
                 *settings.prologue,
                 *self._modules(),
@@ -494,7 +497,6 @@ class Launcher(ABC):
             "port": self.settings.scheduler_port,
             "dashboard": self.settings.dashboard,
             "dashboard_address": "127.0.0.1:0",
-            "scheduler_file": str(self.place.directory / SCHEDULER_FILE),
         }
         return options
 
@@ -511,18 +513,19 @@ class Launcher(ABC):
         self._check_port()
         write_environment(self.place.directory, self.settings.env)
         try:
-            self.cluster = NodeJobs(
-                job_cls=self.job_class,
-                name=self.place.name,
-                security=self.security,
-                silence_logs=False,
-                protocol=self._protocol(),
-                scheduler_options=self.scheduler_options(),
-                interface=self.settings.interface,
-                launcher=self,
-                **self.common_options(),
-                **self.job_options(),
-            )
+            with dask.config.set(SCHEDULER):
+                self.cluster = NodeJobs(
+                    job_cls=self.job_class,
+                    name=self.place.name,
+                    security=self.security,
+                    silence_logs=False,
+                    protocol=self._protocol(),
+                    scheduler_options=self.scheduler_options(),
+                    interface=self.settings.interface,
+                    launcher=self,
+                    **self.common_options(),
+                    **self.job_options(),
+                )
         except (RuntimeError, ValueError, OSError) as error:
             text = str(error)
             if "interface" in text:
@@ -531,10 +534,21 @@ class Launcher(ABC):
                     f"{text.splitlines()[0]}"
                 ) from None
             raise
+        self._write_scheduler_file()
         self.cluster.scale(jobs=self.shape.nodes)
         while len(self.jobs()) < self.shape.nodes and not self.refusals:
             time.sleep(0.02)
         self.check_refused()
+
+    def _write_scheduler_file(self) -> None:
+        """Write what ``dask scheduler --scheduler-file`` does."""
+        # Dask's own way ends in a traceback where the folder cannot be written at the end.
+        path = self.place.directory / SCHEDULER_FILE
+        try:
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(self.cluster.scheduler.identity(), indent=2))
+        except OSError as error:
+            raise RunDirectoryError(f"{path} cannot be written: {error.strerror}.") from None
 
     def _check_port(self) -> None:
         """Try the scheduler's port: Dask's own complaint about a taken one names another cause."""

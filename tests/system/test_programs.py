@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,36 +174,14 @@ def run_both(program: Program, slurm: SlurmTestbed, by_hand: dict[str, str], fol
     return Ran(out, plain.stdout, run, Counter(json.loads(counted.read_text())))
 
 
-@pytest.fixture(scope="module")
-def ran(
-    request: pytest.FixtureRequest, slurm: SlurmTestbed, by_hand: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Future[Ran]]]:  # fmt: skip
-    """Give what becomes of the programs that are to be tested, two of which run at a time.
-
-    A run waits most of its time: for the queue, for interpreters to start, for the job to leave.
-    """
-    chosen = [
-        str(item.callspec.params["name"])
-        for item in request.session.items
-        if item.path == request.path and isinstance(item, pytest.Function)
-    ]
-    slurm.wait_until_idle()
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(run_both, ALL[name], slurm, by_hand, tmp_path_factory.mktemp(name))
-            for name in chosen
-        }
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.needs("slurm")
-@pytest.mark.xdist_group("programs")
 @pytest.mark.parametrize("name", ALL)
 def test_a_program_prints_the_same_and_each_execution_is_recorded_once(
-    name: str, ran: dict[str, Future[Ran]]
+    name: str, slurm: SlurmTestbed, by_hand: dict[str, str], tmp_path: Path
 ) -> None:
-    program, done = ALL[name], ran[name].result()
+    slurm.wait_until_idle()
+    program = ALL[name]
+    done = run_both(program, slurm, by_hand, tmp_path)
     assert done.out == done.plain != ""
     with open_trace(done.run) as trace:
         tasks, reports = trace.tasks, trace.reports

@@ -223,6 +223,38 @@ def test_so_it_is_on_pbs(
     server.wait_until_empty()
 
 
+@pytest.mark.needs("slurm")
+def test_a_run_may_queue_for_longer_than_a_users_idle_timeout(
+    cluster: SlurmTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    environment = {**cluster.environment, "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": "3s"}
+    words = (*SLURM, "--directive=--begin=now+15")
+    done = submit(*words, script(SUM), environment=environment, timeout=120)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == RESULT
+
+
+def test_a_users_lifetime_of_workers_is_not_for_a_runs(
+    submit: Submit, script: Callable[[str], str]
+) -> None:
+    source = """
+        import time
+        from distributed import Client
+        with Client() as client:
+            client.gather(client.map(lambda n: time.sleep(0.5), range(12)))
+            print("RESULT 210")
+    """
+    lifetime = {
+        "DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION": "2s",
+        "DASK_DISTRIBUTED__WORKER__LIFETIME__RESTART": "True",
+    }
+    words = ("--on", "local", "--no-nsys", "--threads-per-worker", "1")
+    done = submit(*words, script(source), environment=lifetime)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == RESULT
+    assert done.manifest["merged"]["workers_found"] == 1
+
+
 WRITES = """
     import os
     from distributed import Client
