@@ -164,4 +164,6 @@ def test_a_dask_whose_executions_cannot_be_seen_is_told_in_the_trace(tmp_path: P
     with open_trace(tmp_path) as trace:
         assert (trace.tasks["prefix"] == "work").sum() == 20
         assert (trace.tasks["thread"] == 0).all()
-        assert set(trace.gaps["kind"]) == {"executions from transitions"}
+        gaps = dict(zip(trace.gaps["kind"], trace.gaps["reason"], strict=True))
+        assert set(gaps) == {"executions from transitions", "not available"}
+        assert "calls actors in a way not known here" in gaps["not available"]
