@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import dask
 
@@ -58,11 +57,6 @@ def test_submit_leaves_no_dask_configuration_behind(tmp_path: Path) -> None:
     assert any(line.startswith("failed:") for line in lines), done.stdout
 
 
-def nanny_status(dask_worker: Any) -> str:
-    """Give the status of the nanny that is asked."""
-    return str(dask_worker.status.name)
-
-
 def test_a_node_job_whose_worker_is_restarted_stays_whatever_dask_is_set_to(
     tmp_path: Path,
 ) -> None:
@@ -77,8 +71,12 @@ def test_a_node_job_whose_worker_is_restarted_stays_whatever_dask_is_set_to(
             launcher.wait_for_workers(1, lambda there, why: None)
             with connect(launcher.cluster) as client:
                 ((address, pid),) = client.run(os.getpid).items()
-                while set(client.run(nanny_status, nanny=True).values()) != {"running"}:
-                    time.sleep(0.05)  # a nanny does not restart one that it has not seen start
+                # A nanny does not restart a worker that it has not seen start.
+                started = {address: "running"}
+                while (
+                    client.run(lambda dask_worker: dask_worker.status.name, nanny=True) != started
+                ):
+                    time.sleep(0.05)
                 os.kill(pid, signal.SIGKILL)
                 deadline = time.monotonic() + 60
                 while address in (there := launcher.cluster.scheduler.workers) or not there:
