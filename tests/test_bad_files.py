@@ -18,7 +18,7 @@ from synthetic import write_run
 
 from dasf_hpc import open_trace
 from dasf_hpc.errors import DasfHpcError
-from dasf_hpc.launch.node import read_node_records
+from dasf_hpc.launch.node import read_node_records, write_record
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.reader import read_report
 from dasf_hpc.outcome import merge_run, show_run
@@ -198,11 +198,11 @@ def test_what_nodes_and_runs_say_of_themselves(run: Path, tmp_path: Path) -> Non
 def test_no_path_in_a_run_leads_out_of_it(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "run"
     shutil.copytree(run, folder)
-    (folder / "nodes").mkdir(exist_ok=True)
     aims = ["../../up.nsys-rep", "nsight/../../up.nsys-rep", str(tmp_path / "abs.nsys-rep")]
     for number, aim in enumerate(aims):
-        record = {"name": aim, "hostname": "../node", "report": aim, "notes": [aim]}
-        (folder / "nodes" / f"{number}.json").write_text(json.dumps(record))
+        record = {"name": aim, "hostname": "../node", "batch_job": "../" * number, "report": aim}
+        path = write_record(folder, {**record, "notes": [aim]})
+        path.with_suffix(".begun").touch()
     for name in ("up", "abs"):  # what would be exported, if it were found
         (tmp_path / f"{name}.nsys-rep").write_bytes(b"no report")
     before = {path for path in tmp_path.rglob("*") if folder not in path.parents}
