@@ -13,7 +13,8 @@ from dasf_hpc.launch.credentials import credentials_in
 from dasf_hpc.launch.head import head_script, submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import find_job
-from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
+from dasf_hpc.launch.launcher import Launcher
+from dasf_hpc.launch.shape import RunPlace, run_shape
 from dasf_hpc.launch.worker_command import choose_nsys, nsys_command
 from dasf_hpc.launch.worker_environment import delete_environment, withheld, write_environment
 from dasf_hpc.launch.worker_options import (
@@ -23,6 +24,7 @@ from dasf_hpc.launch.worker_options import (
 )
 from dasf_hpc.manifest import Manifest, make_run_directory
 from dasf_hpc.settings import Settings, settings_words
+from dasf_hpc.systems import SYSTEMS
 
 
 def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bool = False) -> str:
@@ -125,9 +127,11 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
 
 def require_batch(launcher_class: type[Launcher]) -> None:
     """Raise where no batch scheduler would run the head."""
-    if launcher_class.name not in ("slurm", "pbs"):
+    if launcher_class.system is None:
+        systems = ", ".join(system.title for system in SYSTEMS.values())
         raise SettingsError(
-            f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
+            f"Option --detach needs a batch system ({systems}), and the run would be "
+            f"{launcher_class.name}."
         )
 
 

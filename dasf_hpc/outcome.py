@@ -32,9 +32,11 @@ from dasf_hpc.launch.credentials import (
     make_credentials,
 )
 from dasf_hpc.launch.environment import check_workers
-from dasf_hpc.launch.launcher import Launcher, RunPlace, is_worker_of, run_shape
+from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.node import read_node_records, worker_began
+from dasf_hpc.launch.node_job import is_worker_of
+from dasf_hpc.launch.shape import RunPlace, run_shape
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
@@ -270,7 +272,7 @@ def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[
 
     def watch() -> None:
         while not over.wait(1.0):
-            launcher.cluster.sync(launcher.losses)
+            launcher.losses()
             if not launcher.jobs():
                 client.close(timeout=5)
                 return

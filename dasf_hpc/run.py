@@ -40,8 +40,9 @@ from dasf_hpc.launch.credentials import (
 from dasf_hpc.launch.environment import check_workers
 from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
-from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher, is_worker_of, run_shape
+from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.node_job import is_worker_of
 from dasf_hpc.launch.policy import (
     REPLACED_IN_VAIN,
     End,
@@ -61,6 +62,7 @@ from dasf_hpc.launch.script_environment import (
     WORKERS_VARIABLE,
 )
 from dasf_hpc.launch.script_notes import script_notes
+from dasf_hpc.launch.shape import run_shape
 from dasf_hpc.launch.unrunnable import Unrunnable
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import (
@@ -81,7 +83,7 @@ from dasf_hpc.manifest import (
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings, clock_port
+from dasf_hpc.settings import Settings, clock_port, not_taken
 from dasf_hpc.steps import Step, Told
 
 if TYPE_CHECKING:
@@ -183,7 +185,7 @@ def submit(
         versions=versions(),
         git_revision=git_revision(program.folder),
     )
-    for sentence in (open_note(settings), unchecked):
+    for sentence in (open_note(settings), unchecked, *not_taken(launcher_class.name)):
         if sentence is not None:
             manifest.note(sentence)
             told(Step("Starting", said=sentence))
@@ -313,7 +315,15 @@ def _run_job(
         if process is not None:  # what tasks waited for is among the notes
             manifest.content["waiting_for"] = ""
         manifest.update(state="stopping", job_ended=time.time())
-        report = launcher.stop()
+        report = launcher.stop(
+            lambda ended, jobs: told(
+                Step("Ending the workers and writing their reports", ended, jobs)
+            )
+        )
+        for job_id, why in report.left.items():
+            manifest.note(
+                f"the batch job {job_id} could not be ended and may be queued still: {why}"
+            )
         if recorder is not None:
             recorder.end()
             manifest.update(workers_joined=len(recorder.joined))
@@ -444,7 +454,7 @@ def _replace_jobs(
     launcher: Launcher, recorder: SchedulerRecorder, manifest: Manifest, memory: Memory
 ) -> tuple[Memory, End | None]:
     """Look for node jobs that are lost or soon will be, and do what `policy` says about them."""
-    settings, lost = launcher.settings, launcher.cluster.sync(launcher.losses)
+    settings, lost = launcher.settings, launcher.losses()
     if lost:
         manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
     workers = recorder.joined.values()

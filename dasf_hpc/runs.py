@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
-from dasf_hpc.launch.head import SYSTEMS, in_queue
+from dasf_hpc.launch.head import in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
+from dasf_hpc.systems import SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def cancel_run(run: Path, wait_s: float) -> str:
             f"themselves: dasf-hpc merge {directory}"
         )
     cancelled = system.cancel_own(jobs, directory.name)
+    for job, said in cancelled.failed.items():
+        raise BatchError(f"The job {job} of {directory.name} could not be ended: {said}")
     delete_environment(directory)
     if run_state(directory) == "queued":
         deadline = time.monotonic() + GONE_S
@@ -158,8 +161,8 @@ def cancel_run(run: Path, wait_s: float) -> str:
         )
         return f"{directory.name} was taken out of the queue."
     return (
-        f"The submit of {directory.name} is gone; {len(cancelled)} batch job(s) were cancelled: "
-        f"dasf-hpc merge {directory}"
+        f"The submit of {directory.name} is gone; {len(cancelled.done)} batch job(s) were "
+        f"cancelled: dasf-hpc merge {directory}"
     )
 
 

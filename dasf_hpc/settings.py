@@ -25,6 +25,8 @@ from pydantic_settings import (
 )
 
 from dasf_hpc.errors import SettingsError
+from dasf_hpc.systems import SYSTEMS
+from dasf_hpc.systems.base import PREFIX
 
 #: Files read for settings, from weakest to strongest.
 TOML_FILES = (
@@ -82,10 +84,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DASF_HPC_", extra="forbid")
 
-    on: Literal["auto", "slurm", "pbs", "local", "allocation"] = Field(
+    on: Literal["auto", "slurm", "pbs", "lsf", "local", "allocation"] = Field(
         "auto",
         description="Where the workers run; auto: SLURM where there is sbatch, PBS where there is "
-        "qsub, else this machine; allocation: on the nodes of the batch job that this runs in.",
+        "qsub, LSF where there is bsub, else this machine; allocation: on the nodes of the batch "
+        "job that this runs in.",
     )
     profile: str | None = Field(
         None,
@@ -133,11 +136,21 @@ class Settings(BaseSettings):
         description="When a node job is lost (cancelled, node down): continue with the others, or "
         "replace it by a new one.",
     )
-    partition: str | None = Field(None, description="SLURM partition or PBS queue.")
+    partition: str | None = Field(None, description="SLURM partition, PBS or LSF queue.")
     account: str | None = Field(None, description="Account to charge.")
     directive: list[str] = Field(
         [],
         description="One more directive for the batch script, such as --qos=debug; repeatable.",
+    )
+    chunk: list[str] = Field(
+        [],
+        description="One more resource of the chunk that a PBS node job asks for, such as "
+        "model=a100; ncpus and mem prevail over the run's own; repeatable.",
+    )
+    gpu_resource: str | None = Field(
+        None,
+        description="What the site calls its GPUs where a node job asks for them, such as gpu:a100 "
+        "on SLURM or gpus on PBS; default: gpu and ngpus.",
     )
     prologue: list[str] = Field(
         [],
@@ -270,6 +283,14 @@ class Settings(BaseSettings):
                 raise ValueError("it is not an amount of memory such as 4GB") from None
             if size < 2**20:
                 raise ValueError("it is less than a MiB; write a unit, such as 4GB")
+        return value
+
+    @field_validator("chunk", "gpu_resource")
+    @classmethod
+    def _check_resource(cls, value: Any) -> Any:
+        for text in [value] if isinstance(value, str) else value or []:
+            if not re.fullmatch(r"[\w.=:+-]+", text, re.ASCII):
+                raise ValueError("it is not the name of a resource, or NAME=VALUE")
         return value
 
     @field_validator("partition", "account", "interface", "directive", "prologue", "preload")
@@ -414,17 +435,28 @@ class _Files(InitSettingsSource):
         super().__init__(settings_cls, plain)
 
 
-#: Settings by the names that dask-jobqueue gives them in its ``jobqueue.yaml``.
+#: Settings by the names that dask-jobqueue gives them in its ``jobqueue.yaml``; an old name comes
+#: after the one that took its place.
 _JOBQUEUE = {
     "queue": "partition",
-    "project": "account",
     "account": "account",
+    "project": "account",
     "walltime": "walltime",
     "interface": "interface",
     "local-directory": "local_directory",
     "job-extra-directives": "directive",
+    "job-extra": "directive",
     "job-script-prologue": "prologue",
+    "env-extra": "prologue",
     "worker-extra-args": "worker_arg",
+    "extra": "worker_arg",
+    "job-mem": "memory",
+}
+#: Those for which a run has its own: what is said there holds for clusters that a script makes.
+_NOT_TAKEN = {
+    "log-directory": "what node jobs say is in the run's own folder of logs",
+    "resource-spec": "--memory, --threads-per-worker, --workers-per-node and --chunk are for that",
+    "job-cpu": "--threads-per-worker and --workers-per-node are for that",
 }
 
 
@@ -436,16 +468,30 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
     SettingsError
         If a value there cannot be used.
     """
-    import dask
-
-    found = dask.config.get(f"jobqueue.{system}", {}) or {}
-    more = {
-        ours: found[theirs]
-        for theirs, ours in _JOBQUEUE.items()
-        if found.get(theirs) and ours not in settings.model_fields_set
-    }
+    found, known = _jobqueue_yaml(system), SYSTEMS.get(system)
+    more: dict[str, Any] = {}
+    for theirs, ours in _JOBQUEUE.items():
+        if found.get(theirs) and ours not in settings.model_fields_set:
+            more.setdefault(ours, found[theirs])
     if "worker_arg" in more:
         more["worker_arg"] = _jobqueue_words(more["worker_arg"])
+    if known is not None and isinstance(more.get("walltime"), str):
+        more["walltime"] = known.read_walltime(more["walltime"])
+    if str(more.get("memory", "")).isdecimal():  # sbatch(1): a number alone is in MB
+        more["memory"] = f"{more['memory']}MB"
+    shebang = str(found.get("shebang") or "#!/bin/bash")
+    if not re.match(r"#!\s*(\S*/)?(env\s+)?(bash|sh|ksh|zsh|dash)\b", shebang):
+        raise SettingsError(
+            f"In dask-jobqueue's configuration (shebang in jobqueue.yaml): {shebang!r} runs no "
+            "shell of sh's kind, in which the scripts of node jobs are written."
+        )
+    skipped = found.get("job-directives-skip") or found.get("header-skip") or []
+    for text in skipped:
+        if known is not None and text in f"{known.mark}{known.name_option} {PREFIX}":
+            raise SettingsError(
+                "In dask-jobqueue's configuration (job-directives-skip in jobqueue.yaml): "
+                f"{text!r} leaves out the name of a node job, by which a run knows its own."
+            )
     try:
         Settings.model_validate(more)
     except ValidationError as error:
@@ -456,6 +502,24 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
             f"In dask-jobqueue's configuration ({where}): {_sentence(said)}"
         ) from None
     return settings.model_copy(update=more)
+
+
+def _jobqueue_yaml(system: str) -> dict[str, Any]:
+    """Give dask-jobqueue's own configuration of a batch scheduler."""
+    import dask
+
+    found = dask.config.get(f"jobqueue.{system}", {}) or {}
+    return {str(name).replace("_", "-"): value for name, value in found.items()}
+
+
+def not_taken(system: str) -> list[str]:
+    """Say what of dask-jobqueue's configuration of a batch scheduler a run does not heed."""
+    found = _jobqueue_yaml(system)
+    return [
+        f"{name} in dask-jobqueue's configuration is not heeded: {why}"
+        for name, why in _NOT_TAKEN.items()
+        if found.get(name)
+    ]
 
 
 def _jobqueue_words(entries: Any) -> list[str]:

@@ -102,6 +102,9 @@ def why_no_environments() -> str | None:
     return f"pip cannot download: {said[-1]}" if done.returncode else None
 
 
+CLONE_NEWNS = 0x20000  # unshare(2)
+MS_REC, MS_SLAVE = 0x4000, 0x80000  # mount(2)
+
 WHY_NOT: dict[str, Callable[[], str | None]] = {
     "slurm": functools.cache(why_no_slurm),
     "nsys": functools.cache(why_no_nsys),
@@ -174,6 +177,21 @@ def pytest_configure(config: pytest.Config) -> None:
         f"fail instead if {REQUIRED_VARIABLE} names one that cannot",
     )
     _check_names(required_programs(), REQUIRED_VARIABLE)
+    if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux" and os.geteuid() == 0:
+        have_own_shared_memory()
+
+
+def have_own_shared_memory() -> None:
+    """Give this process, and all that it starts, a ``/dev/shm`` of its own.
+
+    All nsys of a host share a table there. Tests that kill nsys leave it in need of repair, which
+    is felt by whatever else runs nsys on the host at that moment: other tests must not.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.unshare(CLONE_NEWNS) != 0:
+        return  # in a container that forbids it
+    library.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None)
+    library.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,9 +29,8 @@ from dasf_hpc.doctor.check import Status
 from dasf_hpc.doctor.examine import apptainer, as_json, batch_scheduler, look_into_image
 from dasf_hpc.doctor.host import HostRequest, clock_synchronisation, host_checks, port
 from dasf_hpc.doctor.trial import compare_versions
+from dasf_hpc.launch.choice import LAUNCHERS
 from dasf_hpc.launch.environment import clash, versions_here
-from dasf_hpc.launch.pbs import PbsLauncher
-from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.settings import load_settings
 
 OLDER_DASK = "2026.7.1"
@@ -269,12 +268,12 @@ def test_programs_of_the_batch_scheduler_that_are_missing_or_broken_are_told(
     folder = tmp_path / "bin"
     path = broken(folder, "sbatch", "squeue")
     monkeypatch.setenv("PATH", str(folder))
-    check = batch_scheduler(SlurmLauncher, "")
+    check = batch_scheduler(LAUNCHERS["slurm"], "")
     assert check.status is Status.FAIL
     assert "not on PATH: scancel" in check.detail
     monkeypatch.setenv("PATH", path)
     broken(folder, "scancel")
-    check = batch_scheduler(SlurmLauncher, "")
+    check = batch_scheduler(LAUNCHERS["slurm"], "")
     assert check.status is Status.FAIL
     assert "ended with 1" in check.detail
 
@@ -284,7 +283,7 @@ def test_a_batch_scheduler_that_does_not_answer_is_told(
 ) -> None:
     monkeypatch.setenv("PATH", openpbs.environment["PATH"])
     monkeypatch.setenv("OPENPBS_TESTBED", str(tmp_path / "gone"))
-    check = batch_scheduler(PbsLauncher, "")
+    check = batch_scheduler(LAUNCHERS["pbs"], "")
     assert check.status is Status.FAIL
     assert "cannot connect to server" in check.detail
     # A server that takes the question and says nothing.
@@ -294,7 +293,7 @@ def test_a_batch_scheduler_that_does_not_answer_is_told(
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(tmp_path / "deaf" / "socket"))
         deaf.listen()
-        check = batch_scheduler(PbsLauncher, "")
+        check = batch_scheduler(LAUNCHERS["pbs"], "")
     assert check.status is Status.FAIL
     assert "qstat did not answer within 0.5 s" in check.detail
 

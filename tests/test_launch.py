@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -29,6 +30,7 @@ from testbed.slurm import SlurmTestbed
 
 from dasf_hpc.errors import BatchError, JobFileError
 from dasf_hpc.launch import node
+from dasf_hpc.launch.batch import batch_launcher
 from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.credentials import (
     client_environment,
@@ -36,17 +38,26 @@ from dasf_hpc.launch.credentials import (
     make_credentials,
 )
 from dasf_hpc.launch.job import find_job
-from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.local import LocalLauncher
-from dasf_hpc.launch.pbs import PbsLauncher, PbsNodeJob, parse_qstat
-from dasf_hpc.launch.slurm import SlurmLauncher, SlurmNodeJob
-from dasf_hpc.launch.states import SLURM_REASONS, JobState, JobStatus, pending_reason
+from dasf_hpc.launch.quoting import shell_path
+from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.settings import load_settings
+from dasf_hpc.systems.base import BatchSystem
+from dasf_hpc.systems.lsf import LSF
+from dasf_hpc.systems.pbs import PBS
+from dasf_hpc.systems.slurm import REASONS, SLURM
+from dasf_hpc.systems.states import JobState, JobStatus
 
-LAUNCHERS: list[type[Launcher]] = [SlurmLauncher, PbsLauncher, LocalLauncher]
-PREFIXES: dict[type[Launcher], str] = {SlurmLauncher: "#SBATCH", PbsLauncher: "#PBS"}
+SlurmLauncher, PbsLauncher, LsfLauncher = map(batch_launcher, (SLURM, PBS, LSF))
+LAUNCHERS: list[type[Launcher]] = [SlurmLauncher, PbsLauncher, LsfLauncher, LocalLauncher]
+PREFIXES: dict[type[Launcher], str] = {
+    SlurmLauncher: "#SBATCH",
+    PbsLauncher: "#PBS",
+    LsfLauncher: "#BSUB",
+}
 
 STAND_IN = """\
 #!{python} -SE
@@ -121,6 +132,7 @@ def test_a_slurm_script_asks_for_what_was_set() -> None:
         "-t 1-12:00:00",
         "--exclusive",
         "--gres=gpu:2",
+        "--no-requeue",
         "--qos=debug",
         "-x n7",
     ]
@@ -137,7 +149,10 @@ def test_a_pbs_script_asks_for_what_was_set() -> None:
         "-A abc",
         "-l select=1:ncpus=6:mem=3815MB:ngpus=2",
         "-l walltime=36:00:01",
+        "-j oe",
+        "-o /dev/null",
         "-l place=excl",
+        "-r n",
         "-W umask=077",
     ]
 
@@ -258,7 +273,7 @@ def test_every_word_of_the_node_step_survives_the_shell(
             "nsys": nsys,
             "nsys_path": f"/opt/{nsys_path}",
             "nsys_arg": nsys_arg,
-            "local_directory": f"/scratch/{folder}",
+            "local_directory": f"/scratch/{folder.replace('$', '')}",
         }
     )
     script = kind(chosen, place, None).job_script()
@@ -275,9 +290,28 @@ def test_every_word_of_the_node_step_survives_the_shell(
     assert understood.nsys_arg == nsys_arg
     worker = understood.command
     assert worker[worker.index("--name") + 1] == f"{name}-0"
-    assert worker[worker.index("--local-directory") + 1] == f"/scratch/{folder}"
+    assert worker[worker.index("--local-directory") + 1] == f"/scratch/{folder.replace('$', '')}"
     assert "tcp://SCHEDULER:PORT" in worker
     assert sorted(p.name for p in base.iterdir()) == sorted({folder, "script.sh", "stand-in"})
+
+
+@given(
+    before=(WORDS | HOSTILE).filter(lambda text: "$" not in text),
+    after=(WORDS | HOSTILE).filter(lambda text: "$" not in text),
+)
+def test_of_a_path_for_the_shell_variables_alone_are_filled_in(before: str, after: str) -> None:
+    script = f"printf %s {shell_path(f'{before}${{PLACE}}/{after}')}"
+    environment = {"PLACE": "a b'\"$HOME"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, env=environment)
+    assert done.stdout.decode() == f"{before}a b'\"$HOME/{after}"
+
+
+def test_a_variable_that_a_node_lacks_is_told_and_not_left_out() -> None:
+    script = f"echo {shell_path('$NO_SUCH_PLACE/dask')}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "NO_SUCH_PLACE: is not set on this node" in done.stderr
 
 
 @given(WORDS | HOSTILE)
@@ -482,7 +516,7 @@ Job Id: 4245.torque.site.example
 
 
 def test_torques_answer_is_understood() -> None:
-    assert {number: status.state for number, status in parse_qstat(TORQUE).items()} == {
+    assert {number: status.state for number, status in PBS.read(TORQUE).items()} == {
         "4242": JobState.GONE,
         "4243": JobState.PENDING,
         "4244": JobState.RUNNING,
@@ -492,13 +526,13 @@ def test_torques_answer_is_understood() -> None:
 
 @pytest.mark.parametrize("answer", ["", "\n", "qstat: nothing\n", "Job Id: \n    job_state = R\n"])
 def test_an_answer_without_jobs_holds_none(answer: str) -> None:
-    assert parse_qstat(answer) == {}
+    assert PBS.read(answer) == {}
 
 
 @given(WORDS | HOSTILE)
 def test_reading_an_answer_never_fails(text: str) -> None:
-    parse_qstat(text)
-    parse_qstat(f"Job Id: 7.server\n    job_state = {text}\n    comment = {text}\n")
+    PBS.read(text)
+    PBS.read(f"Job Id: 7.server\n    job_state = {text}\n    comment = {text}\n")
 
 
 def sleeper(tmp_path: Path, *directives: str, seconds: int = 30) -> Path:
@@ -604,46 +638,51 @@ def test_slurms_states_and_its_silence_about_an_unknown_job_are_understood(
 
 
 def test_every_known_reason_is_a_sentence_about_the_request_or_the_queue() -> None:
-    for word, reason in SLURM_REASONS.items():
-        assert pending_reason(word) == reason
-        assert pending_reason(f"({word})") == reason
+    for word, reason in REASONS.items():
+        assert SLURM.why_pending(word) == reason
+        assert SLURM.why_pending(f"({word})") == reason
         assert reason.sentence[0].islower() or reason.sentence.startswith("--")
         assert not reason.sentence.endswith(".")
 
 
 def test_a_reason_with_details_is_known_by_its_first_word() -> None:
-    reason = pending_reason("ReqNodeNotAvail, UnavailableNodes:node3")
-    assert reason == SLURM_REASONS["ReqNodeNotAvail"]
+    reason = SLURM.why_pending("ReqNodeNotAvail, UnavailableNodes:node3")
+    assert reason == REASONS["ReqNodeNotAvail"]
 
 
 @pytest.mark.parametrize("reason", ["QOSGrpCpuLimit", "Not Running: Queue not started.", ""])
 def test_an_unknown_reason_is_told_in_the_schedulers_words_and_is_never_hopeless(
     reason: str,
 ) -> None:
-    answer = pending_reason(reason)
+    answer = SLURM.why_pending(reason)
     assert (reason or "nothing") in answer.sentence
     assert not answer.hopeless
 
 
 def test_only_what_waiting_cannot_help_is_hopeless() -> None:
-    assert pending_reason("PartitionTimeLimit").hopeless
-    assert not pending_reason("Resources").hopeless
-    assert not pending_reason("Priority").hopeless
+    assert SLURM.why_pending("PartitionTimeLimit").hopeless
+    assert not SLURM.why_pending("Resources").hopeless
+    assert not SLURM.why_pending("Priority").hopeless
 
 
 def test_what_pbs_can_never_run_is_hopeless() -> None:
     comment = "Can Never Run: Insufficient amount of resource: ncpus (R: 99 A: 4 T: 4)"
-    assert pending_reason(comment).hopeless
+    reason = PBS.why_pending(comment)
+    assert reason.hopeless
+    assert "Can Never Run" not in reason.sentence  # which the message that it is part of says
 
 
 # -------------------------------------------------------------------------------------- refusals
 
 
-def refused_by_qsub(script: Path, *words: str) -> str:
-    """Give what is left of a qsub that refuses, as the launcher gets to see it."""
-    with pytest.raises(RuntimeError) as caught:
-        asyncio.run(PbsNodeJob._call(["qsub", *words, str(script)]))
-    return str(make(PbsLauncher).refusal(str(caught.value)))
+def refused(system: BatchSystem, tmp_path: Path, *words: str) -> str:
+    """Give what is left of a submission that is refused, as a user gets to see it."""
+    script = sleeper(tmp_path)
+    lines = script.read_text().splitlines()
+    script.write_text("\n".join([lines[0], f"{system.mark}{shlex.join(words)}", *lines[1:]]))
+    with pytest.raises(BatchError) as caught:
+        system.submit_script(script, tmp_path, "dasf-RUN-0", load_settings({}))
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -662,24 +701,16 @@ def refused_by_qsub(script: Path, *words: str) -> str:
 def test_qsubs_refusal_is_told_in_its_own_words(
     pbs: OpenPbsTestbed, tmp_path: Path, words: list[str], says: str
 ) -> None:
-    sentence = refused_by_qsub(sleeper(tmp_path), *words)
-    assert (
-        sentence == f"PBS refused a node job: {says} (the script is in /shared/runs/RUN/scripts)."
-    )
+    script = tmp_path / "sleep.sh"
+    sentence = refused(PBS, tmp_path, *words)
+    assert sentence == f"PBS refused a node job: {says} (the script is {script})."
 
 
 def test_a_pbs_server_that_is_down_is_told_in_qsubs_words(
     pbs: OpenPbsTestbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENPBS_TESTBED", str(tmp_path / "gone"))
-    assert "cannot connect to server" in refused_by_qsub(sleeper(tmp_path))
-
-
-def refused_by_sbatch(script: Path, *words: str) -> str:
-    """Give what is left of an sbatch that refuses, as the launcher gets to see it."""
-    with pytest.raises(RuntimeError) as caught:
-        asyncio.run(SlurmNodeJob._call(["sbatch", *words, str(script)]))
-    return str(make(SlurmLauncher).refusal(str(caught.value)))
+    assert "cannot connect to server" in refused(PBS, tmp_path, "-q", "workq")
 
 
 @pytest.mark.needs("slurm")
@@ -699,15 +730,16 @@ def test_sbatchs_refusal_is_told_in_its_own_words(
 ) -> None:  # fmt: skip
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
-    sentence = refused_by_sbatch(sleeper(tmp_path), *words)
+    sentence = refused(SLURM, tmp_path, *words)
     assert sentence.startswith("SLURM refused a node job: ")
     assert says in sentence
     assert "\n" not in sentence
     assert "Exit code" not in sentence
 
 
-def test_a_refusal_without_words_is_still_a_sentence(launcher_class: type[Launcher]) -> None:
-    sentence = str(make(launcher_class).refusal(""))
+@pytest.mark.parametrize("system", [SLURM, PBS, LSF], ids=lambda system: str(system.name))
+def test_a_refusal_without_words_is_still_a_sentence(system: BatchSystem) -> None:
+    sentence = str(system.refusal("", "a node job", Path("RUN/scripts/x.sh")))
     assert sentence.endswith(".")
     assert "\n" not in sentence
 

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from dasf_hpc.cli import main
-from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.choice import LAUNCHERS
+from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.local import LocalLauncher
-from dasf_hpc.launch.pbs import PbsLauncher
-from dasf_hpc.launch.slurm import SlurmLauncher
+from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.launch.worker_options import CUDA_WORKER, DASK_WORKER, ask_worker_command
 from dasf_hpc.settings import (
     OF_RECORDING,
@@ -272,7 +272,7 @@ def test_what_jobqueue_yaml_has_can_be_left_out() -> None:
 # -------------------------------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize("kind", [SlurmLauncher, PbsLauncher, LocalLauncher])
+@pytest.mark.parametrize("kind", [LAUNCHERS["slurm"], LAUNCHERS["pbs"], LocalLauncher])
 def test_every_word_gets_to_the_worker_as_it_was_given(kind: type[Launcher]) -> None:
     given = {
         "memory": "4GB",

@@ -33,11 +33,6 @@ from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.settings import Settings
 from dasf_hpc.steps import Step, Told
 
-#: What a launcher calls besides its submit program, and a harmless question to its server.
-QUESTIONS = {
-    "slurm": (("squeue", "scancel"), ["squeue", "-h", "--user", str(os.getuid())]),
-    "pbs": (("qstat", "qdel"), ["qstat"]),
-}
 #: A busy controller answers within this, or a run would wait too.
 ANSWER_TIMEOUT_S = 15.0
 
@@ -108,10 +103,11 @@ def batch_scheduler(launcher_class: type[Launcher] | None, no_launcher: str) -> 
     name = "batch scheduler"
     if launcher_class is None:
         return fail(name, LOGIN, no_launcher, "run this on a login node, or load its module")
-    if launcher_class.name not in QUESTIONS:
+    system = launcher_class.system
+    if system is None:
         return ok(name, LOGIN, "none is needed on this machine (--on local)")
-    programs, question = QUESTIONS[launcher_class.name]
-    missing = [program for program in programs if shutil.which(program) is None]
+    question = system.question
+    missing = [program for program in system.programs if shutil.which(program) is None]
     remedy = "load the batch scheduler's module, or mend PATH"
     if missing:
         return fail(name, LOGIN, f"not on PATH: {', '.join(missing)}", remedy)
@@ -119,7 +115,7 @@ def batch_scheduler(launcher_class: type[Launcher] | None, no_launcher: str) -> 
     try:
         done = subprocess.run(
             question,
-            env=launcher_class.system.environment() if launcher_class.system else None,
+            env=system.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

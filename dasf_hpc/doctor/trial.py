@@ -23,7 +23,8 @@ from dasf_hpc.errors import BatchError, DasfHpcError, WorkersError
 from dasf_hpc.launch.credentials import make_credentials
 from dasf_hpc.launch.environment import Versions, clash, versions_here
 from dasf_hpc.launch.image import Container
-from dasf_hpc.launch.launcher import Launcher, RunPlace
+from dasf_hpc.launch.launcher import Launcher
+from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.launch.worker_options import check_worker_command
 from dasf_hpc.manifest import make_run_directory
 from dasf_hpc.settings import Settings, clock_port
@@ -59,7 +60,7 @@ def trial(
         checks += [could_not_look(n, COMPUTE, "the trial job did not run") for n in NAMES[1:]]
     finally:
         failed = any(check.status is Status.FAIL for check in checks)
-        if failed and any((directory / "logs").iterdir()):
+        if failed and _said_something(directory / "logs"):
             shutil.rmtree(directory / "tls", ignore_errors=True)
             checks.append(
                 could_not_look("logs", LOGIN, f"what the trial job said: {directory / 'logs'}")
@@ -162,12 +163,17 @@ def _shared(answers: list[dict[str, Any]], token: str, arrived: bool, directory:
     name, remedy = NAMES[1], "name a folder that head and nodes share with --runs-dir"
     if answers and all(answer["token"] == token for answer in answers):
         return ok(name, COMPUTE, f"head and nodes see the same files in {directory.parent}")
-    if arrived or any((directory / "logs").iterdir()):
+    if arrived or _said_something(directory / "logs"):
         return fail(
             name, COMPUTE, f"the nodes do not see what the head writes to {directory.parent}, "
             "or the head not what they write", remedy,
         )  # fmt: skip
     return could_not_look(name, COMPUTE, "no node answered", remedy)
+
+
+def _said_something(logs: Path) -> bool:
+    """Say if a node job began: its log is there before, empty; the batch system's own is not."""
+    return any(log.suffix != ".log" or log.stat().st_size for log in logs.iterdir())
 
 
 def _connection(arrived: bool, tls: bool, refused: str) -> list[Check]:

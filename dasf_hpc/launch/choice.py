@@ -6,17 +6,19 @@ import shutil
 
 from dasf_hpc.errors import ProgramMissingError
 from dasf_hpc.launch.allocation import AllocationLauncher, allocation_launcher
+from dasf_hpc.launch.batch import batch_launcher
 from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.local import LocalLauncher
-from dasf_hpc.launch.pbs import PbsLauncher
-from dasf_hpc.launch.slurm import SlurmLauncher
 from dasf_hpc.settings import Settings
+from dasf_hpc.systems import SYSTEMS
 
 #: In the order in which ``--on auto`` looks for them; the local one is always there.
-LAUNCHERS: dict[str, type[Launcher]] = {
-    launcher.name: launcher
-    for launcher in (SlurmLauncher, PbsLauncher, LocalLauncher, AllocationLauncher)
-}
+_ALL: tuple[type[Launcher], ...] = (
+    *(batch_launcher(system) for system in SYSTEMS.values()),
+    LocalLauncher,
+    AllocationLauncher,
+)
+LAUNCHERS: dict[str, type[Launcher]] = {launcher.name: launcher for launcher in _ALL}
 
 
 def choose_launcher(settings: Settings) -> type[Launcher]:

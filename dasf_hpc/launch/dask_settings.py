@@ -19,3 +19,36 @@ WORKERS: dict[str, str] = {
     "DASK_DISTRIBUTED__WORKER__LIFETIME__RESTART": "False",
     "DASK_DISTRIBUTED__WORKER__LIFETIME__STAGGER": "0 seconds",
 }
+
+#: Settings of dask-jobqueue that `dasf_hpc.settings.with_jobqueue_yaml` takes over or that a run
+#: has its own of: its job classes are not to read them again where a run gives nothing.
+_JOBQUEUE = (
+    "account",
+    "cores",
+    "death-timeout",
+    "env-extra",
+    "extra",
+    "interface",
+    "job-cpu",
+    "job-extra",
+    "job-extra-directives",
+    "job-mem",
+    "job-script-prologue",
+    "local-directory",
+    "log-directory",
+    "mem",
+    "memory",
+    "ncpus",
+    "processes",
+    "project",
+    "python",
+    "queue",
+    "resource-spec",
+    "walltime",
+    "worker-extra-args",
+)
+
+
+def jobqueue_settings(system: str) -> dict[str, Any]:
+    """Give what dask-jobqueue's configuration is to say while a node job is made."""
+    return {f"jobqueue.{system}.{name}": None for name in _JOBQUEUE}

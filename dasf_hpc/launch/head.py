@@ -8,13 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dasf_hpc.errors import SettingsError
-from dasf_hpc.launch.batch_system import BatchSystem, head_name
+from dasf_hpc.errors import BatchError, SettingsError
 from dasf_hpc.launch.node import users_umask
-from dasf_hpc.launch.pbs import PBS
-from dasf_hpc.launch.slurm import SLURM
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 from dasf_hpc.shipped import shipped
+from dasf_hpc.systems import SYSTEMS
+from dasf_hpc.systems.base import head_name
 
 TEMPLATES = {
     "slurm": {
@@ -24,7 +23,6 @@ TEMPLATES = {
     },
     "pbs": {"head": "dasf-hpc.pbs", "allocation": "allocation.pbs", "array": "array.pbs"},
 }
-SYSTEMS: dict[str, BatchSystem] = {system.name: system for system in (SLURM, PBS)}
 #: The line of a template after which a site's own lines stand.
 _SITE = "# Site: lines such as 'module load cuda'.\n"
 
@@ -116,10 +114,14 @@ def submit_head(system: str, script: str, directory: Path, settings: Settings) -
     path.write_text(script, encoding="utf-8")
     # From where the batch scheduler then puts what the head says.
     name = head_name(directory.name)
-    return SYSTEMS[system].submit_script(path, directory / "logs", name, settings)
+    job_id = SYSTEMS[system].submit_script(path, directory / "logs", name, settings)
+    return SYSTEMS[system].own_id(job_id, name)
 
 
 def in_queue(system: str, job: str) -> bool | None:
     """Say whether the batch scheduler still holds a head's job; None where it does not answer."""
-    found = SYSTEMS[system].ask([job])
-    return None if found is None else any(status.state.in_queue for status in found.values())
+    try:
+        found = SYSTEMS[system].ask([job])
+    except BatchError:
+        return None
+    return any(status.state.in_queue for status in found.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,11 @@ import psutil
 from dask_jobqueue.core import Job
 from dask_jobqueue.local import LocalJob
 
-from dasf_hpc.errors import BatchError, SettingsError
-from dasf_hpc.launch.launcher import Launcher, NodeJob
-from dasf_hpc.launch.states import JobState, JobStatus
+from dasf_hpc.errors import SettingsError
+from dasf_hpc.launch.launcher import Launcher
+from dasf_hpc.launch.node_job import NodeJob
+from dasf_hpc.launch.quoting import shell_word
+from dasf_hpc.systems.states import JobState, JobStatus
 
 #: A cancelled job gets this long between SIGTERM and SIGKILL.
 KILL_WAIT_S = 10.0
@@ -104,7 +105,7 @@ class LocalLauncher(Launcher):
     def visible_gpus(self) -> str:
         """Name the first of the GPUs that this process may use."""
         devices = ",".join(self._devices(self.shape.gpus_per_node))
-        return f"export CUDA_VISIBLE_DEVICES={shlex.quote(devices)}"
+        return f"export CUDA_VISIBLE_DEVICES={shell_word(devices)}"
 
     @staticmethod
     def _devices(wanted: int) -> list[str]:
@@ -138,10 +139,7 @@ class LocalLauncher(Launcher):
         alive = {job.job_id: job.running() for job in self.jobs() if job.job_id}
         return {i: JobStatus(JobState.RUNNING if alive.get(i) else JobState.GONE) for i in job_ids}
 
-    async def cancel_job(self, job: Any) -> None:
+    async def cancel(self, job: Any) -> str:
         """End the job's processes."""
         await asyncio.to_thread(job.cancel)
-
-    def refusal(self, message: str) -> BatchError:
-        """Make one sentence of why the process could not be started."""
-        return BatchError(f"A node job could not be started on this machine: {message}.")
+        return ""

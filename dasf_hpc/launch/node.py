@@ -28,6 +28,7 @@ from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.nsight.room import no_room
 from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
+from dasf_hpc.systems import batch_job_id
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
 #: directory"; measured on a busy host: 1 of 30 starts, one after the other): it is started again.
@@ -50,11 +51,6 @@ def users_umask() -> int:
 
 class NsysUnusable(Exception):
     """nsys was asked for and cannot be used on this node; the message is a sentence."""
-
-
-def batch_job_id() -> str:
-    """Give the batch job's id, or this process's where no scheduler set one."""
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID") or f"pid{os.getpid()}"
 
 
 def claim_report(directory: Path, host: str, job: str) -> Path:
@@ -103,7 +99,7 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     NsysUnusable
         If nsys was asked for and cannot be used.
     """
-    host, job = socket.gethostname(), batch_job_id()
+    host, job = socket.gethostname(), batch_job_id() or f"pid{os.getpid()}"
     record: dict[str, Any] = {
         "name": arguments.name,
         "hostname": host,

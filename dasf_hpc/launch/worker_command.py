@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dasf_hpc.launch.quoting import nsys_output
+
 #: What nsys traces by default, and what it does not do: sample and trace the CPU, which needs
 #: privileges on most clusters and costs more than all the rest.
 TRACES = ("cuda", "nvtx", "osrt")
@@ -77,8 +79,7 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
 
 def nsys_command(nsys: str, choice: NsysChoice, report: str, command: Sequence[str]) -> list[str]:
     """Give the words of ``nsys profile`` around a command; ``report`` is without its suffix."""
-    # nsys would put something in for %p, %h, %n and %q{NAME}; %% is a % (nsys profile --help).
-    return [nsys, "profile", *choice.arguments, "--output", report.replace("%", "%%"), *command]
+    return [nsys, "profile", *choice.arguments, "--output", nsys_output(report), *command]
 
 
 def node_command(

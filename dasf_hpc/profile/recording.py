@@ -16,6 +16,7 @@ from dasf_hpc.profile.execution import Executions, unwatch, watch
 from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.profile.link import RecorderLink
+from dasf_hpc.systems import batch_job_id
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -112,7 +113,7 @@ def worker_document(worker: Worker) -> dict[str, Any]:
         "address": worker.address,
         "nthreads": worker.state.nthreads,
         "memory_limit": getattr(worker.memory_manager, "memory_limit", None),
-        "batch_job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
+        "batch_job": batch_job_id(),
         "gpus": gpus,
         "gpu_status": status,
     }

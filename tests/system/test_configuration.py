@@ -14,8 +14,8 @@ from pathlib import Path
 import dask
 
 from dasf_hpc.launch.connection import connect
-from dasf_hpc.launch.launcher import RunPlace
 from dasf_hpc.launch.local import LocalLauncher
+from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.manifest import FOLDERS
 from dasf_hpc.settings import load_settings
 

@@ -1,10 +1,11 @@
 """A real SLURM cluster of three simulated hosts on this one machine, for tests.
 
-Each host is a set of Linux namespaces: its own host name, its own ``/etc/hosts`` and its own
-``CLOCK_MONOTONIC``, shifted by a known amount, so that whatever aligns the clocks of the hosts
-can be graded against the truth. The daemons, the controller and the authentication service are
-the distribution's own programs; they share the machine's processors, files and network. Each
-host claims four processors, 12000 MB and two GPUs, whatever the machine has.
+Each host is a set of Linux namespaces: its own host name, its own ``/etc/hosts``, its own
+``/dev/shm`` and its own ``CLOCK_MONOTONIC``, shifted by a known amount, so that whatever aligns the
+clocks of the hosts can be graded against the truth. The daemons, the controller and the
+authentication service are the distribution's own programs; they share the machine's processors,
+files and network. Each host claims four processors, 12000 MB and two GPUs, whatever the machine
+has.
 
 Root is needed (for the namespaces), and the programs ``bash tests/testbed/install.sh slurm``
 installs. Several clusters may run at once: each has its own directory, ports and key.
@@ -73,7 +74,8 @@ LOG_TAIL_LINES = 20
 _MUNGE_USER = "munge"
 _PORTS = range(20_000, 32_000)  # below Linux's ephemeral ports, so that no client takes one first
 _HOLDER = (
-    'hostname "$1" && mount --bind "$2" /etc/hosts || exit 1; echo >&"$3"; exec sleep infinity'
+    'hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs tmpfs /dev/shm || exit 1; '
+    'echo >&"$3"; exec sleep infinity'
 )
 _SLURM_CONF = """\
 ClusterName=testbed
