@@ -239,6 +239,12 @@ class Settings(BaseSettings):
     start_timeout: float | None = Field(
         None, gt=0, description="Seconds to wait for the workers; default: for ever."
     )
+    node_timeout: float = Field(
+        90.0,
+        gt=0,
+        description="Seconds without a sign of life, of a node job's script or of a worker of it, "
+        "after which its node is taken for dead, whatever the queue shows.",
+    )
     stop_timeout: float = Field(
         300.0,
         gt=0,
@@ -598,6 +604,7 @@ OF_RECORDING = OF_WORKERS | frozenset(
         "nsys_arg",
         "nsys_path",
         "nvtx_message",
+        "node_timeout",
         "on_lost",
         "on_walltime",
         "report",

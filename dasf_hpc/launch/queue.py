@@ -13,7 +13,6 @@ from distributed.core import Status
 from dasf_hpc.errors import BatchError
 from dasf_hpc.launch.deadline import margin_seconds
 from dasf_hpc.launch.node_job import is_worker_of
-from dasf_hpc.launch.signs import SILENT_AFTER_S
 from dasf_hpc.launch.walltime import TOPIC
 from dasf_hpc.settings import walltime_seconds
 from dasf_hpc.systems.states import JobState, JobStatus
@@ -106,7 +105,7 @@ class Queue:
         if status.state is JobState.RUNNING:
             job.started_at = job.started_at or now
             quiet = job.sign.look(now)
-            job.silent = quiet > SILENT_AFTER_S and not self._heard_of(job)
+            job.silent = quiet > self._launcher.settings.node_timeout and not self._heard_of(job)
         elif status.state is not JobState.ENDING:
             job.silent = False
             job.sign.changed_at = None  # a suspended one leaves no signs, nor one that waits again
@@ -114,8 +113,9 @@ class Queue:
     def _heard_of(self, job: Any) -> bool:
         """Say if a worker of a job has spoken to the scheduler lately."""
         workers = self._launcher.cluster.scheduler.workers
+        lately = self._launcher.settings.node_timeout
         return any(
-            time.time() - workers[address].last_seen < SILENT_AFTER_S
+            time.time() - workers[address].last_seen < lately
             for address in self._launcher.workers_of(job)
         )
 

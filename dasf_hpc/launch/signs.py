@@ -19,8 +19,6 @@ from dasf_hpc.launch.quoting import shell_word
 SIGNS = "nodes"
 #: Between two signs.
 EVERY_S = 5
-#: NFS clients cache attributes for up to a minute (nfs(5), acregmax), though not beyond an open().
-SILENT_AFTER_S = 90.0
 
 
 def sign_line(sign: Path) -> str:
