@@ -58,10 +58,14 @@ def turn() -> Iterator[None]:
     try:
         deadline = time.monotonic() + TURN_WAIT_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, InterruptedError):
+                time.sleep(0.02)
+            except OSError:  # no locks here: as above
                 break
-            time.sleep(0.02)
+            else:
+                break
         yield
     finally:
         os.close(lock)
