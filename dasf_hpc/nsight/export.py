@@ -179,6 +179,26 @@ def find_nsys(path: str | None = None) -> NsysProgram:
     return NsysProgram(state, program, version, importer)
 
 
+def reports_of(folder: Path, name: str) -> list[str]:
+    """Give the reports that an nsys left, which was given a name; without suffix, in their order.
+
+    It writes one of that name or, with ``--capture-range-end=repeat``, ``NAME.1``, ``NAME.2`` and
+    so on.
+    """
+
+    def there(stem: str) -> bool:
+        suffixes = (REPORT_SUFFIXES[0], STREAM_SUFFIX)
+        return any((folder / f"{stem}{suffix}").exists() for suffix in suffixes)
+
+    if there(name):
+        return [name]
+    found: list[str] = []
+    # One that was claimed is another job's.
+    while there(stem := f"{name}.{len(found) + 1}") and not (folder / f"{stem}.claim").exists():
+        found.append(stem)
+    return found
+
+
 def sha256_file(path: Path) -> str:
     """Give the SHA-256 of a file's content, in hexadecimal.
 
