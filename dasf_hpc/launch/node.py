@@ -35,7 +35,7 @@ from dasf_hpc.launch.worker_command import (
 )
 from dasf_hpc.nsight.export import find_nsys, reports_of
 from dasf_hpc.nsight.room import no_room
-from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
+from dasf_hpc.nsight.sessions import agents_of, make_way, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
@@ -283,8 +283,6 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
     OSError
         If nsys cannot be started.
     """
-    # A worker that outlives nsys stays below this process, which its batch job ends with.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with turn():
         process = subprocess.Popen(command)
         looked = time.monotonic()
@@ -294,6 +292,9 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
                 if waits_for_ever(process.pid):
                     process.kill()
                 looked = time.monotonic()
+    # A worker that outlives nsys stays below this process, and so below its batch job. Not before
+    # nsys's agent has gone its own way: it is no business of who ends this process's children.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _wait_and_reap(process)
     code = process.wait()
     return Ended(process.pid, code if code >= 0 else 128 - code, _worker(begun))
@@ -325,7 +326,7 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def wait_for_worker(worker: psutil.Process, asked: AskedToEnd) -> int:
+def wait_for_worker(worker: psutil.Process, profiler: int, asked: AskedToEnd) -> int:
     """Wait for the end of a worker that outlived its nsys, and of what nsys left with it.
 
     Asked to end while nsys was there, both have been told: nsys passes it on. Afterwards, or where
@@ -353,6 +354,7 @@ def wait_for_worker(worker: psutil.Process, asked: AskedToEnd) -> int:
             code = _exit_code(child.pid, deadline)
     with contextlib.suppress(psutil.Error):
         left = [c for c in psutil.Process().children() if c.name().startswith("nsys")]
+        left += agents_of(profiler)
         _, stubborn = psutil.wait_procs(left, timeout=max(0.0, deadline - time.monotonic()))
         for process in stubborn:
             with contextlib.suppress(psutil.Error):
@@ -456,7 +458,7 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
                 _leave_reports(arguments, record, ended, time.monotonic() - started)
                 if ended.worker is None:
                     return ended.code
-                return wait_for_worker(ended.worker, asked)
+                return wait_for_worker(ended.worker, ended.process, asked)
             failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]
             if done := make_way(record["nsys_version"], ended.process):
                 failures.append(done)

@@ -127,6 +127,12 @@ def profiler_of(words: Sequence[str]) -> int | None:
     return None
 
 
+def agents_of(profiler: int) -> list[psutil.Process]:
+    """Give the agents of an ``nsys profile``, which outlive it where its program does."""
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if profiler_of(p.info["cmdline"] or ()) == profiler]
+
+
 def left_agents(profiler: int | None) -> list[psutil.Process]:
     """Give the agents that wait for the table and whose ``nsys profile`` is no more.
 
