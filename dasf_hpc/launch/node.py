@@ -295,9 +295,11 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
     # A worker that outlives nsys stays below this process, and so below its batch job. Not before
     # nsys's agent has gone its own way: it is no business of who ends this process's children.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    worker = _worker(begun)  # known now, its number may be another's later
     _wait_and_reap(process)
     code = process.wait()
-    return Ended(process.pid, code if code >= 0 else 128 - code, _worker(begun))
+    goes_on = worker if worker is not None and _runs(worker) else None
+    return Ended(process.pid, code if code >= 0 else 128 - code, goes_on)
 
 
 def _wait_and_reap(process: subprocess.Popen[bytes]) -> None:
@@ -310,12 +312,15 @@ def _wait_and_reap(process: subprocess.Popen[bytes]) -> None:
 
 
 def _worker(begun: Path) -> psutil.Process | None:
-    """Give the process that the worker command is, if it runs."""
-    with contextlib.suppress(OSError, ValueError, psutil.Error):
-        worker = psutil.Process(int(begun.read_text()))
-        # A process that began later only has its number.
-        if worker.create_time() <= begun.stat().st_mtime + 1.0 and _runs(worker):
-            return worker
+    """Give the process that the worker command is, None where it has ended."""
+    deadline = time.monotonic() + 2.0
+    while begun.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            number = int(begun.read_text())
+            with contextlib.suppress(psutil.Error):
+                return psutil.Process(number)
+            return None
+        time.sleep(0.02)  # made, and not written yet
     return None
 
 
@@ -355,8 +360,11 @@ def wait_for_worker(worker: psutil.Process, profiler: int, asked: AskedToEnd) ->
     with contextlib.suppress(psutil.Error):
         left = [c for c in psutil.Process().children() if c.name().startswith("nsys")]
         left += agents_of(profiler)
-        _, stubborn = psutil.wait_procs(left, timeout=max(0.0, deadline - time.monotonic()))
-        for process in stubborn:
+        while (left := [process for process in left if _runs(process)]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        for process in left:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
     return code
