@@ -173,9 +173,9 @@ def test_a_signal_before_nsyss_end_lets_both_end(tmp_path: Path, start: Start) -
     nsys = step.nsys()
     step.process.terminate()
     nsys.terminate()
-    code, said = step.end()
-    assert code == 5, said
-    assert (tmp_path / "heard").read_text() == "SIGTERM\n"
+    _, said = step.end()  # the worker's exit code, or nsys's where that ended just after it
+    assert (tmp_path / "heard").read_text() == "SIGTERM\n", said
+    assert (tmp_path / "closed").exists()
     assert (tmp_path / step.record["report"]).exists()
 
 
