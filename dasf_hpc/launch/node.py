@@ -342,7 +342,8 @@ def wait_for_worker(worker: psutil.Process, profiler: int, asked: AskedToEnd) ->
     int
         Its exit code, as a shell gives it.
     """
-    with contextlib.suppress(psutil.Error):
+    parent = worker.pid
+    with contextlib.suppress(psutil.Error):  # it may end just now
         parent = worker.ppid()  # this process, or nsys's launcher, which ends as its child does
     due = asked.at + CLOSING_TAKES_S if asked.by is not None else 0.0
     told = False
