@@ -47,7 +47,8 @@ from dasf_hpc.manifest import (
     find_run,
     run_state,
 )
-from dasf_hpc.nsight.collect import add_reports
+from dasf_hpc.nsight.collect import REPORT_SUFFIX, add_reports
+from dasf_hpc.nsight.export import reports_of
 from dasf_hpc.settings import Settings, merging
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.merge import MergedTables, merge_journals
@@ -309,17 +310,20 @@ def _reports_expected(
     """Give the reports that node jobs owe.
 
     A node job that was told to end before its worker was there, as a replacement may be at the
-    run's end, has nothing to tell: that is noted in its record.
+    run's end, has nothing to tell: that is noted in its record. Nor has one whose nsys waited for a
+    part of the run that was another node's; where it was no node's, its report is missing.
     """
     processes, names = merged.tables["processes"], merged.dictionaries["names"]
     workers = [names[code] for code in processes["name"].tolist() if code >= 0]
-    expected = []
+    expected: list[str] = []
+    elsewhere = any(record.get("reports") for record in records)
     for record in records:
         if not record["report"]:
             continue
         known = any(is_worker_of(str(record.get("name")), worker) for worker in workers)
         if known or worker_began(directory, record):
-            expected.append(record["report"])
+            told = record.get("reports")
+            expected += told if told or (told is not None and elsewhere) else [record["report"]]
         else:
             record["notes"].append(
                 f"node job {record.get('batch_job')} ended before its worker began, so it has no "
@@ -333,8 +337,8 @@ def _wait_for_reports(directory: Path, expected: Sequence[str], manifest: Manife
     just_ended = time.time() - (manifest.content.get("job_ended") or 0) < 600
     deadline = time.monotonic() + (REPORT_WAIT_S if just_ended else 0)
     while time.monotonic() < deadline:
-        reports = [directory / name for name in expected]
-        if all(r.exists() or r.with_suffix(".qdstrm").exists() for r in reports):
+        stems = [Path(name).name.removesuffix(REPORT_SUFFIX) for name in expected]
+        if all(reports_of(directory / "nsight", stem) for stem in stems):
             return
         time.sleep(0.5)
 

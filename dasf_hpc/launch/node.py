@@ -9,6 +9,8 @@ it under nsys.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -22,11 +24,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import psutil
+
 from dasf_hpc.launch.deadline import set_deadline
-from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
-from dasf_hpc.nsight.export import find_nsys
+from dasf_hpc.launch.worker_command import (
+    choose_nsys,
+    file_stem,
+    nsys_command,
+    records_in_part,
+)
+from dasf_hpc.nsight.export import find_nsys, reports_of
 from dasf_hpc.nsight.room import no_room
-from dasf_hpc.nsight.sessions import make_way, turn, waits_for_ever
+from dasf_hpc.nsight.sessions import agents_of, make_way, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.systems import batch_job_id
 
@@ -36,6 +45,21 @@ NSYS_STARTS = 4
 
 #: Exit code of a node job whose nsys was asked for and cannot be used (as errors.py's).
 NSYS_UNUSABLE = 69
+
+#: Exit code of a node job that cannot write into the run's directory (as errors.py's).
+RUN_DIRECTORY_UNUSABLE = 73
+
+#: Exit codes of a worker command that is not there, or cannot be run (as a shell's).
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+#: A worker that was told to end with its nsys gets this long until it is told again: nannies close
+#: with a timeout of 10 s.
+CLOSING_TAKES_S = 10.0
+
+#: nsys's own processes end within 2 s of a worker that outlived nsys (measured with 2022.4).
+NSYS_CLEARS_UP_S = 10.0
+
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 #: Carries the umask of the user who submitted to the workers: ours is for our own files.
@@ -144,8 +168,14 @@ def read_node_records(run_directory: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             record = {"hostname": path.stem, "report": None, "notes": [], **record}
             if isinstance(record["report"], str | None) and isinstance(record["notes"], list):
+                if not _are_names(record.get("reports")):
+                    record.pop("reports", None)
                 records.append(record)
     return records
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -188,16 +218,50 @@ def _record_path(run: Path, record: dict[str, Any]) -> Path:
     return run / "nodes" / (file_stem("-".join(map(str, words))) + ".json")
 
 
+class AskedToEnd:
+    """Whether this process was asked to end, by which signal and when."""
+
+    def __init__(self) -> None:
+        self.by: signal.Signals | None = None
+        self.at = 0.0
+
+    def listen(self) -> None:
+        """Hear of signals from now on, which end nothing then."""
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ):
+            # A handler, unlike SIG_IGN, is not handed down to the command.
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.by is None and number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.by, self.at = signal.Signals(number), time.monotonic()
+
+
 class Ended(NamedTuple):
-    """How a command ended: its process, its code as a shell gives it, and if it was told to."""
+    """How nsys ended.
+
+    Attributes
+    ----------
+    process
+        Its process id.
+    code
+        Its exit code as a shell gives it.
+    worker
+        The worker, where that goes on.
+    """
 
     process: int
     code: int
-    told: bool
+    worker: psutil.Process | None
 
 
 def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
-    """Run nsys with a command to its end, whatever signals ask this process to end meanwhile.
+    """Run nsys with a command to nsys's end, whatever signals ask this process to end meanwhile.
 
     Batch schedulers and terminals signal every process of a job. So nsys has had the signal, too,
     and it is not passed on: nsys writes its report at the first SIGTERM and gives it up at a second
@@ -208,17 +272,13 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
     command
         The words of ``nsys profile`` and of the command.
     begun
-        The file that the command makes first.
+        The file into which the command writes its process id at first.
+
+    Raises
+    ------
+    OSError
+        If nsys cannot be started.
     """
-    told = False
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = told or number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        # A handler, unlike SIG_IGN, is not handed down to the command.
-        signal.signal(number, hear)
     with turn():
         process = subprocess.Popen(command)
         looked = time.monotonic()
@@ -228,12 +288,114 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
                 if waits_for_ever(process.pid):
                     process.kill()
                 looked = time.monotonic()
+    # A worker that outlives nsys stays below this process, and so below its batch job. Not before
+    # nsys's agent has gone its own way: it is no business of who ends this process's children.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    worker = _worker(begun)  # known now, its number may be another's later
+    _wait_and_reap(process)
     code = process.wait()
-    return Ended(process.pid, code if code >= 0 else 128 - code, told)
+    goes_on = worker if worker is not None and _runs(worker) else None
+    return Ended(process.pid, code if code >= 0 else 128 - code, goes_on)
+
+
+def _wait_and_reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a child; of others, which tasks left behind, take leave."""
+    while process.returncode is None:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        if ended is None or ended.si_pid == process.pid:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def _worker(begun: Path) -> psutil.Process | None:
+    """Give the process that the worker command is, None where it has ended."""
+    deadline = time.monotonic() + 2.0
+    while begun.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            number = int(begun.read_text())
+            with contextlib.suppress(psutil.Error):
+                return psutil.Process(number)
+            return None
+        time.sleep(0.02)  # made, and not written yet
+    return None
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def wait_for_worker(worker: psutil.Process, profiler: int, asked: AskedToEnd) -> int:
+    """Wait for the end of a worker that outlived its nsys, and of what nsys left with it.
+
+    Asked to end while nsys was there, both have been told: nsys passes it on. Afterwards, or where
+    it has not helped, the worker is told from here.
+
+    Returns
+    -------
+    int
+        Its exit code, as a shell gives it.
+    """
+    parent = worker.pid
+    with contextlib.suppress(psutil.Error):  # it may end just now
+        parent = worker.ppid()  # this process, or nsys's launcher, which ends as its child does
+    due = asked.at + CLOSING_TAKES_S if asked.by is not None else 0.0
+    told = False
+    while _runs(worker):
+        if asked.by is not None and not told and time.monotonic() >= due:
+            told = True
+            with contextlib.suppress(psutil.Error):
+                worker.terminate()
+        time.sleep(0.1)
+    code = 0
+    deadline = time.monotonic() + NSYS_CLEARS_UP_S
+    for child in psutil.Process().children():
+        if child.pid in (worker.pid, parent):
+            code = _exit_code(child.pid, deadline)
+    with contextlib.suppress(psutil.Error):
+        left = [c for c in psutil.Process().children() if c.name().startswith("nsys")]
+        left += agents_of(profiler)
+        while (left := [process for process in left if _runs(process)]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+    return code
+
+
+def _exit_code(child: int, deadline: float) -> int:
+    """Give the exit code of a child that is about to end, 0 where it does not."""
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+            time.sleep(0.05)
+    return 0
+
+
+def say(sentence: str) -> None:
+    """Write a sentence into the job's output."""
+    print(f"dasf-hpc: {sentence}", file=sys.stderr, flush=True)
+
+
+def add_note(run: Path, record: dict[str, Any], sentence: str) -> None:
+    """Say something about a node, and leave it in its record if that can be written."""
+    say(sentence)
+    record["notes"].append(sentence)
+    with contextlib.suppress(OSError):
+        write_record(run, record)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Decide, leave word, and become the worker command or run it under nsys."""
+    asked = AskedToEnd()
+    asked.listen()
     arguments = parser().parse_args(words)
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
@@ -241,18 +403,35 @@ def main(words: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     if arguments.walltime is not None:
         set_deadline(arguments.walltime, arguments.margin)
+    try:
+        return work(arguments, int(umask, 8), asked)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        say(
+            f"the run's directory {arguments.run} cannot be used on this node: "
+            f"{error.strerror or error}{where}; no worker was started"
+        )
+        return RUN_DIRECTORY_UNUSABLE
+
+
+def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
+    """Start what `decide` says, again where nsys does not start, and give the job's exit code.
+
+    Every way out of it without a worker says why.
+    """
     failures: list[str] = []
+    record: dict[str, Any] = {}
     for attempt in range(NSYS_STARTS + 1):
         if attempt == NSYS_STARTS:
             if arguments.nsys:
-                why = "; ".join(failures)
-                print(f"dasf-hpc: nsys could not be started on this node: {why}", file=sys.stderr)
+                sentence = f"nsys could not be started on this node: {'; '.join(failures)}"
+                add_note(arguments.run, record, sentence)
                 return NSYS_UNUSABLE
             arguments.nsys = False  # nobody insisted on it: the job goes on without
         try:
             command, record = decide(arguments)
         except NsysUnusable as error:
-            print(f"dasf-hpc: {error}", file=sys.stderr)
+            say(str(error))
             return NSYS_UNUSABLE
         if record["report"] is not None and (done := make_way(record["nsys_version"])):
             failures.append(done)
@@ -260,28 +439,80 @@ def main(words: Sequence[str] | None = None) -> int:
         record["command"] = command
         path = write_record(arguments.run, record)
         for note in record["notes"]:
-            print(f"dasf-hpc: {note}", file=sys.stderr)
-        sys.stderr.flush()
+            say(note)
+        if asked.by is not None:
+            return _asked_too_early(arguments.run, record, asked.by)
         if record["report"] is None:
-            os.umask(int(umask, 8))
-            os.execvp(command[0], command)
+            os.umask(umask)
+            return _become(arguments.run, record, command)
         # The worker command's first act is to make this file: where it is missing, nsys died alone.
         begun = _begun(path)
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
-        text = f'umask 077; : > "$0"; umask {int(umask, 8):04o}; exec "$@"'
+        text = (
+            f'umask 077; echo $$ > "$0" || {{ rm -f "$0"; exit 73; }}; umask {umask:04o}; exec "$@"'
+        )
         starter = ["/bin/sh", "-c", text, str(begun)]
-        ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun)
-        if begun.exists() or ended.code == 0:
-            return ended.code
-        failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]
-        if done := make_way(record["nsys_version"], ended.process):
-            failures.append(done)
-        if ended.told:
-            return ended.code
+        started = time.monotonic()
+        try:
+            ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun)
+        except OSError as error:
+            failures = [f"nsys cannot be run: {error.strerror or error}"]
+        else:
+            if begun.exists():
+                _leave_reports(arguments, record, ended, time.monotonic() - started)
+                if ended.worker is None:
+                    return ended.code
+                return wait_for_worker(ended.worker, ended.process, asked)
+            failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]
+            if done := make_way(record["nsys_version"], ended.process):
+                failures.append(done)
+        if asked.by is not None:
+            _asked_too_early(arguments.run, record, asked.by)
+            return ended.code or 128 + asked.by
         claim = arguments.run / record["report"].replace(".nsys-rep", ".claim")
         claim.unlink(missing_ok=True)
     raise AssertionError("the last attempt runs without nsys")
+
+
+def _asked_too_early(run: Path, record: dict[str, Any], by: signal.Signals) -> int:
+    """Leave word that the job is over before its worker is there; give its exit code."""
+    add_note(run, record, f"the job was asked to end ({by.name}) before its worker had begun")
+    return 128 + by
+
+
+def _become(run: Path, record: dict[str, Any], command: list[str]) -> int:
+    """Become the worker command; give an exit code where that cannot be."""
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        why = error.strerror or str(error)
+        add_note(run, record, f"the worker command {command[0]} cannot be run: {why}")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def _leave_reports(
+    arguments: argparse.Namespace, record: dict[str, Any], ended: Ended, seconds: float
+) -> None:
+    """Leave word of which reports there are, and of what they do not hold."""
+    stem = Path(record["report"]).name.removesuffix(".nsys-rep")
+    found = reports_of(arguments.run / "nsight", stem)
+    part = records_in_part(arguments.nsys_arg)
+    by = f", as {part} asks" if part is not None else f" (exit code {ended.code})"
+    if found or part is not None:
+        record["reports"] = [f"nsight/{name}.nsys-rep" for name in found]
+    if ended.worker is not None:
+        sentence = (
+            f"nsys ended{by}, {seconds:.1f} s after its start, before its worker: what ran later "
+            "is in no report"
+        )
+    elif part is None:
+        return
+    elif found:
+        sentence = f"nsys recorded in part, as {part} asks: what ran outside of it is in no report"
+    else:
+        sentence = f"nsys recorded nothing, as what {part} waits for did not come"
+    add_note(arguments.run, record, sentence)
 
 
 if __name__ == "__main__":

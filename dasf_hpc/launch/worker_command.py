@@ -28,7 +28,7 @@ class NsysChoice:
     arguments
         Words after ``nsys profile``, without the report's name.
     reductions
-        A sentence for each thing left out.
+        A sentence for each thing left out, and for what was added because of the user's.
     """
 
     arguments: tuple[str, ...]
@@ -46,6 +46,47 @@ def _sets(arguments: Sequence[str], long: str, short: str | None) -> bool:
         or a.startswith(long + "=")
         or (short is not None and (a == short or (a.startswith(short) and not a.startswith("--"))))
         for a in arguments
+    )
+
+
+def _value(arguments: Sequence[str], long: str, short: str | None) -> str | None:
+    """Give what an option is set to, None where it is not; the last one counts."""
+    value = None
+    for place, word in enumerate(arguments):
+        if word in (long, short):
+            value = arguments[place + 1] if place + 1 < len(arguments) else ""
+        elif word.startswith(long + "="):
+            value = word.removeprefix(long + "=")
+        elif short is not None and word.startswith(short) and not word.startswith("--"):
+            value = word.removeprefix(short)
+    return value
+
+
+def records_in_part(extra: Sequence[str]) -> str | None:
+    """Give the argument by which nsys records a part of its worker's time only, None for none.
+
+    By all of them but ``--delay`` nsys may end before its worker.
+    """
+    for long, short, never in (
+        ("--duration", "-d", "0"),
+        ("--duration-frames", None, "0"),
+        ("--capture-range", "-c", "none"),
+        ("--delay", "-y", "0"),
+    ):
+        value = _value(extra, long, short)
+        if value not in (None, "", never):
+            return f"{long}={value}"
+    return None
+
+
+def why_not_together(extra: Sequence[str]) -> str | None:
+    """Say why arguments for nsys would end the run with it, None where they do not."""
+    part, kill = records_in_part(extra), _value(extra, "--kill", None)
+    if part is None or part.startswith("--delay") or kill in (None, "none"):
+        return None
+    return (
+        f"with {part} and --kill={kill} nsys would end the workers as soon as it has recorded "
+        "enough; leave --kill out, and they go on without it"
     )
 
 
@@ -74,6 +115,12 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
     if not _sets(extra, "--wait", "-w"):
         # Ends with the worker, not with whatever a task left running.
         arguments.append("--wait=primary")
+    part = records_in_part(extra)
+    if part is not None and not _sets(extra, "--kill", None):
+        # nsys profile --help: by default it sends SIGTERM at the session's end. With 2022.4 the
+        # worker dies also where newer documents say that it goes on (capture ranges).
+        arguments.append("--kill=none")
+        reductions.append(f"--kill=none was added: with {part} nsys may end before its worker")
     return NsysChoice((*arguments, *extra), tuple(reductions))
 
 

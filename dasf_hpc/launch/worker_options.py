@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dasf_hpc.errors import ProgramMissingError, SettingsError
 from dasf_hpc.launch import worker_cli
+from dasf_hpc.launch.worker_command import why_not_together
 from dasf_hpc.settings import UCX, Settings, from_jobqueue_yaml, with_jobqueue_yaml
 
 #: The module of each worker command, and the package that it comes with.
@@ -103,6 +104,8 @@ def check_together(settings: Settings) -> None:
             "open, and then nothing but your network protects it, as whoever reaches a port of it, "
             "at any address of its hosts, can run code as you."
         )
+    if why := why_not_together(settings.nsys_arg):
+        raise SettingsError(f"Option --nsys-arg: {why}.")
     if protocol == "tls" and not settings.tls:
         raise SettingsError("Options --protocol tls and --no-tls contradict: leave one out.")
     if protocol == "tcp" and settings.tls:

@@ -21,6 +21,7 @@ from dasf_hpc.nsight.export import (
     NsysProgram,
     export_sqlite,
     find_nsys,
+    reports_of,
     sha256_file,
 )
 from dasf_hpc.nsight.join import Link, report_corrections, same_host
@@ -141,7 +142,9 @@ def add_reports(
     """
     folder = directory / "nsight"
     # Names come from files that a node wrote: only their last part counts, so nothing lies outside.
-    stems = {Path(name).name.removesuffix(REPORT_SUFFIX) for name in expected}
+    owed = {Path(name).name.removesuffix(REPORT_SUFFIX) for name in expected}
+    # One that is missing may have been written as several.
+    stems = {stem for name in owed for stem in reports_of(folder, name) or [name]}
     for suffix in (REPORT_SUFFIX, STREAM_SUFFIX):
         stems |= {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
     reports = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,12 @@ REPORT_SUFFIXES = (".nsys-rep", ".qdrep")
 STREAM_SUFFIX = ".qdstrm"
 """What nsys leaves where its importer did not run."""
 
+EXPORT_GROWTH = 12
+"""Room that an export is given, in sizes of its report; 3.5 and 4.5 of them were measured."""
+
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_LOG, _JOURNAL, _INDEX_OF_LOG = "-wal", "-journal", "-shm"
+"""What SQLite keeps beside a file, by the ends of their names."""
 _REPORT_MAGIC = b"NVIDIA Tegra Profiler Report "
 
 
@@ -172,6 +179,26 @@ def find_nsys(path: str | None = None) -> NsysProgram:
     return NsysProgram(state, program, version, importer)
 
 
+def reports_of(folder: Path, name: str) -> list[str]:
+    """Give the reports that an nsys left, which was given a name; without suffix, in their order.
+
+    It writes one of that name or, with ``--capture-range-end=repeat``, ``NAME.1``, ``NAME.2`` and
+    so on.
+    """
+
+    def there(stem: str) -> bool:
+        suffixes = (REPORT_SUFFIXES[0], STREAM_SUFFIX)
+        return any((folder / f"{stem}{suffix}").exists() for suffix in suffixes)
+
+    if there(name):
+        return [name]
+    found: list[str] = []
+    # One that was claimed is another job's.
+    while there(stem := f"{name}.{len(found) + 1}") and not (folder / f"{stem}.claim").exists():
+        found.append(stem)
+    return found
+
+
 def sha256_file(path: Path) -> str:
     """Give the SHA-256 of a file's content, in hexadecimal.
 
@@ -242,8 +269,12 @@ def export_sqlite(
         if not _is_sqlite(report):
             raise ReportDamaged(f"{report} is not an SQLite file; export the report again")
         for source in (report.with_suffix(suffix) for suffix in REPORT_SUFFIXES):
-            if source.is_file() and not _is_newer(report, source):
+            if source.is_file() and not (_is_newer(report, source) and is_whole(report)):
                 return export_sqlite(source, nsys, into, timeout_s)
+        if not is_whole(report):
+            raise ReportDamaged(
+                f"{report} is being written, or was left half written; export the report again"
+            )
         return report
     if report.suffix == STREAM_SUFFIX:
         fresh = _fresh_export(report, into)
@@ -298,15 +329,63 @@ def import_stream(
 
 
 def _export(report: Path, nsys: NsysProgram, target: Path, timeout_s: float) -> Path:
+    """Export a report in a scratch folder, and move the export to where it belongs.
+
+    nsys writes SQLite under POSIX locks, which many file systems of clusters do not have (Lustre
+    without ``-o flock``): there it says "database is locked". Local disks have them.
+    """
     if not nsys.profiles or nsys.path is None:
         raise NsysUnavailable(f"{report} has to be exported, and {nsys.sentence}")
+    error: NsightError = ExportFailed(f"{report} could not be exported: no folder takes it")
     with _written_beside(target) as unfinished:
-        command = [str(nsys.path), "export", "--type", "sqlite", "-f", "true"]
-        command += ["-o", str(unfinished), str(report)]
-        code, output = _run_bounded(command, report, timeout_s)
-        if code != 0 or not _is_sqlite(unfinished):
-            raise _too_new_or_failed(report, nsys, "exported", code, output)
+        for place in _scratch_places(report, target.parent):
+            try:
+                folder = tempfile.TemporaryDirectory(
+                    prefix=".dasf-hpc-export-", dir=place, ignore_cleanup_errors=True
+                )
+            except OSError:
+                continue  # it became full, or may not be written by us
+            with folder as scratch:
+                made = Path(scratch) / unfinished.name
+                command = [str(nsys.path), "export", "--type", "sqlite", "-f", "true"]
+                command += ["-o", str(made), str(report)]
+                code, output = _run_bounded(command, report, timeout_s)
+                if code == 0 and is_whole(made):
+                    _move(made, unfinished)
+                    return target
+            error = _too_new_or_failed(report, nsys, "exported", code, output)
+            if not isinstance(error, ExportFailed):
+                break  # no other place would help
+        raise error
     return target
+
+
+def _scratch_places(report: Path, last: Path) -> list[Path]:
+    """Give folders in which a report may be exported, the best first, `last` where all fail."""
+    with contextlib.suppress(OSError):
+        needed = EXPORT_GROWTH * report.stat().st_size
+        places = [Path(os.environ.get("TMPDIR") or "/tmp"), Path("/tmp"), Path("/var/tmp")]
+        roomy = [place for place in dict.fromkeys(places) if _has_room(place, needed)]
+        return [*roomy, last]
+    return [last]
+
+
+def _has_room(folder: Path, needed: int) -> bool:
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK) and room.f_bavail * room.f_frsize >= needed
+
+
+def _move(made: Path, unfinished: Path) -> None:
+    """Move a file, also to another file system."""
+    try:
+        made.replace(unfinished)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(made, unfinished)
 
 
 def _too_new_or_failed(
@@ -329,12 +408,17 @@ def _too_new_or_failed(
             f"{report} is truncated or damaged and cannot be {done} ({said}); nsys was probably "
             f"killed while writing it, look for a .qdstrm of that run"
         )
+    if "database is locked" in output:
+        return ExportFailed(
+            f"{report} could not be {done} by {nsys.path} ({said}): it needs a folder whose file "
+            f"system has locks; name one of a local disk in TMPDIR"
+        )
     return ExportFailed(f"{report} could not be {done} by {nsys.path} ({said})")
 
 
 def _fresh_export(report: Path, into: Path | None) -> Path | None:
     exported = _beside(report, into, EXPORTED_SUFFIX)
-    return exported if _is_newer(exported, report) and _is_sqlite(exported) else None
+    return exported if _is_newer(exported, report) and is_whole(exported) else None
 
 
 def _is_newer(derived: Path, source: Path) -> bool:
@@ -355,6 +439,41 @@ def _is_sqlite(path: Path) -> bool:
             return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
     except OSError:
         return False
+
+
+def is_whole(sqlite: Path) -> bool:
+    """Say whether an SQLite file holds, with a write-ahead log beside it, all that belongs in it.
+
+    Told without its locks, which not every file system has. Where nsys writes one its first page is
+    empty until all the others are there (seen with 2022.4); another writer has a journal beside the
+    file until then, or the file has another size than its first page says.
+    """
+    try:
+        with sqlite.open("rb") as file:
+            head = file.read(100)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(head) < 100 or not head.startswith(_SQLITE_MAGIC):
+        return False
+    if journal := open_journal(sqlite):
+        return journal.name.endswith(_LOG)
+    # https://www.sqlite.org/fileformat2.html#the_database_header
+    page = int.from_bytes(head[16:18], "big")
+    pages = int.from_bytes(head[28:32], "big")
+    told = pages > 0 and head[24:28] == head[92:96]
+    return not told or size == pages * (65536 if page == 1 else page)
+
+
+def open_journal(sqlite: Path) -> Path | None:
+    """Give the log or journal beside an SQLite file without which it is not whole, if any is."""
+    for suffix in (_LOG, _JOURNAL):
+        journal = sqlite.with_name(sqlite.name + suffix)
+        # A journal that is emptied, or whose head is, is one that is done with.
+        with contextlib.suppress(OSError), journal.open("rb") as file:
+            if any(file.read(8)):
+                return journal
+    return None
 
 
 def _check_readable(report: Path) -> None:
@@ -386,6 +505,9 @@ def _written_beside(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        if target.suffix == EXPORTED_SUFFIX:
+            for suffix in (_LOG, _JOURNAL, _INDEX_OF_LOG):  # SQLite would put them into the new one
+                target.with_name(target.name + suffix).unlink(missing_ok=True)
         unfinished.replace(target)
     except OSError as error:
         raise ExportFailed(
@@ -395,7 +517,6 @@ def _written_beside(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-            unfinished.with_name(unfinished.name + "-journal").unlink(missing_ok=True)
 
 
 def _run_bounded(command: list[str], report: Path, timeout_s: float) -> tuple[int, str]:
@@ -415,7 +536,9 @@ def _run_bounded(command: list[str], report: Path, timeout_s: float) -> tuple[in
 def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
     """Run a program without input; gives its exit code and all it said.
 
-    At the time limit its children end too: a wrapper script's nsys would otherwise write on.
+    What the user has loaded into every program (LD_PRELOAD) is not loaded into it: that is meant
+    for the programs that are profiled. At the time limit its children end too: a wrapper script's
+    nsys would otherwise write on.
     """
     with subprocess.Popen(
         command,
@@ -423,6 +546,7 @@ def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
     ) as program:
         try:
             output, _ = program.communicate(timeout=timeout_s)

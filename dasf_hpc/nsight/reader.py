@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasf_hpc.nsight.errors import ReportDamaged, ReportMissing
+from dasf_hpc.nsight.export import open_journal
 
 CLOCK_DOMAIN = "dasf_hpc.clock"
 """NVTX domain of the marks whose payload is the process's own CLOCK_MONOTONIC, ns."""
@@ -415,7 +416,12 @@ def _opened(sqlite: Path) -> Iterator[_Export]:
 
 
 def _connect(sqlite: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)
+    """Open an export, which nobody changes: so without locks, which some file systems lack.
+
+    One that has a journal beside it is not whole without that, and is read with locks.
+    """
+    how = "mode=ro" if open_journal(sqlite) else "mode=ro&immutable=1"
+    connection = sqlite3.connect(f"{sqlite.absolute().as_uri()}?{how}", uri=True)
     # one name that is no UTF-8 must not cost the report
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     return connection

@@ -58,10 +58,14 @@ def turn() -> Iterator[None]:
     try:
         deadline = time.monotonic() + TURN_WAIT_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, InterruptedError):
+                time.sleep(0.02)
+            except OSError:  # no locks here: as above
                 break
-            time.sleep(0.02)
+            else:
+                break
         yield
     finally:
         os.close(lock)
@@ -121,6 +125,12 @@ def profiler_of(words: Sequence[str]) -> int | None:
         if match := re.fullmatch(r"--session-name=profile-.*-(\d+)", word, re.DOTALL):
             return int(match[1])
     return None
+
+
+def agents_of(profiler: int) -> list[psutil.Process]:
+    """Give the agents of an ``nsys profile``, which outlive it where its program does."""
+    processes = psutil.process_iter(["cmdline"])
+    return [p for p in processes if profiler_of(p.info["cmdline"] or ()) == profiler]
 
 
 def left_agents(profiler: int | None) -> list[psutil.Process]:

@@ -716,6 +716,10 @@ def replace_tables(path: Path, tables: Mapping[str, TableData]) -> None:
 # ------------------------------------------------------------------------------------- reading
 
 
+#: Variable of the environment that HDF5 follows rather than its caller.
+_LOCKING = "HDF5_USE_FILE_LOCKING"
+
+
 def open_file(path: Path) -> h5py.File:
     """Open a trace for reading.
 
@@ -735,6 +739,12 @@ def open_file(path: Path) -> h5py.File:
         file = _open(path)
     except OSError as error:
         if error.errno:
+            asked = os.environ.get(_LOCKING)
+            if asked and "unable to lock file" in str(error):
+                raise TraceError(
+                    f"{path} cannot be read: HDF5 gets no lock on it ({os.strerror(error.errno)}), "
+                    f"which {_LOCKING}={asked} insists on; without that variable it needs none."
+                ) from error
             raise TraceError(f"{path} cannot be read: {os.strerror(error.errno)}.") from error
         if "truncated" in str(error):
             raise TraceError(f"{path} is truncated: its end is missing; merge again.") from error
