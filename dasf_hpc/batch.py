@@ -10,7 +10,7 @@ from pathlib import Path
 from dasf_hpc.errors import DasfHpcError, RunDirectoryError, SettingsError
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.credentials import credentials_in
-from dasf_hpc.launch.head import head_script, submit_head
+from dasf_hpc.launch.head import SYSTEMS, head_script, submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import find_job
 from dasf_hpc.launch.launcher import Launcher, RunPlace, run_shape
@@ -125,7 +125,7 @@ def detach(settings: Settings, job: str, arguments: Sequence[str] = ()) -> Path:
 
 def require_batch(launcher_class: type[Launcher]) -> None:
     """Raise where no batch scheduler would run the head."""
-    if launcher_class.name not in ("slurm", "pbs"):
+    if launcher_class.name not in SYSTEMS:
         raise SettingsError(
             f"Option --detach needs SLURM or PBS, and the run would be {launcher_class.name}."
         )
@@ -141,4 +141,4 @@ def _detached_head(
     """Give the batch script of a detached run's head."""
     settings = settings.model_copy(update={"on": launcher_class.name})
     words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
-    return head_script(launcher_class.name, settings, directory.name, words)
+    return head_script(launcher_class.name, settings, directory, words)

@@ -54,6 +54,26 @@ class BatchSystem(ABC):
     #: their words say; names, or beginnings of names where they end with ``_``.
     hijacking: ClassVar[tuple[str, ...]]
 
+    # -- how a batch script is written
+
+    #: The templates in the folder of the system's name: head, allocation and array.
+    templates: ClassVar[Mapping[str, str]]
+    #: What a line with a directive begins with.
+    mark: ClassVar[str]
+    #: Directives; each takes one word at ``{}``.
+    queue_directive: ClassVar[str]
+    account_directive: ClassVar[str]
+    walltime_directive: ClassVar[str]
+    name_directive: ClassVar[str]
+
+    def directive_line(self, directive: str) -> str:
+        """Give the line of a script that holds a directive."""
+        return f"{self.mark} {directive}\n"
+
+    def walltime_text(self, seconds: int) -> str:
+        """Write a time limit as the directive takes it."""
+        return f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
     # -- what a batch system gives
 
     @abstractmethod

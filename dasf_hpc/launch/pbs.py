@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dask_jobqueue.core import Job
@@ -43,6 +43,16 @@ class Pbs(BatchSystem):
 
     name: ClassVar[str] = "pbs"
     submit: ClassVar[str] = "qsub"
+    templates: ClassVar[Mapping[str, str]] = {
+        "head": "dasf-hpc.pbs",
+        "allocation": "allocation.pbs",
+        "array": "array.pbs",
+    }
+    mark: ClassVar[str] = "#PBS"
+    queue_directive: ClassVar[str] = "-q {}"
+    account_directive: ClassVar[str] = "-A {}"
+    walltime_directive: ClassVar[str] = "-l walltime={}"
+    name_directive: ClassVar[str] = "-N {}"
     #: qsub(1B): the prefix of a script's directives. The others are of Torque's wrappers.
     hijacking: ClassVar[tuple[str, ...]] = ("PBS_DPREFIX", "QSUB_", "QSTAT_", "QDEL_")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dask_jobqueue.core import Job
@@ -38,6 +38,16 @@ class Slurm(BatchSystem):
 
     name: ClassVar[str] = "slurm"
     submit: ClassVar[str] = "sbatch"
+    templates: ClassVar[Mapping[str, str]] = {
+        "head": "dasf-hpc.sbatch",
+        "allocation": "allocation.sbatch",
+        "array": "array.sbatch",
+    }
+    mark: ClassVar[str] = "#SBATCH"
+    queue_directive: ClassVar[str] = "--partition={}"
+    account_directive: ClassVar[str] = "--account={}"
+    walltime_directive: ClassVar[str] = "--time={}"
+    name_directive: ClassVar[str] = "--job-name={}"
     #: The sections "INPUT ENVIRONMENT VARIABLES" of sbatch(1), squeue(1) and scancel(1). What
     #: concerns the cluster as such, SLURM_CONF and SLURM_CLUSTERS, is left: all obey it alike.
     hijacking: ClassVar[tuple[str, ...]] = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SLURM_EXPORT_ENV")

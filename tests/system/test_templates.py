@@ -20,7 +20,7 @@ from testbed.slurm import SlurmTestbed
 from dasf_hpc import open_trace
 from dasf_hpc.errors import ProgramMissingError, SettingsError
 from dasf_hpc.launch.choice import choose_launcher
-from dasf_hpc.launch.head import TEMPLATES, filled_template
+from dasf_hpc.launch.head import SYSTEMS, filled_template
 from dasf_hpc.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def said(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("system", "kind"), [(system, kind) for system, kinds in TEMPLATES.items() for kind in kinds]
+    ("system", "kind"), [(system, kind) for system in SYSTEMS for kind in SYSTEMS[system].templates]
 )
 def test_templates_are_clean_as_they_are_and_filled_in(
     system: str, kind: str, tmp_path: Path
@@ -112,12 +112,12 @@ def test_templates_are_clean_as_they_are_and_filled_in(
         ),
         cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    mark = {"slurm": "#SBATCH", "pbs": "#PBS"}[system]
+    mark = SYSTEMS[system].mark
     assert f"{mark} --qos=debug\n" in filled
     assert "\nmodule load cuda\n" in filled
     assert "26:00:00" in filled
     assert f"{PROGRAM}" in filled
-    for text in (filled, (ROOT / system / TEMPLATES[system][kind]).read_text()):
+    for text in (filled, (ROOT / system / SYSTEMS[system].templates[kind]).read_text()):
         done = subprocess.run([checker, "-"], input=text, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
