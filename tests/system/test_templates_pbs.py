@@ -193,9 +193,10 @@ def test_what_a_head_says_is_seen_while_it_runs(
 ) -> None:
     script(
         """
-        import os, time
+        import os, shutil, time
         from distributed import Client
 
+        print("found", shutil.which("dasf-hpc"))
         with Client() as client:
             print("half way with", client.submit(sum, [1, 2]).result(), flush=True)
         while not os.path.exists("go"):
@@ -219,6 +220,8 @@ def test_what_a_head_says_is_seen_while_it_runs(
     (tmp_path / "go").touch()
     heard, _ = follower.communicate(timeout=60)
     assert "half way with 3" in heard
+    # The submitter's PATH is the script's, whatever the login profile made of it.
+    assert f"found {PROGRAM}" in heard
     assert "Tasks" in heard
     server.wait_until_empty()
     # Nothing was left that the batch system would have copied, and failed at.
