@@ -145,4 +145,4 @@ def _detached_head(
     """Give the batch script of a detached run's head."""
     settings = settings.model_copy(update={"on": launcher_class.name})
     words = ["--run-directory", str(directory), *settings_words(settings), "--", job, *arguments]
-    return head_script(launcher_class.name, settings, directory.name, words)
+    return head_script(launcher_class.name, settings, directory, words)

@@ -290,7 +290,7 @@ app.command()(settings_options(doctor))
 
 def template(
     system: Annotated[
-        str, typer.Argument(help="slurm or pbs.", autocompletion=choices("slurm", "pbs"))
+        str, typer.Argument(help="slurm, pbs or lsf.", autocompletion=choices("slurm", "pbs", "lsf"))
     ],
     kind: Annotated[
         str,

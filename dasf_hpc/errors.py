@@ -50,7 +50,7 @@ class WorkersError(DasfHpcError):
 
 
 class WalltimeError(DasfHpcError):
-    """The node jobs reached their walltime before the job ended; what was recorded was kept."""
+    """The node jobs, or the head, reached their time limit first; what was recorded was kept."""
 
     exit_code = 72
 

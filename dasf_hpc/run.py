@@ -38,6 +38,7 @@ from dasf_hpc.launch.credentials import (
     make_credentials,
 )
 from dasf_hpc.launch.environment import check_workers
+from dasf_hpc.launch.head_limit import seconds_to_end
 from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
 from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher
@@ -192,7 +193,8 @@ def submit(
     place = run_place(directory, container, program.folder)
     error: DasfHpcError | None = None
     exit_code = 0
-    with Interrupts() as interrupts, Heartbeat(directory), withheld(settings.env):
+    limit_s = seconds_to_end(settings.walltime_margin)
+    with Interrupts(limit_s) as interrupts, Heartbeat(directory), withheld(settings.env):
         try:
             with logging_to(directory / "logs" / "scheduler.log"):
                 security = make_credentials(directory / "tls") if settings.tls else None
@@ -301,6 +303,12 @@ def _run_job(
             manifest.note(abandoned)
         return code
     except KeyboardInterrupt:
+        if interrupts.at_limit:
+            raise WalltimeError(
+                "The head's time limit was near before the job ended, so the run was ended; what "
+                f"was recorded is in {directory} (more time: --head-walltime, or the time limit of "
+                "the batch job that the head is)."
+            ) from None
         raise InterruptedRun(
             f"Interrupted; the workers were ended and what was recorded is in {directory}"
             + (f": dasf-hpc merge {directory}" if interrupts.at_once else ".")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
-from dasf_hpc.launch.head import in_queue
+from dasf_hpc.launch.head import HEAD_LOG, in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
@@ -181,7 +181,8 @@ def log_files(directory: Path, who: str) -> list[Path]:
         return [logs / "scheduler.log"]
     head = Manifest(directory).content.get("head_job")
     if who == "head" and head:
-        return sorted(logs.glob(f"*{head}*"))
+        # What its script wrote, and what the batch scheduler has to add.
+        return [logs / HEAD_LOG, *sorted(logs.glob(f"*{head}*"))]
     records = read_node_records(directory)
     names = [
         name

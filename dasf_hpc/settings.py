@@ -493,7 +493,7 @@ def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
         )
     skipped = found.get("job-directives-skip") or found.get("header-skip") or []
     for text in skipped:
-        if known is not None and text in f"{known.mark}{known.name_option} {PREFIX}":
+        if known is not None and text in f"{known.mark} {known.name_option} {PREFIX}":
             raise SettingsError(
                 "In dask-jobqueue's configuration (job-directives-skip in jobqueue.yaml): "
                 f"{text!r} leaves out the name of a node job, by which a run knows its own."

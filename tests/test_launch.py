@@ -679,7 +679,7 @@ def refused(system: BatchSystem, tmp_path: Path, *words: str) -> str:
     """Give what is left of a submission that is refused, as a user gets to see it."""
     script = sleeper(tmp_path)
     lines = script.read_text().splitlines()
-    script.write_text("\n".join([lines[0], f"{system.mark}{shlex.join(words)}", *lines[1:]]))
+    script.write_text("\n".join([lines[0], f"{system.mark} {shlex.join(words)}", *lines[1:]]))
     with pytest.raises(BatchError) as caught:
         system.submit_script(script, tmp_path, "dasf-RUN-0", load_settings({}))
     return str(caught.value)

@@ -63,7 +63,7 @@ class Site:
         if held and HELD[self.system.name]:
             directives.append(HELD[self.system.name])
         script = self.folder / f"{name}.sh"
-        marked = [f"{self.system.mark}{line}" for line in directives]
+        marked = [f"{self.system.mark} {line}" for line in directives]
         script.write_text("\n".join(["#!/bin/bash", *marked, f"cd {self.folder}", *lines, ""]))
         return self.system.submit_script(script, self.folder, name, load_settings({}))
 

@@ -9,22 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasf_hpc.errors import BatchError, SettingsError
+from dasf_hpc.launch.head_limit import HEAD_LIMIT_VARIABLE
 from dasf_hpc.launch.node import users_umask
+from dasf_hpc.launch.quoting import shell_word
 from dasf_hpc.settings import Settings, walltime_seconds, with_jobqueue_yaml
 from dasf_hpc.shipped import shipped
 from dasf_hpc.systems import SYSTEMS
 from dasf_hpc.systems.base import head_name
+from dasf_hpc.systems.request import hours_minutes_seconds
 
-TEMPLATES = {
-    "slurm": {
-        "head": "dasf-hpc.sbatch",
-        "allocation": "allocation.sbatch",
-        "array": "array.sbatch",
-    },
-    "pbs": {"head": "dasf-hpc.pbs", "allocation": "allocation.pbs", "array": "array.pbs"},
-}
 #: The line of a template after which a site's own lines stand.
 _SITE = "# Site: lines such as 'module load cuda'.\n"
+#: What the head says, in the run's logs.
+HEAD_LOG = "head.log"
 
 
 def filled_template(system: str, kind: str, settings: Settings) -> str:
@@ -35,29 +32,28 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
     SettingsError
         If there is no such template.
     """
-    known = TEMPLATES.get(system)
+    known = SYSTEMS.get(system)
     if known is None:
-        raise SettingsError(f"There are templates for slurm and pbs, not for {system!r}.")
-    if kind not in known:
+        raise SettingsError(f"There are templates for {' and '.join(SYSTEMS)}, not for {system!r}.")
+    if kind not in known.templates:
         raise SettingsError(
-            f"There is no template {kind!r} for {system}; there are: {', '.join(known)}."
+            f"There is no template {kind!r} for {system}; there are: {', '.join(known.templates)}."
         )
     settings = with_jobqueue_yaml(settings, system)
-    text = (shipped(system) / known[kind]).read_text(encoding="utf-8")
+    text = (shipped(system) / known.templates[kind]).read_text(encoding="utf-8")
     limit = settings.walltime if kind == "allocation" else settings.head_walltime
     seconds = walltime_seconds(limit or settings.walltime)
-    walltime = f"{seconds // 3600:02}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
-    if system == "slurm":
-        mark, queue = "#SBATCH ", "--partition="
-        account, time = "--account=", f"#SBATCH --time={walltime}\n"
-    else:
-        mark, queue = "#PBS ", "-q "
-        account, time = "-A ", f"#PBS -l walltime={walltime}\n"
-    directives = [f"{queue}{settings.partition}"] if settings.partition else []
-    directives += [f"{account}{settings.account}"] if settings.account else []
-    lines = time + "".join(f"{mark}{line}\n" for line in (*directives, *settings.directive))
-    text = re.sub(r"^#\w+ (--time|-l walltime)=.*\n", lambda _: lines, text, flags=re.MULTILINE)
-    text = text.replace("B:INT@120", f"B:INT@{min(120, seconds // 4)}")
+    directives = [known.walltime_directive.format(known.walltime_text(seconds))]
+    if settings.partition:
+        directives.append(known.queue_directive.format(settings.partition))
+    if settings.account:
+        directives.append(known.account_directive.format(settings.account))
+    lines = "".join(map(known.directive_line, (*directives, *settings.directive)))
+    time = re.escape(f"{known.mark} {known.walltime_directive.format('')}")
+    text = re.sub(rf"^{time}.*\n", lambda _: lines, text, flags=re.MULTILINE)
+    # Where the batch system does not answer a job's question for its limit.
+    clock = hours_minutes_seconds(seconds)
+    text = re.sub(rf"({HEAD_LIMIT_VARIABLE}:=)[\d:]+", rf"\g<1>{clock}", text)
     text = text.replace(_SITE, _SITE + "".join(f"{line}\n" for line in settings.prologue))
     program = Path(sys.executable).with_name("dasf-hpc")
     if program.is_file():
@@ -65,7 +61,7 @@ def filled_template(system: str, kind: str, settings: Settings) -> str:
     return text
 
 
-def head_script(system: str, settings: Settings, run: str, words: Sequence[str]) -> str:
+def head_script(system: str, settings: Settings, directory: Path, words: Sequence[str]) -> str:
     """Give the batch script of a run's head.
 
     Parameters
@@ -74,21 +70,30 @@ def head_script(system: str, settings: Settings, run: str, words: Sequence[str])
         slurm or pbs.
     settings
         Those of the run.
-    run
-        The run's name.
+    directory
+        The run's directory.
     words
         Of ``dasf-hpc submit``.
     """
+    known = SYSTEMS[system]
     text = filled_template(system, "head", settings)
-    text = re.sub(r"(--job-name=|#PBS -N )dasf-head", lambda m: m[1] + head_name(run), text)
-    begin = text.index(_SITE)
+    named = known.directive_line(known.name_directive.format("dasf-head"))
+    assert named in text, f"the head of {system} has no name"
+    own = known.directive_line(known.name_directive.format(head_name(directory.name)))
+    directives, _, begin = text[: text.index(_SITE)].replace(named, own).partition("\n\n")
+    # A template says where its output goes, for it knows no run; this script knows one.
+    begin = re.sub(r"^#.*\n.*\bexec >>.*\n\n", "", begin, flags=re.MULTILINE)
+    log = directory / "logs" / HEAD_LOG
     commands = [
-        f"cd -- {shlex.quote(str(Path.cwd()))} || exit 1",
+        f"cd -- {shell_word(str(Path.cwd()))} || exit 1",
         f"umask {users_umask():04o}",
         *settings.prologue,
         f"exec {shlex.join([sys.executable, '-m', 'dasf_hpc.cli', 'submit', *words])}",
     ]
-    return text[:begin] + "\n".join(commands) + "\n"
+    return (
+        f"{directives}\n\n# At once, where a batch scheduler copies it when the job has ended.\n"
+        f"exec >>{shell_word(str(log))} 2>&1\n\n{begin}" + "\n".join(commands) + "\n"
+    )
 
 
 def submit_head(system: str, script: str, directory: Path, settings: Settings) -> str:

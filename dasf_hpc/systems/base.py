@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dasf_hpc.errors import BatchError
+from dasf_hpc.systems.request import Request, hours_minutes_seconds
 from dasf_hpc.systems.states import JobStatus, PendingReason
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import Job
 
     from dasf_hpc.settings import Settings
-    from dasf_hpc.systems.request import Request
 
 #: A controller that does not answer within this does not answer (SLURM's own MessageTimeout is 10).
 COMMAND_TIMEOUT_S = 60.0
@@ -87,9 +87,25 @@ class BatchSystem(ABC):
     #: Whether a step lives on for a moment when the program that started it is told to end, and
     #: must not be told, too, where its whole job is being ended.
     steps_end_late: ClassVar[bool] = False
-    #: The mark in front of a script's directives, and the option that names a job.
+    #: The mark in front of a script's directives, and the option with which dask-jobqueue names a
+    #: job.
     mark: ClassVar[str]
     name_option: ClassVar[str]
+    #: The templates in the folder of the system's name, such as the head's.
+    templates: ClassVar[Mapping[str, str]]
+    #: Directives of a head; each takes one word at ``{}``.
+    queue_directive: ClassVar[str]
+    account_directive: ClassVar[str]
+    walltime_directive: ClassVar[str]
+    name_directive: ClassVar[str]
+
+    def directive_line(self, directive: str) -> str:
+        """Give the line of a script that holds a directive."""
+        return f"{self.mark} {directive}\n"
+
+    def walltime_text(self, seconds: int) -> str:
+        """Write a time limit as the directive takes it."""
+        return hours_minutes_seconds(seconds)
 
     # -- what a batch system gives: submitting
 

@@ -6,7 +6,7 @@ It was tried with commands that behave as documented, and has met no real LSF.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,8 +66,13 @@ class Lsf(BatchSystem):
     job_variable: ClassVar[str] = "LSB_JOBID"
     nodes_variable: ClassVar[str] = "LSB_DJOB_HOSTFILE"
     step_program: ClassVar[str] = "blaunch"
-    mark: ClassVar[str] = "#BSUB "
+    mark: ClassVar[str] = "#BSUB"
     name_option: ClassVar[str] = "-J"
+    templates: ClassVar[Mapping[str, str]] = {"head": "dasf-hpc.bsub"}
+    queue_directive: ClassVar[str] = "-q {}"
+    account_directive: ClassVar[str] = "-P {}"
+    walltime_directive: ClassVar[str] = "-W {}"
+    name_directive: ClassVar[str] = "-J {}"
 
     # -- submitting
 
@@ -104,13 +109,17 @@ class Lsf(BatchSystem):
         if request.exclusive:
             directives.insert(0, "-x")
         # What the job says goes to the run's log; LSF would send it by mail.
-        minutes = -(-request.seconds // 60)
         return {
             "queue": request.partition,
             "project": request.account,
-            "walltime": f"{minutes // 60:02}:{minutes % 60:02}",
+            "walltime": self.walltime_text(request.seconds),
             "job_extra_directives": ["-o /dev/null", *directives],
         }
+
+    def walltime_text(self, seconds: int) -> str:
+        """Write bsub's ``hour:minute``, never less than what was asked for."""
+        minutes = -(-seconds // 60)
+        return f"{minutes // 60:02}:{minutes % 60:02}"
 
     def read_walltime(self, text: str) -> str:
         """Read bsub's ``[hour:]minute``."""

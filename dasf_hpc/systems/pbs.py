@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,8 +59,17 @@ class Pbs(BatchSystem):
     step_program: ClassVar[str] = "pbsdsh"
     #: pbsdsh passes a signal on and ends without waiting for the task.
     steps_end_late: ClassVar[bool] = True
-    mark: ClassVar[str] = "#PBS "
+    mark: ClassVar[str] = "#PBS"
     name_option: ClassVar[str] = "-N"
+    templates: ClassVar[Mapping[str, str]] = {
+        "head": "dasf-hpc.pbs",
+        "allocation": "allocation.pbs",
+        "array": "array.pbs",
+    }
+    queue_directive: ClassVar[str] = "-q {}"
+    account_directive: ClassVar[str] = "-A {}"
+    walltime_directive: ClassVar[str] = "-l walltime={}"
+    name_directive: ClassVar[str] = "-N {}"
 
     # -- submitting
 

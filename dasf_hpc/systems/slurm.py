@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -102,8 +102,17 @@ class Slurm(BatchSystem):
     job_variable: ClassVar[str] = "SLURM_JOB_ID"
     nodes_variable: ClassVar[str] = "SLURM_JOB_NODELIST"
     step_program: ClassVar[str] = "srun"
-    mark: ClassVar[str] = "#SBATCH "
+    mark: ClassVar[str] = "#SBATCH"
     name_option: ClassVar[str] = "-J"
+    templates: ClassVar[Mapping[str, str]] = {
+        "head": "dasf-hpc.sbatch",
+        "allocation": "allocation.sbatch",
+        "array": "array.sbatch",
+    }
+    queue_directive: ClassVar[str] = "--partition={}"
+    account_directive: ClassVar[str] = "--account={}"
+    walltime_directive: ClassVar[str] = "--time={}"
+    name_directive: ClassVar[str] = "--job-name={}"
     #: A site's or user's defaults for what a run need not say, and the options that say it.
     _defaults: ClassVar[dict[str, tuple[str, ...]]] = {
         "SBATCH_ACCOUNT": ("--account", "-A"),

@@ -20,7 +20,7 @@ from testbed.slurm import SlurmTestbed
 from dasf_hpc import open_trace
 from dasf_hpc.errors import ProgramMissingError, SettingsError
 from dasf_hpc.launch.choice import choose_launcher
-from dasf_hpc.launch.head import TEMPLATES, filled_template
+from dasf_hpc.launch.head import filled_template
 from dasf_hpc.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,7 @@ JOB = """
 
     def where(number, seconds):
         time.sleep(seconds)
+        open(f"done-{number}", "w").close()
         return socket.gethostname()
 
     seconds = float(sys.argv[1]) if sys.argv[1:] else 0.02
@@ -97,7 +98,7 @@ def said(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("system", "kind"), [(system, kind) for system, kinds in TEMPLATES.items() for kind in kinds]
+    ("system", "kind"), [(system, kind) for system in SYSTEMS for kind in SYSTEMS[system].templates]
 )
 def test_templates_are_clean_as_they_are_and_filled_in(
     system: str, kind: str, tmp_path: Path
@@ -112,12 +113,12 @@ def test_templates_are_clean_as_they_are_and_filled_in(
         ),
         cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    mark = {"slurm": "#SBATCH", "pbs": "#PBS"}[system]
+    mark = SYSTEMS[system].mark
     assert f"{mark} --qos=debug\n" in filled
     assert "\nmodule load cuda\n" in filled
     assert "26:00:00" in filled
     assert f"{PROGRAM}" in filled
-    for text in (filled, (ROOT / system / TEMPLATES[system][kind]).read_text()):
+    for text in (filled, (ROOT / system / SYSTEMS[system].templates[kind]).read_text()):
         done = subprocess.run([checker, "-"], input=text, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
@@ -326,7 +327,7 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
     wait_until(lambda: bool(list(runs.glob("*/logs/job.out"))), 60, "running job")
     (directory,) = runs.iterdir()
     if ending == "scancel":
-        time.sleep(3)
+        wait_until(lambda: len(list(tmp_path.glob("done-*"))) >= 4, 60, "tasks that are done")
         run(cluster, tmp_path, "scancel", out.strip())
     wait_until(lambda: cluster.queue() == [], 120, "end of the allocation")
     if ending == "scancel":
@@ -336,6 +337,38 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
     with open_trace(directory) as trace:
         assert (trace.tasks["state"] == "memory").sum() > 0
         assert list(trace.reports["status"]) == ["joined"] * 2, trace.reports.to_string()
+
+
+@pytest.mark.needs("slurm")
+def test_a_head_ends_its_run_before_its_own_time_limit(
+    cluster: SlurmTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(JOB)
+    (tmp_path / "sweep.txt").write_text("3\n4\n")
+    options = ("--interface", "lo", "--no-nsys", "--memory", "2GB")
+    more = {"DASF_HPC": str(PROGRAM), **NO_REPORT}
+    batch = ("sbatch", "--mem=500M", "--time=1")
+    templates = ROOT / "slurm"
+    for words in (
+        (*batch, str(templates / "dasf-hpc.sbatch"), *options, "job.py", "5"),
+        (*batch, "--array=1-2", str(templates / "array.sbatch"), "sweep.txt", *options, "job.py"),
+        command(
+            "submit", "--detach", "--on", "slurm", "--head-walltime", "00:01:00", *options,
+            "job.py", "6",
+        ),
+    ):  # fmt: skip
+        run(cluster, tmp_path, *words, more=more)
+    wait_until(lambda: cluster.queue() == [], 180, "end of the heads")
+    directories = sorted((tmp_path / "runs").iterdir())
+    assert sorted(manifest(path)["arguments"][0] for path in directories) == ["3", "4", "5", "6"]
+    for directory in directories:
+        content = manifest(directory)
+        assert content["exit_code"] == 72, said(tmp_path)
+        assert content["error"].startswith("The head's time limit was near")
+        assert content["stop"]["cancelled"] == []
+        with open_trace(directory) as trace:
+            assert (trace.tasks["state"] == "memory").sum() > 0
+    assert "DUE TO TIME LIMIT" not in said(tmp_path)
 
 
 def test_an_allocation_needs_a_job_and_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:

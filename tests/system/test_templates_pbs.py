@@ -152,6 +152,83 @@ def test_an_allocation_that_ends_early_keeps_what_was_recorded(
         assert len(trace.reports) == 2
 
 
+@pytest.mark.parametrize("kind", ["head", "array", "--detach"])
+def test_a_head_ends_its_run_before_its_own_time_limit(
+    server: OpenPbsTestbed, script: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    script(JOB)
+    (tmp_path / "sweep.txt").write_text("2\n3\n")
+    submit(
+        server, tmp_path,
+        {
+            "head": "qsub -V -l walltime=00:00:40 pbs/dasf-hpc.pbs",
+            "array": "qsub -V -l walltime=00:00:40 -J 1-2 pbs/array.pbs",
+            "--detach": "dasf-hpc submit --detach --on pbs --head-walltime 00:00:40 job.py 2",
+        }[kind],
+        {
+            "DASF_HPC_NSYS": "false", "PARAMETERS": "sweep.txt",
+            "RUN": "job.py" if kind == "array" else "job.py 2",
+        },
+    )  # fmt: skip
+    server.wait_until_empty(90)
+    directories = list((tmp_path / "runs").iterdir())
+    assert len(directories) == (2 if kind == "array" else 1)
+    for directory in directories:
+        content = manifest(directory)
+        assert content["exit_code"] == 72, said(tmp_path)
+        assert content["error"].startswith("The head's time limit was near")
+        assert content["state"] == "partial"  # the script was cut off, and that is all
+        assert content["merged"]["workers_found"] == 1
+        assert content["stop"]["cancelled"] == []
+        words = said(directory / "logs") if kind == "--detach" else said(tmp_path)
+        log = (directory / "logs" / "head.log").read_text() if kind == "--detach" else words
+        assert "The head's time limit was near" in log
+        assert "job killed: walltime" not in words
+        with open_trace(directory) as trace:
+            assert (trace.tasks["state"] == "memory").sum() > 0
+
+
+def test_what_a_head_says_is_seen_while_it_runs(
+    server: OpenPbsTestbed, script: Callable[[str], str], tmp_path: Path
+) -> None:
+    script(
+        """
+        import os, shutil, time
+        from distributed import Client
+
+        print("found", shutil.which("dasf-hpc"))
+        with Client() as client:
+            print("half way with", client.submit(sum, [1, 2]).result(), flush=True)
+        while not os.path.exists("go"):
+            time.sleep(0.05)
+        """
+    )
+    server.configure(stage_out_fails=True, stage_out_stall_s=5.0, queued_s=2.0)
+    more = {"DASF_HPC_NSYS": "false", "RUN": "job.py"}
+    directory = submit(server, tmp_path, "dasf-hpc submit --detach --on pbs job.py", more)
+    follower = subprocess.Popen(
+        command("logs", directory, "head", "--follow"), stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **server.environment},
+    )  # fmt: skip
+    template = submit(server, tmp_path, "qsub -V pbs/dasf-hpc.pbs", more)
+    beside = tmp_path / f"dasf-head.o{template.partition('.')[0]}"
+    deadline = time.monotonic() + 60
+    log = Path(directory) / "logs" / "head.log"
+    while not all(p.exists() and "half way with 3" in p.read_text() for p in (log, beside)):
+        assert time.monotonic() < deadline, said(tmp_path)
+        time.sleep(0.1)
+    (tmp_path / "go").touch()
+    heard, _ = follower.communicate(timeout=60)
+    assert "half way with 3" in heard
+    # The submitter's PATH is the script's, whatever the login profile made of it.
+    assert f"found {PROGRAM}" in heard
+    assert "Tasks" in heard
+    server.wait_until_empty()
+    # Nothing was left that the batch system would have copied, and failed at.
+    lost = {path.name.split(".")[0] for path in (server.directory / "undelivered").glob("*")}
+    assert lost.isdisjoint({template.split(".")[0], manifest(Path(directory))["head_job"]})
+
+
 def test_an_array_needs_more_than_one_index(server: OpenPbsTestbed, tmp_path: Path) -> None:
     (tmp_path / "pbs").symlink_to(ROOT / "pbs")
     refused = server.run("qsub", "-J", "1-1", "pbs/array.pbs", cwd=tmp_path)

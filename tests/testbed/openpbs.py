@@ -3,7 +3,8 @@
 ``qsub``, ``qstat``, ``qdel`` and ``pbsdsh`` in the folder beside this module are programs, not
 mocks: options, output, messages and exit codes are those that OpenPBS documents, and jobs are
 processes of this machine with the environment, the working directory and the end that PBS gives
-them. What they are not: several hosts. Every job runs here, whatever host it was promised.
+them. What they are not: several hosts. Every job runs here, whatever host it was promised; a host
+that dies (`OpenPbsTestbed.kill_host`) takes the processes that it was promised to along.
 
 As a program it starts a server and keeps it until Ctrl-C or SIGTERM::
 
@@ -49,6 +50,19 @@ HOSTS: Sequence[Mapping[str, Any]] = tuple(
 KILL_DELAY_S = 10.0
 """Between SIGTERM and SIGKILL for a deleted job: ``kill_delay`` of OpenPBS's queues."""
 
+NODE_FAIL_REQUEUE_S = 310.0
+"""From a host's death until the server queues its jobs again: OpenPBS's ``node_fail_requeue``."""
+
+PROFILE = """\
+if [ "$(id -u)" -eq 0 ]; then
+  PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+else
+  PATH="/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+fi
+export PATH
+"""
+"""What the login shells of the hosts read first: Debian's does the same. PBS adds its commands."""
+
 STOP_TIMEOUT_S = 10.0
 
 
@@ -73,6 +87,15 @@ class OpenPbsTestbed:
         Whether ``qdel`` and the walltime signal what ``pbsdsh`` started at once, too, or only the
         job's shell; its manual page says "the job's running processes", and not those of which
         host.
+    node_fail_requeue_s
+        How long after a host's death the server queues its jobs again.
+    stage_out_fails
+        Whether what jobs said cannot be copied to where it was to go, unless that is ``/dev/null``.
+    stage_out_stall_s
+        How long such a job is shown in state ``E``, while the copy is tried.
+    profile
+        What the login shell in front of every job's script reads, after the variables of
+        ``qsub -V`` were set.
     history
         Whether finished jobs stay known to ``qstat -x``; without it they are unknown at once.
 
@@ -90,14 +113,22 @@ class OpenPbsTestbed:
         exiting_s: float = 0.2,
         queued_s: float = 0.1,
         tasks_hear_qdel: bool = True,
+        node_fail_requeue_s: float = NODE_FAIL_REQUEUE_S,
+        stage_out_fails: bool = False,
+        stage_out_stall_s: float = 5.0,
+        profile: str = PROFILE,
         history: bool = True,
     ) -> None:
+        self.profile = profile
         self.settings: dict[str, Any] = {
             "max_running": max_running,
             "kill_delay_s": kill_delay_s,
             "exiting_s": exiting_s,
             "queued_s": queued_s,
             "tasks_hear_qdel": tasks_hear_qdel,
+            "node_fail_requeue_s": node_fail_requeue_s,
+            "stage_out_fails": stage_out_fails,
+            "stage_out_stall_s": stage_out_stall_s,
             "history": history,
         }
         self.environment: dict[str, str] = {}
@@ -134,8 +165,12 @@ class OpenPbsTestbed:
         if self._directory is not None:
             raise OpenPbsTestbedError("the OpenPBS testbed is started already")
         self._directory = Path(tempfile.mkdtemp(prefix="openpbs-testbed-"))
+        profile = self._directory / "profile"
+        bin_folder = self._directory / "bin"
+        profile.write_text(f'{self.profile}PATH="{bin_folder}:$PATH"\n', encoding="utf-8")
         configuration = {
             "default_queue": "workq",
+            "profile": str(profile),
             "queues": QUEUES,
             "hosts": HOSTS,
             **self.settings,
@@ -156,7 +191,7 @@ class OpenPbsTestbed:
             said = (self._directory / "server.log").read_text(encoding="utf-8", errors="replace")
             self.stop()
             raise OpenPbsTestbedError(f"the server does not come up: {said.strip()}")
-        programs = self._install(self._directory / "bin")
+        programs = self._install(bin_folder)
         self.environment = {
             DIRECTORY_VARIABLE: str(self._directory),
             "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -198,9 +233,19 @@ class OpenPbsTestbed:
         if unknown:
             raise OpenPbsTestbedError(f"no such setting: {', '.join(sorted(unknown))}")
         self.settings |= settings
+        self._ask(do="configure", settings=settings)
+
+    def kill_host(self, name: str) -> None:
+        """Have a host die, with all processes there: the server shows its jobs as running still."""
+        self._ask(do="kill_host", host=name)
+
+    def start_host(self, name: str) -> None:
+        """Have a host that died come back, empty."""
+        self._ask(do="start_host", host=name)
+
+    def _ask(self, **request: Any) -> None:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.directory / "socket"))
-            request = {"do": "configure", "settings": settings}
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 answers.readline()

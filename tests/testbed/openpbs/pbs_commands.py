@@ -155,20 +155,27 @@ def read_directives(script: bytes, prefix: str) -> list[tuple[str, str]]:
 def merge_options(
     directives: list[tuple[str, str]], given: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Put directives and command line together: the command line wins, resource by resource."""
+    """Put directives and command line together.
+
+    Of an option the command line's wins, and of a resource the first that is given, the command
+    line's first of all: a second ``select`` or ``place`` is ignored in silence.
+    """
     options: dict[str, Any] = dict.fromkeys(
         ("A", "J", "N", "S", "e", "j", "k", "o", "p", "P", "q", "r", "v"), ""
     )
     options |= {"h": False, "V": False, "z": False, "l": {}}
-    for name, value in [*directives, *given]:
-        letter = name[1]
-        if letter == "l":
+    for name, value in [*given, *directives]:
+        if name == "-l":
             for request in value.split(","):
                 resource, equals, amount = request.partition("=")
                 if not equals or not resource.strip() or not amount.strip():
                     raise ValueError("illegal -l value")
-                options["l"][resource.strip()] = amount.strip()
-        elif letter in "hVz":
+                options["l"].setdefault(resource.strip(), amount.strip())
+    for name, value in [*directives, *given]:
+        letter = name[1]
+        if letter == "l":
+            continue
+        if letter in "hVz":
             options[letter] = True
         elif letter == "j" and value not in ("oe", "eo", "n"):
             raise ValueError("illegal -j value")

@@ -7,6 +7,16 @@ is left of them is killed. A task that ``pbsdsh`` starts is a session of its own
 environment that the job began with and not the one its script made. The hosts are only counted:
 their processors, memory and GPUs are promises.
 
+A job's script is started by a login shell, so that the hosts' profile has the last word about the
+variables that ``qsub -V`` handed over. What a job says lies in the spool until the job has ended
+and is copied only then; a copy that fails (``stage_out_fails``) keeps the job in state ``E`` for
+``stage_out_stall_s``, and what it said stays in ``undelivered``.
+
+A host can die, with the processes that it was promised to: its jobs are shown as running, and the
+server cannot have them deleted except by force. When ``node_fail_requeue_s`` have passed it takes
+the host for down and queues those jobs again that may be rerun (``qsub -r``); others are deleted.
+That is played for the host of a job's shell; a job that lost another one goes on without it.
+
 It ends, and everything it started with it, when its standard input is closed.
 """
 
@@ -33,12 +43,17 @@ from typing import Any
 SERVER = "pbsserver"
 TICK_S = 0.03
 JOB_PATH = "/usr/local/bin:/usr/bin:/bin"
+LOGIN = ("/bin/sh", "-c", '. "$0"; exec "$@"')
+"""A login shell: the profile, which is the next word, and then what follows."""
+KILLED_AT_WALLTIME = -29
+"""``JOB_EXEC_KILL_WALLTIME``."""
 SET_CHILD_SUBREAPER = 36
 """prctl(2): orphans of the jobs become our children, so that none is lost from sight."""
 
 UNKNOWN_JOB = 15001
 BAD_VALUE = 15014
 BAD_STATE = 15016
+NO_MOM = 15070
 UNKNOWN_QUEUE = 15018
 QUEUE_DISABLED = 15021
 UNKNOWN_RESOURCE = 15035
@@ -72,6 +87,8 @@ class Host:
     free: dict[str, int] = field(default_factory=dict)
     jobs: set[str] = field(default_factory=set)
     exclusive: bool = False
+    died_at: float | None = None
+    down: bool = False
 
     def __post_init__(self) -> None:
         self.free = self.total()
@@ -86,6 +103,7 @@ class Task:
     """What pbsdsh started on one of a job's hosts."""
 
     process: subprocess.Popen[bytes]
+    host: Host
     status: int | None = None
 
 
@@ -118,6 +136,9 @@ class Job:
     placed: list[tuple[Host, dict[str, int]]] = field(default_factory=list)
     exit_status: int | None = None
     deleted: bool = False
+    run_count: int = 0
+    #: What `exit_status` becomes whatever the script makes of the signal.
+    ended_by: int | None = None
     kill_at: float | None = None
     cookie: str = field(default_factory=lambda: secrets.token_hex(16).upper())
     indices: tuple[int, ...] = ()
@@ -136,6 +157,11 @@ class Job:
     def id(self) -> str:
         """The identifier that users see."""
         return f"{self.key}.{SERVER}"
+
+    @property
+    def host_died(self) -> bool:
+        """Whether the host of the job's shell is dead."""
+        return bool(self.placed) and self.placed[0][0].died_at is not None
 
 
 class Server:
@@ -187,6 +213,13 @@ class Server:
                     return {"nodes": len(self.running_job(request).placed)}
                 case "configure":
                     self.settings |= request["settings"]
+                    return {}
+                case "kill_host":
+                    self.kill_host(request["host"])
+                    return {}
+                case "start_host":
+                    host = self.host(request["host"])
+                    host.died_at, host.down = None, False
                     return {}
                 case other:
                     raise Refused(15005, f"Unknown request {other}")
@@ -281,6 +314,12 @@ class Server:
             raise
         if job.state == "E":
             raise Refused(BAD_STATE, f"Request invalid for state of job {job.id}")
+        if job.state == "R" and job.host_died:
+            if not force:
+                raise Refused(NO_MOM, f"Server could not connect to MOM {job.id}")
+            job.comment += " and terminated"
+            self.finish(job)
+            return
         job.deleted = True
         if job.indices:
             for subjob in self.subjobs(job):
@@ -290,6 +329,8 @@ class Server:
             job.comment = f"{job.comment or 'Not Running'} and terminated"
             self.finish(job)
         elif job.kill_at is None or force:
+            # The login shell above the script does not trap SIGTERM: 256 and its number.
+            job.ended_by = 256 + (signal.SIGKILL if force else signal.SIGTERM)
             self.terminate(job, 0.0 if force else self.settings["kill_delay_s"])
 
     def describe(self, job: Job) -> dict[str, str]:
@@ -351,7 +392,7 @@ class Server:
             facts["comment"] = job.comment
         facts["etime"] = time.ctime(job.queued_at)
         if job.started_at:
-            facts["run_count"] = "1"
+            facts["run_count"] = str(job.run_count)
         if job.exit_status is not None:
             facts["Exit_status"] = str(job.exit_status)
         facts |= {"Submit_arguments": job.arguments, "project": "_pbs_project_default"}
@@ -363,10 +404,14 @@ class Server:
         """Take notice of what has ended, of time limits, and of room for another job."""
         self.reap()
         now = time.time()
+        for host in self.hosts:
+            wait = self.settings["node_fail_requeue_s"]
+            if host.died_at is not None and not host.down and now - host.died_at >= wait:
+                self.declare_down(host)
         for job in list(self.jobs.values()):
-            if job.state == "R":
+            if job.state == "R" and not job.host_died:
                 self.look_at_running(job, now)
-            elif job.state == "E" and now - job.ended_at >= self.settings["exiting_s"]:
+            elif job.state == "E" and now - job.ended_at >= self.exiting_s(job):
                 left = list(members(sessions(job)))
                 for pid in left:
                     send(pid, signal.SIGKILL)
@@ -378,6 +423,51 @@ class Server:
                 self.look_at_array(job)
             elif job.state == "Q" and now - job.queued_at >= self.settings["queued_s"]:
                 self.try_to_run(job)
+
+    def host(self, name: str) -> Host:
+        """Find a host."""
+        return next(host for host in self.hosts if host.name == name)
+
+    def kill_host(self, name: str) -> None:
+        """End a host and all that runs there; whoever asks is not told of it."""
+        host = self.host(name)
+        host.died_at = time.time()
+        for job in self.jobs.values():
+            if job.state not in "RE" or not any(other is host for other, _ in job.placed):
+                continue
+            lost = {task.process.pid for task in job.tasks if task.host is host}
+            if job.process is not None and job.placed[0][0] is host:
+                lost.add(job.process.pid)
+            gone = set(members(lost))
+            if all(other is host for other, _ in job.placed):
+                gone |= set(marked_processes({f"PBS_JOBCOOKIE={job.cookie}".encode()}))
+            for pid in gone:
+                send(pid, signal.SIGKILL)
+            if job.placed[0][0] is host:
+                job.state = "R"
+
+    def declare_down(self, host: Host) -> None:
+        """Queue the jobs of a dead host again, or delete those that are not to be rerun."""
+        host.down = True
+        for job in list(self.jobs.values()):
+            if job.state != "R" or job.placed[0][0] is not host:
+                continue
+            for pid in members(sessions(job)):
+                send(pid, signal.SIGKILL)
+            if job.options["r"] == "n":
+                self.finish(job)
+                continue
+            self.release(job)
+            job.placed, job.tasks, job.process = [], [], None
+            job.state, job.comment, job.started_at = "Q", "", 0.0
+            job.kill_at = job.ended_by = None
+            job.cookie = secrets.token_hex(16).upper()
+            job.queued_at = job.changed_at = time.time()
+
+    def exiting_s(self, job: Job) -> float:
+        """Give how long a job is shown as exiting."""
+        stalls = self.settings["stage_out_fails"] and self.staged_out(job)
+        return float(self.settings["stage_out_stall_s" if stalls else "exiting_s"])
 
     def look_at_array(self, array: Job) -> None:
         """Let an array begin with the first of its subjobs and end with the last."""
@@ -410,8 +500,12 @@ class Server:
                 continue
             code = os.waitstatus_to_exitcode(status)
             job.process.returncode = code
+            if job.host_died:
+                continue  # nobody is left there who would tell the server
             # pbs_job_attributes(7B): a signal's number is added to 256.
             job.exit_status = code if code >= 0 else 256 - code
+            if job.ended_by is not None:
+                job.exit_status = job.ended_by
             job.ended_at = job.changed_at = time.time()
             job.state = "E"
             for other in members(sessions(job)):
@@ -427,6 +521,7 @@ class Server:
             limit, used = int(job.walltime_s), int(now - job.started_at) + 1
             with self.spool(job, "ER").open("a") as file:
                 file.write(f"=>> PBS: job killed: walltime {used} exceeded limit {limit}\n")
+            job.ended_by = KILLED_AT_WALLTIME
             self.terminate(job, self.settings["kill_delay_s"])
 
     def terminate(self, job: Job, delay_s: float) -> None:
@@ -453,6 +548,8 @@ class Server:
     def spawn(self, request: dict[str, Any]) -> int:
         """Start a task on one of a job's hosts; give its number."""
         job = self.running_job(request)
+        if job.placed[request["node"]][0].died_at is not None:
+            raise Refused(BAD_STATE, "error 17002 on spawn")
         numbers = {"PBS_NODENUM": str(request["node"]), "PBS_TASKNUM": str(len(job.tasks) + 2)}
         with (
             self.output_of(job, "OU").open("ab") as stdout,
@@ -470,7 +567,7 @@ class Server:
                 )
             except OSError as error:
                 raise Refused(BAD_STATE, f"error {error.errno} on spawn") from None
-        job.tasks.append(Task(process))
+        job.tasks.append(Task(process, job.placed[request["node"]][0]))
         return len(job.tasks) - 1
 
     def output_of(self, job: Job, suffix: str) -> Path:
@@ -504,6 +601,8 @@ class Server:
                         f"(R: {amount_text(name, amount)} A: {amount_text(name, totals[name])} "
                         f"T: {amount_text(name, totals[name])})"
                     )
+        if not self.would_fit(job):
+            return [], "Can Never Run: Not enough total nodes available"
         running = sum(other.state in "RE" for other in self.jobs.values())
         limit = self.settings["max_running"]
         if limit is not None and running >= limit:
@@ -514,6 +613,8 @@ class Server:
         for chunk in job.chunks:
             lacking, exclusive_only = "ncpus", True
             for host in self.hosts:
+                if host.died_at is not None:
+                    continue
                 if host.exclusive or (job.exclusive and host.jobs):
                     continue
                 exclusive_only = False
@@ -541,13 +642,29 @@ class Server:
                 )
         return placed, ""
 
+    def would_fit(self, job: Job) -> bool:
+        """Say whether a job has room where nothing else runs."""
+        scatter = "scatter" in job.options["l"].get("place", "").split(":")
+        left = [host.total() for host in self.hosts]
+        for chunk in job.chunks:
+            for at, free in enumerate(left):
+                if all(amount <= free[name] for name, amount in chunk.items()):
+                    for name, amount in chunk.items():
+                        free[name] -= amount
+                    if scatter:
+                        del left[at]
+                    break
+            else:
+                return False
+        return True
+
     def start(self, job: Job) -> None:
-        """Run a job's script in a session of its own, in the user's home."""
+        """Have a login shell run a job's script in a session of its own, in the user's home."""
         script, nodes = self.spool(job, "SC"), self.spool(job, "nodes")
         script.write_bytes(job.script.encode("utf-8", "surrogateescape"))
         nodes.write_text("".join(f"{host.name}\n" for host, _ in job.placed))
         scratch = self.directory / "spool" / f"pbs.{job.id}"
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=True)
         first = job.script.split("\n", 1)[0]
         shell = first[2:].split() if first.startswith("#!") else [self.user.pw_shell]
         cpus = str(sum(chunk["ncpus"] for _, chunk in job.placed))
@@ -587,7 +704,7 @@ class Server:
             self.output_of(job, "ER").open("ab") as stderr,
         ):
             job.process = subprocess.Popen(
-                [*(shell or ["/bin/sh"]), str(script)],
+                [*LOGIN, self.settings["profile"], *(shell or ["/bin/sh"]), str(script)],
                 env=job.environment,
                 cwd=self.user.pw_dir,
                 stdin=subprocess.DEVNULL,
@@ -596,41 +713,59 @@ class Server:
                 start_new_session=True,
             )
         job.state = "R"
+        job.run_count += 1
         job.started_at = job.changed_at = time.time()
         at = time.strftime("%a %b %d at %H:%M", time.localtime(job.started_at))
         job.comment = f"Job run at {at} on {exec_vnode(job)}"
 
-    def deliver(self, job: Job) -> None:
-        """Copy a job's output to where its submitter wanted it."""
-        joined = job.options["j"]
+    def staged_out(self, job: Job) -> list[tuple[Path, Path]]:
+        """Give the files of the spool that are copied when a job has ended, and where to.
+
+        qsub(1B): what goes to ``/dev/null`` is not copied.
+        """
+        joined, files = job.options["j"], []
         for letter, suffix, kept in (
             ("o", "OU", joined != "eo"),
             ("e", "ER", joined != "oe"),
         ):
-            if kept:
-                target = self.output_path(job, letter)
+            target = self.output_path(job, letter)
+            if kept and target != Path("/dev/null"):
                 if target.is_dir():
                     target /= f"{job.id}.{suffix}"
-                with contextlib.suppress(OSError):
-                    target.unlink(missing_ok=True)
-                    with target.open("xb") as file:
-                        target.chmod(0o600)
-                        file.write(self.spool(job, suffix).read_bytes())
+                files.append((self.spool(job, suffix), target))
+        return files
+
+    def deliver(self, job: Job) -> None:
+        """Copy a job's output to where its submitter wanted it."""
+        undelivered = self.directory / "undelivered"
+        for source, target in self.staged_out(job):
+            if self.settings["stage_out_fails"]:
+                undelivered.mkdir(exist_ok=True)
+                target = undelivered / source.name
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)
+                with target.open("xb") as file:
+                    target.chmod(0o600)
+                    file.write(source.read_bytes())
 
     def finish(self, job: Job) -> None:
         """Free a job's hosts; it stays known as finished where there is a history."""
-        for host, chunk in job.placed:
-            if job.key in host.jobs:
-                host.jobs.discard(job.key)
-                host.exclusive = False
-            for name, amount in chunk.items():
-                host.free[name] += amount
+        self.release(job)
         if job.state == "E":
             job.comment += " and failed" if job.exit_status else " and finished"
         job.state = "F"
         job.changed_at = time.time()
         if not self.settings["history"] and job.index is None:
             del self.jobs[job.key]
+
+    def release(self, job: Job) -> None:
+        """Free a job's hosts."""
+        for host, chunk in job.placed:
+            if job.key in host.jobs:
+                host.jobs.discard(job.key)
+                host.exclusive = False
+            for name, amount in chunk.items():
+                host.free[name] += amount
 
     def output_path(self, job: Job, letter: str) -> Path:
         """Give the path of a job's output (``o``) or error (``e``) stream."""
