@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -329,7 +330,7 @@ def merge(
     from dasf_hpc.show.progress import progress
 
     console = _console()
-    with progress(console) as told:
+    with progress(console) as told, _told_of_interruption(run_path):
         if settings is None:
             summary = outcome.merge_run(run_path, nsys_path, told, os_runtime)
         else:
@@ -337,6 +338,17 @@ def merge(
                 run_path, settings, nsys_path, told, console.print, os_runtime
             )
     _print_summary(run_path, as_json, console, summary, strict)
+
+
+@contextlib.contextmanager
+def _told_of_interruption(run_path: Path) -> Iterator[None]:
+    """Say how to go on where a merge is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"Interrupted while merging; to merge again: dasf-hpc merge {run_path}"
+        ) from None
 
 
 app.command()(settings_options(merge, OF_RECORDING))

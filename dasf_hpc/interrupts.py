@@ -55,9 +55,18 @@ class Interrupts:
             on_hurry()
 
     def release(self) -> None:
-        """From now on the next signal raises KeyboardInterrupt again."""
+        """From now on the next signal raises KeyboardInterrupt again.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If one has come that asks for an end at once.
+        """
         self._on_hurry = None
         self._raising = True
+        if self.at_once:
+            self._raising = False
+            raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.taken is not None or number in _AT_ONCE:

@@ -77,6 +77,7 @@ from dasf_hpc.manifest import (
     git_revision,
     make_run_directory,
     versions,
+    worker_recorded,
 )
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
@@ -200,7 +201,8 @@ def submit(
                     exit_code = _run_job(launcher, program, arguments, manifest, interrupts, told)
         except DasfHpcError as caught:
             error = caught
-            manifest.update(error=str(error), exit_code=error.exit_code)
+        except KeyboardInterrupt:  # before a launcher was there that could end anything
+            error = InterruptedRun("Interrupted before the run had begun.")
         except BaseException as bug:
             manifest.update(state="failed", ended=time.time(), error=repr(bug))
             raise
@@ -211,19 +213,24 @@ def submit(
                 (directory / SCHEDULER_FILE).unlink()
             for sentence in script_notes(directory):
                 manifest.note(sentence)
-        if interrupts.at_once or not any((directory / "journals").glob("worker-*")):
+        recorded = worker_recorded(directory)
+        if error is not None:
+            manifest.update(error=str(error), exit_code=error.exit_code)
+        elif interrupts.at_once:  # which is no error of the recording
+            error = InterruptedRun("Interrupted after the job's script had ended.")
+        if interrupts.at_once or not recorded:
             manifest.update(state="failed", ended=time.time())
-            raise error or WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
+            raise _unmerged(error, directory, recorded)
         manifest.update(state="merging", exit_code=error.exit_code if error else exit_code)
-        interrupts.release()
         try:
+            interrupts.release()
             from dasf_hpc.outcome import merge_run
 
             summary = merge_run(directory, settings.nsys_path, told)
         except KeyboardInterrupt:
             manifest.update(state="partial", ended=time.time())
-            raise InterruptedRun(
-                f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
+            raise _unmerged(
+                InterruptedRun("Interrupted while merging."), directory, recorded
             ) from None
         except DasfHpcError as failed:
             manifest.update(state="partial", ended=time.time())
@@ -231,11 +238,33 @@ def submit(
             raise
         if settings.report:
             _write_report(directory, told)
+    if isinstance(error, InterruptedRun):
+        error = InterruptedRun(f"{_begun(error)}; what was recorded is merged in {directory}.")
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+def _begun(error: DasfHpcError) -> str:
+    """Give an error's sentence without its end, to go on with."""
+    return str(error).rstrip(".")
+
+
+def _unmerged(error: DasfHpcError | None, directory: Path, recorded: bool) -> DasfHpcError:
+    """Give the error of a run that is over and not merged, which says what is left to do.
+
+    Made when the run is over: a second signal may have come since the error was raised.
+    """
+    if error is None:
+        return WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
+    left = f"what was recorded is in {directory}, to merge it: dasf-hpc merge {directory}"
+    if not recorded:
+        if not isinstance(error, InterruptedRun):
+            return error
+        left = f"no worker had recorded anything (logs: {directory / 'logs'})."
+    return type(error)(f"{_begun(error)}; {left}")
 
 
 @contextlib.contextmanager
@@ -295,14 +324,12 @@ def _run_job(
         words = _words(program, arguments, directory)
         process = JobProcess(words, environment, directory / "logs", python)
         code = _wait_for_job(process, launcher, recorder, manifest, told)
+        manifest.update(exit_code=code)  # from now on the script is known to have ended by itself
         if abandoned := let_end(launcher, told):
             manifest.note(abandoned)
         return code
     except KeyboardInterrupt:
-        raise InterruptedRun(
-            f"Interrupted; the workers were ended and what was recorded is in {directory}"
-            + (f": dasf-hpc merge {directory}" if interrupts.at_once else ".")
-        ) from None
+        raise InterruptedRun("Interrupted; the workers were ended.") from None
     finally:
         interrupts.hold(launcher.cancel_on_stop)
         if process is not None:

@@ -1,0 +1,110 @@
+"""However a run ends early, its user is told where what was recorded is, and what it lacks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from system.conftest import Running, command
+from system.ledger import check_nothing_lost, ledger, ledger_job
+
+LOCAL = ("--on", "local", "--no-nsys")
+
+#: Does nothing but wait, so that its end is the run's.
+LONG = ledger_job("client.gather(futures)", 5000)
+
+
+def wait_for_state(running: Running, state: str, seconds: float = 60) -> None:
+    """Wait until run.json shows a state; looked at often, for some are short."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if running.manifest()["state"] == state:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.005)
+    raise AssertionError(f"no state {state} in {seconds} s: {running.manifest()['state']}")
+
+
+def said(err: str) -> str:
+    """Give the one sentence that a command ended with."""
+    (sentence,) = [line for line in err.splitlines() if line.startswith("dasf-hpc:")]
+    assert err.splitlines()[-1] == sentence
+    return sentence
+
+
+def hint(directory: Path) -> str:
+    return f"what was recorded is in {directory}, to merge it: dasf-hpc merge {directory}"
+
+
+@pytest.mark.parametrize(
+    ("state", "signals"),
+    [
+        ("running", [signal.SIGINT, signal.SIGINT]),
+        ("running", [signal.SIGTERM]),
+        ("stopping", [signal.SIGINT]),
+        ("merging", [signal.SIGINT]),
+        ("merging", [signal.SIGTERM]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "+".join(s.name for s in given),
+)
+def test_whoever_ends_early_is_told_how_to_merge(
+    state: str, signals: list[signal.Signals], start: Callable[..., Running],
+    script: Callable[[str], str], tmp_path: Path,
+) -> None:  # fmt: skip
+    running = start(*LOCAL, script(LONG))
+    running.wait_for_tasks(20)
+    if state != "running":
+        running.process.send_signal(signal.SIGINT)
+        wait_for_state(running, state)
+    for number in signals:
+        running.process.send_signal(number)
+        time.sleep(0.2)
+    done = running.end(60)
+    assert done.code == 130, done.err
+    assert hint(done.directory) in said(done.err), done.err
+    assert not (done.directory / "trace.h5").exists()
+    listed = subprocess.run(
+        command("cancel", str(done.directory)), capture_output=True, text=True, check=True
+    )
+    assert f"dasf-hpc merge {done.directory}" in listed.stdout
+    merged = subprocess.run(
+        command("merge", "--strict", str(done.directory)), capture_output=True, text=True
+    )
+    assert merged.returncode == 80, merged.stderr  # the script was cut off
+    check_nothing_lost(done.directory, ledger(tmp_path))
+
+
+def test_one_ctrl_c_is_told_where_the_trace_is(
+    start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    running = start(*LOCAL, script(LONG))
+    running.wait_for_tasks(20)
+    running.process.send_signal(signal.SIGINT)
+    done = running.end(60)
+    assert f"what was recorded is merged in {done.directory}" in said(done.err)
+    assert "dasf-hpc merge" not in said(done.err)
+    assert (done.directory / "trace.h5").exists()
+
+
+def test_who_ends_before_anything_is_recorded_is_told_that(
+    start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    running = start(*LOCAL, "--prologue", "sleep 300", script("pass"))
+    running.wait_until(lambda: bool(list(tmp_runs(running))), 60, "run's directory")
+    wait_for_state(running, "waiting")
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)
+    done = running.end(60)
+    assert done.code == 130, done.err
+    assert "no worker had recorded anything" in said(done.err)
+    assert "dasf-hpc merge" not in said(done.err)
+
+
+def tmp_runs(running: Running) -> list[Path]:
+    return list((running.folder / "runs").glob("*/run.json"))
