@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -108,3 +109,47 @@ def test_who_ends_before_anything_is_recorded_is_told_that(
 
 def tmp_runs(running: Running) -> list[Path]:
     return list((running.folder / "runs").glob("*/run.json"))
+
+
+PENDING = """
+    import gc, time
+    from distributed import Client
+
+    async def mine():
+        raise ValueError("of my own")
+
+    client = Client()
+    loop = client.loop.asyncio_loop
+    loop.call_soon_threadsafe(lambda: loop.create_task(mine()))
+    futures = client.map(lambda i: time.sleep(0.5), range(2000), pure=False)
+    print("waiting", flush=True)
+    try:
+        client.gather(futures)
+    except KeyboardInterrupt:
+        client.cancel(futures)
+        time.sleep(1)
+        gc.collect()
+        raise
+"""
+
+
+def test_many_pending_futures_do_not_fill_the_terminal(
+    start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    running = start(*LOCAL, script(PENDING))
+    running.wait_until(lambda: "waiting" in job_out(running), 60, "script that waits")
+    time.sleep(2)
+    os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does
+    done = running.end(60)
+    assert done.code == 130
+    assert len(done.err.splitlines()) < 80, done.err[:5000]
+    assert "KeyboardInterrupt" in done.err
+    assert "ValueError: of my own" in done.err
+    log = (done.directory / "logs" / "script-dask.log").read_text()
+    assert "never retrieved" in log
+    assert len(log.splitlines()) < 200
+
+
+def job_out(running: Running) -> str:
+    """Give what the script has printed."""
+    return "".join(path.read_text() for path in running.folder.glob("runs/*/logs/job.out"))
