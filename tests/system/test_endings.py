@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from system.conftest import Running, command
-from system.ledger import check_nothing_lost, ledger, ledger_job
+from system.ledger import check_nothing_lost, ledger, ledger_job, process_of_run
 
 LOCAL = ("--on", "local", "--no-nsys")
 
@@ -153,3 +153,47 @@ def test_many_pending_futures_do_not_fill_the_terminal(
 def job_out(running: Running) -> str:
     """Give what the script has printed."""
     return "".join(path.read_text() for path in running.folder.glob("runs/*/logs/job.out"))
+
+
+def test_a_run_whose_submit_was_killed_before_its_script_ended_is_partial(
+    start: Callable[..., Running], script: Callable[[str], str], tmp_path: Path
+) -> None:
+    running = start(*LOCAL, script(LONG))
+    running.wait_for_tasks(20)
+    directory = running.directory
+    early = subprocess.run(command("merge", str(directory)), capture_output=True, text=True)
+    assert early.returncode == 0, early.stderr
+    assert running.manifest()["state"] == "running"  # it goes on
+    running.process.kill()
+    running.process.wait()
+    deadline = time.monotonic() + 75  # the workers' death timeout is 60 s
+    while process_of_run(directory, []):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for _ in range(2):
+        merged = subprocess.run(
+            command("merge", "--strict", str(directory)), capture_output=True, text=True
+        )
+        assert merged.returncode == 80, merged.stderr
+        assert "submit was killed before the job's script had ended" in merged.stderr
+        assert running.manifest()["state"] == "partial"
+    strict = subprocess.run(
+        command("show", "--strict", str(directory)), capture_output=True, text=True
+    )
+    assert strict.returncode == 80, strict.stderr
+    check_nothing_lost(directory, ledger(tmp_path))
+
+
+def test_a_run_whose_submit_was_killed_after_its_script_ended_is_whole(
+    start: Callable[..., Running], script: Callable[[str], str], tmp_path: Path
+) -> None:
+    running = start(*LOCAL, script(ledger_job("client.gather(futures)", 3000).replace("0.05", "0")))
+    wait_for_state(running, "merging")
+    running.process.kill()
+    running.process.wait()
+    merged = subprocess.run(
+        command("merge", "--strict", str(running.directory)), capture_output=True, text=True
+    )
+    assert merged.returncode == 0, merged.stderr
+    assert running.manifest()["state"] == "complete"
+    check_nothing_lost(running.directory, ledger(tmp_path))
