@@ -40,8 +40,16 @@ from dasf_hpc.launch.credentials import (
 from dasf_hpc.launch.environment import check_workers
 from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
-from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher, is_worker_of, run_shape
+from dasf_hpc.launch.launcher import (
+    SCHEDULER_FILE,
+    Launcher,
+    LostJob,
+    is_worker_of,
+    run_shape,
+)
+from dasf_hpc.launch.leaving import going
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.policy import (
     REPLACED_IN_VAIN,
     End,
@@ -69,6 +77,7 @@ from dasf_hpc.launch.worker_environment import (
     withheld,
 )
 from dasf_hpc.launch.worker_options import check_together, check_worker_command, open_note
+from dasf_hpc.lost import explained
 from dasf_hpc.manifest import (
     HEARTBEAT,
     STOP_REQUEST,
@@ -340,11 +349,16 @@ def _run_job(
         if process is not None:  # what tasks waited for is among the notes
             manifest.content["waiting_for"] = ""
         manifest.update(state="stopping", job_ended=time.time())
+        if not interrupts.at_once and not (launcher.local and interrupts.taken):
+            _note_lost(manifest, going(launcher))
         report = launcher.stop()
         if recorder is not None:
             recorder.end()
             manifest.update(workers_joined=len(recorder.joined))
         manifest.update(stop=asdict(report), batch_jobs=launcher.job_ids())
+        if lost := manifest.content.get("lost"):
+            records = read_node_records(directory)
+            manifest.update(lost=explained(lost, records, directory / "logs"))
         if process is not None:
             process.terminate()  # at once: after the workers, for which PBS leaves 10 s in all
             process.wait_output()
@@ -472,8 +486,7 @@ def _replace_jobs(
 ) -> tuple[Memory, End | None]:
     """Look for node jobs that are lost or soon will be, and do what `policy` says about them."""
     settings, lost = launcher.settings, launcher.cluster.sync(launcher.losses)
-    if lost:
-        manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
+    _note_lost(manifest, lost)
     workers = recorder.joined.values()
     losses = [
         Loss(job.name, job.walltime, job.replaced, any(is_worker_of(job.name, w) for w in workers))
@@ -499,8 +512,28 @@ def _replace_jobs(
             manifest.note(f"a replacement is asked for again later: {error}")
             break
         memory = submitted(memory)
-        manifest.update(batch_jobs=launcher.job_ids())
+        known = set(manifest.content.get("batch_jobs", []))
+        jobs = launcher.job_ids()
+        manifest.update(batch_jobs=jobs)
+        if not decision.expiring:  # those are replaced before they are lost
+            _note_replaced(manifest, [job for job in jobs if job not in known])
     return memory, decision.end
+
+
+def _note_lost(manifest: Manifest, lost: Sequence[LostJob]) -> None:
+    """Keep which node jobs were lost."""
+    if lost:
+        manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
+
+
+def _note_replaced(manifest: Manifest, new: Sequence[str]) -> None:
+    """Keep which node job came in the place of the first lost one that has none."""
+    lost = [dict(job) for job in manifest.content.get("lost", [])]
+    for job in lost:
+        if new and not job["replaced"] and not job.get("replaced_by"):
+            job["replaced_by"] = new[0]
+            manifest.update(lost=lost)
+            return
 
 
 def _write_report(directory: Path, told: Told) -> None:

@@ -6,17 +6,29 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from system.conftest import Running, command
 from system.ledger import check_nothing_lost, ledger, ledger_job, process_of_run
+from testbed.slurm import SlurmTestbed
 
 LOCAL = ("--on", "local", "--no-nsys")
 
 #: Does nothing but wait, so that its end is the run's.
 LONG = ledger_job("client.gather(futures)", 5000)
+
+
+@pytest.fixture
+def cluster(slurm: SlurmTestbed) -> Iterator[SlurmTestbed]:
+    """Give the testbed with all hosts idle; nothing may be left in its queue."""
+    slurm.wait_until_idle()
+    yield slurm
+    deadline = time.monotonic() + 60
+    while slurm.queue() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert slurm.queue() == []
 
 
 def wait_for_state(running: Running, state: str, seconds: float = 60) -> None:
@@ -197,3 +209,91 @@ def test_a_run_whose_submit_was_killed_after_its_script_ended_is_whole(
     assert merged.returncode == 0, merged.stderr
     assert running.manifest()["state"] == "complete"
     check_nothing_lost(running.directory, ledger(tmp_path))
+
+
+# ------------------------------------------------------------------------------ lost node jobs
+
+#: Two tasks, and then nothing until no worker is left.
+UNTIL_ALL_ARE_LOST = """
+    import time
+    from distributed import Client
+
+    client = Client()
+    client.gather(client.map(lambda i: time.sleep(0.2), range(4), pure=False))
+    print("waiting", flush=True)
+    while client.scheduler_info()["workers"]:
+        time.sleep(0.2)
+    time.sleep(2.5)
+"""
+
+
+@pytest.mark.needs("slurm")
+def test_node_jobs_lost_at_once_are_all_told(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    # On one node something goes on for a while: its job leaves the queue later than the others.
+    lasting = "[ $(hostname) = node1 ] || { (trap '' TERM; sleep 8) & }"
+    running = start(
+        "--on", "slurm", "--nodes", "3", "--workers-per-node", "1", "--memory", "8GB",
+        "--interface", "lo", "--no-nsys", "--prologue", lasting, script(UNTIL_ALL_ARE_LOST),
+        environment={**cluster.environment, "DASF_HPC_REPORT": "true"},
+    )  # fmt: skip
+    running.wait_until(lambda: "waiting" in job_out(running), 90, "script that waits")
+    jobs = running.manifest()["batch_jobs"]
+    cluster.command("scancel", *jobs)
+    done = running.end(120)
+    lost = done.manifest["lost"]
+    assert sorted(job["job_id"] for job in lost) == sorted(jobs), done.manifest
+    assert sorted(job["hostname"] for job in lost) == ["node1", "node2", "node3"]
+    assert {job["why"] for job in lost} == {"cancelled"}
+    told = " ".join(done.err.split())
+    assert "3 of 3 node jobs" in told
+    assert "on node2 at" in told
+    for words in (("show",), ("analyze", "where")):
+        shown = subprocess.run(
+            command(*words, str(done.directory)),
+            capture_output=True, text=True, env={**os.environ, "COLUMNS": "1000"},
+        )  # fmt: skip
+        assert "3 of 3 node jobs" in shown.stdout, shown.stdout
+        assert "(cancelled), not replaced" in shown.stdout
+    assert "3 of 3 node jobs" in (done.directory / "report.html").read_text()
+
+
+@pytest.mark.needs("slurm")
+def test_a_lost_node_job_is_told_with_what_came_in_its_place(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    running = start(
+        "--on", "slurm", "--nodes", "2", "--workers-per-node", "1", "--memory", "8GB",
+        "--interface", "lo", "--no-nsys", "--on-lost", "replace",
+        script(ledger_job("client.gather(futures)", 300)), environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_for_tasks(20)
+    first = running.manifest()["batch_jobs"][0]
+    cluster.command("scancel", first)
+    done = running.end(120)
+    (job,) = done.manifest["lost"]
+    assert job["job_id"] == first
+    assert job["replaced_by"] == max(done.manifest["batch_jobs"], key=int)
+    assert f"replaced by {job['replaced_by']}" in " ".join(done.err.split())
+
+
+@pytest.mark.needs("slurm")
+def test_node_jobs_lost_before_their_workers_came_are_told(
+    cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    running = start(
+        "--on", "slurm", "--nodes", "2", "--workers-per-node", "1", "--memory", "8GB",
+        "--interface", "lo", "--no-nsys", "--prologue", "sleep 100", script("pass"),
+        environment=cluster.environment,
+    )  # fmt: skip
+    running.wait_until(lambda: bool(tmp_runs(running)), 60, "run's directory")
+    wait_for_state(running, "waiting")
+    running.wait_until(
+        lambda: len(list(running.directory.glob("logs/slurm-*"))) == 2, 60, "node jobs that run"
+    )
+    time.sleep(5)  # that the batch scheduler does not know them yet is no loss
+    cluster.command("scancel", *running.manifest()["batch_jobs"])
+    done = running.end(120)
+    assert done.code == 71, done.err
+    assert len(done.manifest["lost"]) == 2, done.manifest
