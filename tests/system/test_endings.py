@@ -231,8 +231,8 @@ UNTIL_ALL_ARE_LOST = """
 def test_node_jobs_lost_at_once_are_all_told(
     cluster: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str]
 ) -> None:
-    # On one node something goes on for a while: its job leaves the queue later than the others.
-    lasting = "[ $(hostname) = node1 ] || { (trap '' TERM; sleep 8) & }"
+    # On two nodes something is left to do: their jobs leave the queue later than the other.
+    lasting = "[ $(hostname) = node1 ] || { trap '' TERM; trap 'sleep 8' EXIT; }"
     running = start(
         "--on", "slurm", "--nodes", "3", "--workers-per-node", "1", "--memory", "8GB",
         "--interface", "lo", "--no-nsys", "--prologue", lasting, script(UNTIL_ALL_ARE_LOST),
