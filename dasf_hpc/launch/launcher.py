@@ -614,10 +614,9 @@ class Launcher(ABC):
                 hopeless_since = now
             elif now - hopeless_since > HOPELESS_AFTER_S:
                 self._cancel_now = True
-                raise BatchError(
-                    f"A node job can never start ({hopeless[0].reason}): "
-                    f"{pending_reason(hopeless[0].reason).sentence}."
-                )
+                sentence = pending_reason(said := hopeless[0].reason).sentence
+                said = "" if said in sentence else f" ({said})"
+                raise BatchError(f"A node job can never start{said}: {sentence}.")
             waited_for = sum(s.state.in_queue for s in statuses.values())
             possible = waited_for * self.shape.workers_per_node
             possible += sum(
