@@ -42,6 +42,8 @@ def named_run(named: Path, runs_dir: Path | None) -> Path:
         return named
     if str(named) == LAST:
         return _last(folder)
+    if named.suffix:  # a file's name, such as trace.h5: whoever opens it says what is wrong
+        return named
     raise RunDirectoryError(
         f"There is no run {named}, neither here nor in {folder}; give its path, its name in the "
         f"folder that --runs-dir names, or '{LAST}'."

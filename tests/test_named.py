@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from handmade import Made, Task, make_trace
 
-from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.named import named_run
 
 OLDER, NEWER = "2026-11-23T15-04-05-job-3f2a", "2026-11-23T15-04-05-job-0001"
@@ -95,6 +95,8 @@ def test_a_run_that_is_not_there_is_a_sentence(folder: Path, tmp_path: Path) -> 
     done = cli("show", "nope", "--runs-dir", "mine", cwd=tmp_path)
     assert done.returncode == RunDirectoryError.exit_code
     assert done.stderr.startswith("dasf-hpc: There is no run nope, neither here nor in mine")
+    file = cli("show", "nope.h5", cwd=tmp_path)
+    assert file.returncode == TraceFileError.exit_code
     empty = cli("show", "last", cwd=tmp_path)
     assert empty.returncode == RunDirectoryError.exit_code
     assert "--runs-dir" in empty.stderr
