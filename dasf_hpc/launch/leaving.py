@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from dasf_hpc.launch.walltime import TOPIC
 if TYPE_CHECKING:
     from dasf_hpc.launch.launcher import Launcher
 
+logger = logging.getLogger(__name__)
+
 
 def going(launcher: Launcher) -> list[LostJob]:
     """Give the node jobs that are lost and that the run has not noticed yet.
@@ -26,7 +29,11 @@ def going(launcher: Launcher) -> list[LostJob]:
     cluster = launcher.cluster
     if cluster is None or cluster.scheduler.status in (Status.closing, Status.closed):
         return []  # workers that the script's own shutdown ends are not lost
-    lost: list[LostJob] = cluster.sync(_going, launcher)
+    try:
+        lost: list[LostJob] = cluster.sync(_going, launcher)
+    except Exception:  # the jobs must be ended whatever it is
+        logger.exception("it is not known which node jobs were lost last")
+        return []
     return lost
 
 
