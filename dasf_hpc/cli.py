@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
 import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +93,76 @@ Reports = Annotated[
 ]
 
 
+#: The folder of runs.
+RunsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs-dir",
+        help="Folder in which runs are named; default: the setting runs_dir.",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
+
+#: A run: its path, or its name in the folder of runs.
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run's directory, its name in the folder of runs, or 'last'."
+    ),
+]
+
+#: A run or a trace.
+RunOrTrace = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|TRACE",
+        help="A trace.h5, or a run: its directory, its name in the folder of runs, or 'last'.",
+    ),
+]
+
+
+def of_runs(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command take ``--runs-dir``, and some of its paths be names of runs as well.
+
+    Parameters
+    ----------
+    names
+        Parameters of the command, each a path, a list of paths, or None.
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        def with_named_runs(*, runs_dir: Path | None = None, **values: Any) -> None:
+            from dasf_hpc.named import named_run
+
+            for name in names:
+                given = values.get(name)
+                if isinstance(given, list):
+                    values[name] = [named_run(path, runs_dir) for path in given]
+                elif given is not None:
+                    values[name] = named_run(given, runs_dir)
+            command(**values)
+
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())
+        option = inspect.Parameter(
+            "runs_dir", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RunsDir
+        )
+        _as(command, with_named_runs, [*parameters, option])
+        return with_named_runs
+
+    return add
+
+
+def _as(
+    command: Callable[..., None], wrapper: Callable[..., None], parameters: list[inspect.Parameter]
+) -> None:
+    """Have a function that calls a command look to typer like the command, with its parameters."""
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__name__ = command.__name__
+    wrapper.__doc__ = command.__doc__
+
+
 def choices(*names: str) -> Callable[[str], list[str]]:
     """Give what completes an option that is one of these words."""
 
@@ -169,13 +240,8 @@ def settings_options(
         given = {name: values.pop(name) for name in fields if values.get(name) not in (None, [])}
         command(given=given, **{k: v for k, v in values.items() if k not in fields})
 
-    signature = inspect.Signature(
-        sorted(parameters, key=lambda p: p.kind is inspect.Parameter.KEYWORD_ONLY)
-    )
-    with_settings.__signature__ = signature  # type: ignore[attr-defined]
-    with_settings.__annotations__ = {p.name: p.annotation for p in parameters}
-    with_settings.__name__ = command.__name__
-    with_settings.__doc__ = command.__doc__
+    parameters.sort(key=lambda p: p.kind is inspect.Parameter.KEYWORD_ONLY)
+    _as(command, with_settings, parameters)
     return with_settings
 
 
@@ -290,7 +356,8 @@ app.command()(settings_options(doctor))
 
 def template(
     system: Annotated[
-        str, typer.Argument(help="slurm, pbs or lsf.", autocompletion=choices("slurm", "pbs", "lsf"))
+        str,
+        typer.Argument(help="slurm, pbs or lsf.", autocompletion=choices("slurm", "pbs", "lsf")),
     ],
     kind: Annotated[
         str,
@@ -312,7 +379,7 @@ app.command()(settings_options(template))
 
 
 def merge(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    run_path: Run,
     nsys_path: NsysPath = None,
     os_runtime: OsRuntime = False,
     strict: Strict = False,
@@ -329,7 +396,7 @@ def merge(
     from dasf_hpc.show.progress import progress
 
     console = _console()
-    with progress(console) as told:
+    with progress(console) as told, _told_of_interruption(run_path):
         if settings is None:
             summary = outcome.merge_run(run_path, nsys_path, told, os_runtime)
         else:
@@ -339,10 +406,22 @@ def merge(
     _print_summary(run_path, as_json, console, summary, strict)
 
 
-app.command()(settings_options(merge, OF_RECORDING))
+@contextlib.contextmanager
+def _told_of_interruption(run_path: Path) -> Iterator[None]:
+    """Say how to go on where a merge is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"Interrupted while merging; to merge again: dasf-hpc merge {run_path}"
+        ) from None
+
+
+app.command()(settings_options(of_runs("run_path")(merge), OF_RECORDING))
 
 
 @app.command()
+@of_runs("into")
 def join(
     reports: Reports,
     into: Annotated[Path, typer.Option(help="A trace.h5, or the directory of a run.")],
@@ -379,10 +458,9 @@ def import_(
 
 
 @app.command()
+@of_runs("run_path")
 def show(
-    run_path: Annotated[
-        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
-    ],
+    run_path: RunOrTrace,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -392,14 +470,23 @@ def show(
 
 @app.command()
 def runs(
-    runs_dir: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR", help="Folder of the runs, as --runs-dir.", show_default=False
+        ),
+    ] = None,
+    runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a folder and their states."""
+    from dasf_hpc.named import runs_folder
     from dasf_hpc.runs import list_runs
     from dasf_hpc.show.terminal import show_runs
 
-    found = list_runs(runs_dir)
+    if None not in (folder, runs_dir):
+        raise typer.BadParameter("give the folder once: as DIR or with --runs-dir")
+    found = list_runs(runs_folder(folder or runs_dir))
     if as_json:
         print(json.dumps([asdict(run) for run in found], indent=1))
     else:
@@ -407,8 +494,9 @@ def runs(
 
 
 @app.command()
+@of_runs("run_path")
 def cancel(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    run_path: Run,
     wait: Annotated[
         float, typer.Option(help="Seconds to wait for the run to end gracefully.")
     ] = 300.0,
@@ -420,8 +508,9 @@ def cancel(
 
 
 @app.command()
+@of_runs("run_path")
 def logs(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    run_path: Run,
     node: Annotated[
         str | None, typer.Argument(help="A node's host name, or job or scheduler; default: job.")
     ] = None,
@@ -438,13 +527,18 @@ def logs(
 
 
 @app.command()
+@of_runs("run_path")
 def analyze(
     name: Annotated[
         str | None,
         typer.Argument(help="The analysis; without one they are listed.", autocompletion=_analyses),
     ] = None,
     run_path: Annotated[
-        Path | None, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN|TRACE",
+            help="A trace.h5, or a run: its directory, its name in the folder of runs, or 'last'.",
+        ),
     ] = None,
     by: Annotated[
         str | None,
@@ -545,6 +639,7 @@ class _Sides(typer.core.TyperCommand):
 
 
 @app.command(cls=_Sides)
+@of_runs("base", "head")
 def compare(
     base: Annotated[
         list[Path] | None, typer.Argument(metavar="BASE...", help="Runs before the change.")
@@ -701,10 +796,9 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @app.command()
+@of_runs("run_path")
 def export(
-    run_path: Annotated[
-        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
-    ],
+    run_path: RunOrTrace,
     to: Annotated[Format, typer.Option(help="The format.")] = Format.PERFETTO,
     output: Annotated[
         Path | None,
@@ -722,8 +816,9 @@ def export(
 
 
 @app.command()
+@of_runs("run_path")
 def watch(
-    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")],
+    run_path: Run,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
 ) -> None:
@@ -738,10 +833,9 @@ def watch(
 
 
 @app.command()
+@of_runs("run_path")
 def report(
-    run_path: Annotated[
-        Path, typer.Argument(metavar="RUN|TRACE", help="A run's directory or a trace.h5.")
-    ],
+    run_path: RunOrTrace,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The file; default: report.html beside the trace."),

@@ -115,6 +115,12 @@ class BaselineError(DasfHpcError):
     exit_code = 77
 
 
+class LateNodeJob(DasfHpcError):
+    """A node job began when its run was over (of the node job itself, not of submit)."""
+
+    exit_code = 83
+
+
 class InterruptedRun(DasfHpcError):
     """The user ended the run; what was recorded was kept."""
 

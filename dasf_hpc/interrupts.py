@@ -73,9 +73,18 @@ class Interrupts:
             on_hurry()
 
     def release(self) -> None:
-        """From now on the next signal raises KeyboardInterrupt again."""
+        """From now on the next signal raises KeyboardInterrupt again.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If one has come that asks for an end at once.
+        """
         self._on_hurry = None
         self._raising = True
+        if self.at_once:
+            self._raising = False
+            raise KeyboardInterrupt
 
     def _stop_timer(self) -> None:
         if signal.SIGALRM in self._kept:

@@ -82,6 +82,11 @@ def make_directory(parent: Path, name: str, advice: str) -> Path:
     return directory
 
 
+def worker_recorded(directory: Path) -> bool:
+    """Say if any worker of a run left a journal."""
+    return any((directory / "journals").glob("worker-*"))
+
+
 def close_to_others(directory: Path) -> None:
     """Take every file of a run away from group and others: nsys gives its own permissions."""
     for folder, _, names in os.walk(directory):
@@ -212,6 +217,8 @@ def versions() -> dict[str, str | None]:
 
 #: States of a run that is over.
 FINAL = ("complete", "partial", "failed")
+#: States before a run is merged for the first time, in their order.
+RECORDING = ("starting", "waiting", "running", "stopping")
 
 
 def run_state(directory: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from distributed import Client
 from distributed.scheduler import KilledWorker
 
@@ -41,6 +43,7 @@ from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
     FOLDERS,
+    RECORDING,
     TRACE,
     Manifest,
     close_to_others,
@@ -69,7 +72,8 @@ def merge_run(
 ) -> Summary:
     """Merge a run's journals, join its reports, write ``trace.h5``, and say what is missing.
 
-    May be repeated, also for a run whose `submit` was killed.
+    May be repeated, also for a run whose `submit` was killed; that of a run which still runs leaves
+    its state as it is.
 
     Parameters
     ----------
@@ -93,6 +97,9 @@ def merge_run(
     """
     directory = find_run(run)
     manifest = Manifest(directory)
+    elsewhere = submit_lives(directory, manifest.content)
+    if not elsewhere and (why := cut_off(manifest.content)):
+        manifest.update(error=why, state="merging")
     journals = _journals(directory)
     try:
         merged = merge_journals(
@@ -134,8 +141,9 @@ def merge_run(
     if isinstance(asked[0], int) and isinstance(asked[1], int):
         workers = asked[0] * asked[1]
     found = sum(report.status == "joined" for report in reports)
+    if not elsewhere:
+        manifest.update(ended=manifest.content.get("ended") or time.time())
     manifest.update(
-        ended=manifest.content.get("ended") or time.time(),
         merged={
             "on": nodes.hostnames if nodes else [socket.gethostname()],
             "journals": merged.journals,
@@ -153,8 +161,10 @@ def merge_run(
         delete_environment(directory)  # of a `submit` that was killed
         delete_credentials(directory / "tls")
     close_to_others(directory)
-    complete = not missing(summary, manifest.content) and not manifest.content.get("error")
-    manifest.update(state="complete" if complete else "partial")
+    if not elsewhere:
+        manifest.update(state="merging")
+        complete = not missing(summary, manifest.content)
+        manifest.update(state="complete" if complete else "partial")
     for record in records:
         for sentence in record["notes"]:
             manifest.note(f"{record['hostname']}: {sentence}")
@@ -288,9 +298,14 @@ def _closed_when_nobody_is_left(launcher: Launcher, client: Client) -> Iterator[
 
 
 def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
-    """Name everything that a run's recording lacks, a sentence's part each."""
+    """Name everything that a run's recording lacks, a sentence's part each.
+
+    The rest of a script that was cut off, or still runs, is among it.
+    """
     merged = manifest.get("merged", {})
-    named = []
+    named = [str(manifest["error"]).rstrip(".")] if manifest.get("error") else []
+    if manifest.get("state") in RECORDING:
+        named.append("the run was not over when it was merged")
     for what in ("workers", "reports"):
         expected, found = merged.get(f"{what}_expected", 0), merged.get(f"{what}_found", 0)
         if found < expected:
@@ -302,6 +317,31 @@ def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
         if gap.kind != NOT_AVAILABLE  # what a node cannot give is told, and is no loss
     ]
     return named
+
+
+def cut_off(manifest: dict[str, Any]) -> str:
+    """Say that a run's `submit` was killed before the script had ended; empty where it was not."""
+    killed = manifest.get("state") in (*RECORDING, "merging")
+    if not killed or manifest.get("exit_code") is not None:
+        return ""
+    return "submit was killed before the job's script had ended"
+
+
+def submit_lives(directory: Path, manifest: dict[str, Any]) -> bool:
+    """Say if the `submit` of a run goes on, in a process other than this one.
+
+    Its heartbeat tells that, on its own host sooner its process.
+    """
+    pid = manifest.get("pid")
+    if pid == os.getpid() or run_state(directory) != "running":
+        return False
+    if manifest.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return True
+    try:
+        # One that began later has only its number; clocks of containers differ by some.
+        return psutil.Process(pid).create_time() < float(manifest.get("started") or 0) + 60
+    except (psutil.Error, TypeError, ValueError):
+        return False
 
 
 def _reports_expected(

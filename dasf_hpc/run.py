@@ -42,7 +42,9 @@ from dasf_hpc.launch.head_limit import seconds_to_end
 from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
 from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher
+from dasf_hpc.launch.leaving import going
 from dasf_hpc.launch.messages import logging_to
+from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.node_job import is_worker_of
 from dasf_hpc.launch.policy import (
     REPLACED_IN_VAIN,
@@ -54,6 +56,7 @@ from dasf_hpc.launch.policy import (
     refused,
     submitted,
 )
+from dasf_hpc.launch.queue import LostJob
 from dasf_hpc.launch.script_environment import (
     ADDRESS_VARIABLE,
     FOLDER_VARIABLE,
@@ -72,6 +75,7 @@ from dasf_hpc.launch.worker_environment import (
     withheld,
 )
 from dasf_hpc.launch.worker_options import check_together, check_worker_command, open_note
+from dasf_hpc.lost import explained
 from dasf_hpc.manifest import (
     HEARTBEAT,
     STOP_REQUEST,
@@ -80,6 +84,7 @@ from dasf_hpc.manifest import (
     git_revision,
     make_run_directory,
     versions,
+    worker_recorded,
 )
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
@@ -204,7 +209,8 @@ def submit(
                     exit_code = _run_job(launcher, program, arguments, manifest, interrupts, told)
         except DasfHpcError as caught:
             error = caught
-            manifest.update(error=str(error), exit_code=error.exit_code)
+        except KeyboardInterrupt:  # before a launcher was there that could end anything
+            error = InterruptedRun("Interrupted before the run had begun.")
         except BaseException as bug:
             manifest.update(state="failed", ended=time.time(), error=repr(bug))
             raise
@@ -215,19 +221,24 @@ def submit(
                 (directory / SCHEDULER_FILE).unlink()
             for sentence in script_notes(directory):
                 manifest.note(sentence)
-        if interrupts.at_once or not any((directory / "journals").glob("worker-*")):
+        recorded = worker_recorded(directory)
+        if error is not None:
+            manifest.update(error=str(error), exit_code=error.exit_code)
+        elif interrupts.at_once:  # which is no error of the recording
+            error = InterruptedRun("Interrupted after the job's script had ended.")
+        if interrupts.at_once or not recorded:
             manifest.update(state="failed", ended=time.time())
-            raise error or WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
+            raise _unmerged(error, directory, recorded)
         manifest.update(state="merging", exit_code=error.exit_code if error else exit_code)
-        interrupts.release()
         try:
+            interrupts.release()
             from dasf_hpc.outcome import merge_run
 
             summary = merge_run(directory, settings.nsys_path, told)
         except KeyboardInterrupt:
             manifest.update(state="partial", ended=time.time())
-            raise InterruptedRun(
-                f"Interrupted while merging; to merge again: dasf-hpc merge {directory}"
+            raise _unmerged(
+                InterruptedRun("Interrupted while merging."), directory, recorded
             ) from None
         except DasfHpcError as failed:
             manifest.update(state="partial", ended=time.time())
@@ -235,11 +246,33 @@ def submit(
             raise
         if settings.report:
             _write_report(directory, told)
+    if isinstance(error, InterruptedRun):
+        error = InterruptedRun(f"{_begun(error)}; what was recorded is merged in {directory}.")
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
     return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+
+
+def _begun(error: DasfHpcError) -> str:
+    """Give an error's sentence without its end, to go on with."""
+    return str(error).rstrip(".")
+
+
+def _unmerged(error: DasfHpcError | None, directory: Path, recorded: bool) -> DasfHpcError:
+    """Give the error of a run that is over and not merged, which says what is left to do.
+
+    Made when the run is over: a second signal may have come since the error was raised.
+    """
+    if error is None:
+        return WorkersError(f"No worker recorded anything: see {directory / 'logs'}.")
+    left = f"what was recorded is in {directory}, to merge it: dasf-hpc merge {directory}"
+    if not recorded:
+        if not isinstance(error, InterruptedRun):
+            return error
+        left = f"no worker had recorded anything (logs: {directory / 'logs'})."
+    return type(error)(f"{_begun(error)}; {left}")
 
 
 @contextlib.contextmanager
@@ -299,6 +332,7 @@ def _run_job(
         words = _words(program, arguments, directory)
         process = JobProcess(words, environment, directory / "logs", python)
         code = _wait_for_job(process, launcher, recorder, manifest, told)
+        manifest.update(exit_code=code)  # from now on the script is known to have ended by itself
         if abandoned := let_end(launcher, told):
             manifest.note(abandoned)
         return code
@@ -309,10 +343,7 @@ def _run_job(
                 f"was recorded is in {directory} (more time: --head-walltime, or the time limit of "
                 "the batch job that the head is)."
             ) from None
-        raise InterruptedRun(
-            f"Interrupted; the workers were ended and what was recorded is in {directory}"
-            + (f": dasf-hpc merge {directory}" if interrupts.at_once else ".")
-        ) from None
+        raise InterruptedRun("Interrupted; the workers were ended.") from None
     finally:
         interrupts.hold(launcher.cancel_on_stop)
         if process is not None:
@@ -323,6 +354,8 @@ def _run_job(
         if process is not None:  # what tasks waited for is among the notes
             manifest.content["waiting_for"] = ""
         manifest.update(state="stopping", job_ended=time.time())
+        if not interrupts.at_once and not (launcher.local and interrupts.taken):
+            _note_lost(manifest, going(launcher))
         report = launcher.stop(
             lambda ended, jobs: told(
                 Step("Ending the workers and writing their reports", ended, jobs)
@@ -336,6 +369,9 @@ def _run_job(
             recorder.end()
             manifest.update(workers_joined=len(recorder.joined))
         manifest.update(stop=asdict(report), batch_jobs=launcher.job_ids())
+        if lost := manifest.content.get("lost"):
+            records = read_node_records(directory)
+            manifest.update(lost=explained(lost, records, directory / "logs"))
         if process is not None:
             process.terminate()  # at once: after the workers, for which PBS leaves 10 s in all
             process.wait_output()
@@ -463,8 +499,7 @@ def _replace_jobs(
 ) -> tuple[Memory, End | None]:
     """Look for node jobs that are lost or soon will be, and do what `policy` says about them."""
     settings, lost = launcher.settings, launcher.losses()
-    if lost:
-        manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
+    _note_lost(manifest, lost)
     workers = recorder.joined.values()
     losses = [
         Loss(job.name, job.walltime, job.replaced, any(is_worker_of(job.name, w) for w in workers))
@@ -490,8 +525,28 @@ def _replace_jobs(
             manifest.note(f"a replacement is asked for again later: {error}")
             break
         memory = submitted(memory)
-        manifest.update(batch_jobs=launcher.job_ids())
+        known = set(manifest.content.get("batch_jobs", []))
+        jobs = launcher.job_ids()
+        manifest.update(batch_jobs=jobs)
+        if not decision.expiring:  # those are replaced before they are lost
+            _note_replaced(manifest, [job for job in jobs if job not in known])
     return memory, decision.end
+
+
+def _note_lost(manifest: Manifest, lost: Sequence[LostJob]) -> None:
+    """Keep which node jobs were lost."""
+    if lost:
+        manifest.update(lost=[*manifest.content.get("lost", []), *map(asdict, lost)])
+
+
+def _note_replaced(manifest: Manifest, new: Sequence[str]) -> None:
+    """Keep which node job came in the place of the first lost one that has none."""
+    lost = [dict(job) for job in manifest.content.get("lost", [])]
+    for job in lost:
+        if new and not job["replaced"] and not job.get("replaced_by"):
+            job["replaced_by"] = new[0]
+            manifest.update(lost=lost)
+            return
 
 
 def _write_report(directory: Path, told: Told) -> None:

@@ -13,7 +13,16 @@ from dasf_hpc.errors import BatchError, RunDirectoryError
 from dasf_hpc.launch.head import HEAD_LOG, in_queue
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
-from dasf_hpc.manifest import FINAL, MANIFEST, STOP_REQUEST, Manifest, find_run, run_state
+from dasf_hpc.manifest import (
+    FINAL,
+    MANIFEST,
+    STOP_REQUEST,
+    TRACE,
+    Manifest,
+    find_run,
+    run_state,
+    worker_recorded,
+)
 from dasf_hpc.systems import SYSTEMS
 
 
@@ -102,6 +111,13 @@ def state_now(directory: Path) -> str:
     return state
 
 
+def _to_merge(directory: Path) -> str:
+    """Say how to merge what was recorded; empty where there is nothing, or it is merged."""
+    if (directory / TRACE).exists() or not worker_recorded(directory):
+        return ""
+    return f"; to merge what was recorded: dasf-hpc merge {directory}"
+
+
 #: How long a cancelled job may stay in the queue.
 GONE_S = 10.0
 
@@ -121,7 +137,7 @@ def cancel_run(run: Path, wait_s: float) -> str:
     """
     directory = find_run(run)
     if run_state(directory) in FINAL:
-        return f"{directory.name} is over already ({run_state(directory)})."
+        return f"{directory.name} is over already ({run_state(directory)}){_to_merge(directory)}."
     if run_state(directory) == "running":
         try:
             (directory / STOP_REQUEST).touch(mode=0o600)
@@ -131,7 +147,7 @@ def cancel_run(run: Path, wait_s: float) -> str:
         while time.monotonic() < deadline:
             state = run_state(directory)
             if state != "running":
-                return f"{directory.name} has ended ({state})."
+                return f"{directory.name} has ended ({state}){_to_merge(directory)}."
             time.sleep(0.5)
         return f"{directory.name} was asked to end and has not yet, after {wait_s:g} s."
     content = Manifest(directory).content

@@ -170,7 +170,7 @@ def test_the_program_runs_without_a_checkout(installed: Path, tmp_path: Path) ->
         assert "Usage: dasf-hpc submit" in wrong.stderr
         assert "Try 'dasf-hpc submit -h'" in wrong.stderr
         missing = run(*words, "show", "nothing", cwd=tmp_path)
-        assert missing.returncode == 76, missing.stderr
+        assert missing.returncode == 73, missing.stderr
         assert missing.stderr.startswith("dasf-hpc: ")
     written = run_well(installed / "dasf-hpc", "template", "slurm", cwd=tmp_path)
     assert "#SBATCH" in written

@@ -57,6 +57,7 @@ from dasf_hpc.analysis.slots import (
     split,
     transition_code,
 )
+from dasf_hpc.lost import lost_sentence, read_run
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.summary import unused
 
@@ -211,9 +212,37 @@ def where(trace: Trace) -> Answer:
         "where",
         {"summary": summary, "workers": table, "gpus": of_gpus},
         {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS},
-        [] if unused(trace) else _findings(summary, runs, int(found["threads"].sum())),
+        []
+        if unused(trace)
+        else most_severe_first(
+            [*_lost_jobs(trace, table), *_findings(summary, runs, int(found["threads"].sum()))]
+        ),
         unanswered,
     )
+
+
+def _lost_jobs(trace: Trace, table: pd.DataFrame) -> list[Finding]:
+    """Tell of node jobs that the run lost, where ``run.json`` lies beside the trace."""
+    run = read_run(trace.path.parent)
+    sentence = lost_sentence(run)
+    if not sentence:
+        return []
+    names = [str(job.get("name")) for job in run["lost"] if isinstance(job, dict)]
+    own = [
+        any(worker == name or worker.startswith(f"{name}-") for name in names)
+        for worker in table["worker"].astype(str)
+    ]
+    return [
+        Finding(
+            Severity.WARNING,
+            "where",
+            "workers",
+            tuple(int(row) for row in table.index[own]),
+            f"The run lost {sentence}.",
+            "What was only there was computed again, by fewer workers: see `dasf-hpc logs RUN "
+            "NODE`, and `--on-lost replace` or `--on-walltime replace` for others in their place.",
+        )
+    ]
 
 
 def _table(rows: list[dict[str, object]], columns: Columns) -> pd.DataFrame:

@@ -214,10 +214,9 @@ class Launcher(NodeScripts):
                 hopeless_since = now
             elif now - hopeless_since > HOPELESS_AFTER_S:
                 self.cancel_on_stop()
-                raise BatchError(
-                    f"A node job can never start ({hopeless[0].reason}): "
-                    f"{self.why_pending(hopeless[0].reason).sentence}."
-                )
+                sentence = self.why_pending(said := hopeless[0].reason).sentence
+                said = "" if said in sentence else f" ({said})"
+                raise BatchError(f"A node job can never start{said}: {sentence}.")
             waited_for = sum(s.state.in_queue for s in statuses.values())
             possible = waited_for * self.shape.workers_per_node
             possible += sum(

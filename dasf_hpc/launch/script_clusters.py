@@ -41,6 +41,7 @@ from dasf_hpc.launch.script_environment import (
     SCHEDULER_FILE_VARIABLE,
     WORKERS_VARIABLE,
 )
+from dasf_hpc.launch.script_messages import keep_dasks_own
 from dasf_hpc.launch.script_notes import note
 
 #: Dask's variables of a run's credentials, and the keys of its configuration that they set.
@@ -62,6 +63,7 @@ def install(distributed: Any) -> None:
     address, directory = os.environ.get(ADDRESS_VARIABLE), os.environ.get(RUN_VARIABLE)
     if not address or not directory or OWN_CLUSTER_VARIABLE not in os.environ:
         return
+    keep_dasks_own(distributed, Path(directory))
     workers = int(os.environ.get(WORKERS_VARIABLE, "1"))
     say = _Said(Path(directory))
     run = RunCluster(address, _security(), workers, Path(directory), say)

@@ -29,6 +29,7 @@ from dasf_hpc.analysis.executions import (
 )
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show.export import written
 from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
@@ -177,6 +178,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         unused=summary.unused,
         gaps=[gap.sentence for gap in summary.gaps],
         facts=_facts(manifest, trace),
+        lost=lost_sentence(manifest),
         notes=manifest.get("notes", []),
         whole=picture["whole"],
         exact=len(picture["exact"]["start"]),

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dasf_hpc.analysis.executions import duration_text
+from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.trace.summary import GpuTimes, Summary
@@ -60,6 +61,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
             worst = max(order.worst for order in summary.causality)
             order += f" beyond what the clocks' bounds allow, by up to {duration_text(worst)}"
         facts.add_row("Order", order)
+    if lost := lost_sentence(manifest):
+        facts.add_row("Lost", escape(lost))
     for gap in summary.gaps:
         facts.add_row("Missing", gap.sentence)
     for note in manifest.get("notes", []):

@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from system.conftest import Running, Submit, command
-from system.ledger import check_nothing_lost, ledger_job
+from system.ledger import check_nothing_lost, ledger, ledger_job
 from testbed.lsf import LsfTestbed
 from testbed.slurm import SlurmTestbed
 
 NODES = ("--nodes", "2", "--workers-per-node", "1", "--interface", "lo", "--no-nsys")
+
+
+def many(count: int) -> str:
+    """Give a job of so many tasks."""
+    return ledger_job("client.gather(futures)", count)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def test_a_node_that_dies_without_the_queue_knowing_is_a_loss_and_no_wait(
     patient: SlurmTestbed, start: Callable[..., Running], script: Callable[[str], str]
 ) -> None:
     words = ("--on", "slurm", "--memory", "8GB", *NODES, "--node-timeout", "15")
-    running = start(*words, script(ledger_job(600)), environment=patient.environment)
+    running = start(*words, script(many(600)), environment=patient.environment)
     running.wait_for_tasks(40)
     (first, second) = (job for job in patient.queue() if job.state == "RUNNING")
     patient.kill_node(second.nodes)
@@ -41,7 +46,7 @@ def test_a_node_that_dies_without_the_queue_knowing_is_a_loss_and_no_wait(
     ended = done.manifest
     assert ended["ended"] - ended["job_ended"] < 60
     assert str(first.id) in ended["stop"]["by_themselves"]
-    check_nothing_lost(done.directory, running.folder)
+    check_nothing_lost(done.directory, ledger(running.folder))
     patient.command("scontrol", "update", f"nodename={second.nodes}", "state=down", "reason=test")
     patient.start_node(second.nodes)
     patient.command("scontrol", "update", f"nodename={second.nodes}", "state=resume")
@@ -70,7 +75,7 @@ def test_a_job_that_someone_cancels_is_said_to_be_cancelled(
 ) -> None:
     slurm.wait_until_idle()
     words = ("--on", "slurm", "--memory", "8GB", *NODES)
-    running = start(*words, script(ledger_job(300)), environment=slurm.environment)
+    running = start(*words, script(many(300)), environment=slurm.environment)
     running.wait_for_tasks(20)
     job = next(job for job in slurm.queue() if job.state == "RUNNING")
     slurm.command("scancel", str(job.id))
@@ -78,7 +83,7 @@ def test_a_job_that_someone_cancels_is_said_to_be_cancelled(
     assert running.manifest()["lost"][0]["how"] == "was cancelled"
     done = running.end()
     assert done.code == 0, done.err
-    check_nothing_lost(done.directory, running.folder)
+    check_nothing_lost(done.directory, ledger(running.folder))
 
 
 @pytest.mark.needs("slurm")
@@ -87,7 +92,7 @@ def test_what_a_node_job_says_is_seen_while_it_runs_and_is_its_owners_alone(
 ) -> None:
     slurm.wait_until_idle()
     words = ("--on", "slurm", "--memory", "8GB", *NODES, "--prologue", "echo HELLO from the node")
-    running = start(*words, script(ledger_job(200)), environment=slurm.environment)
+    running = start(*words, script(many(200)), environment=slurm.environment)
     running.wait_for_tasks(5)
     logs = sorted((running.directory / "logs").glob("*-[01].log"))
     assert len(logs) == 2
@@ -121,11 +126,11 @@ LSF = ("--on", "lsf", "--memory", "1GB", "--nodes", "2", "--interface", "lo", "-
 def test_a_run_on_lsf(lsf: LsfTestbed, submit: Submit, script: Callable[[str], str]) -> None:
     foreign = lsf.run("bsub", standard_input=["#BSUB -J dasf-other-0", "sleep 60"])
     assert "is submitted" in foreign.stdout
-    done = submit(*LSF, script(ledger_job(100)), environment=lsf.environment)
+    done = submit(*LSF, script(many(100)), environment=lsf.environment)
     assert done.code == 0, done.err
     assert len(done.manifest["batch_jobs"]) == 2
     assert sorted(done.manifest["stop"]["by_themselves"]) == sorted(done.manifest["batch_jobs"])
-    check_nothing_lost(done.directory, done.runs.parent)
+    check_nothing_lost(done.directory, ledger(done.runs.parent))
     (left,) = lsf.queue()
     assert left not in done.manifest["batch_jobs"]
     lsf.run("bkill", left)
@@ -142,9 +147,9 @@ def test_a_queue_that_lsf_does_not_have_is_told_in_its_words(
 def test_jobs_that_wait_on_lsf_are_cancelled(
     lsf: LsfTestbed, start: Callable[..., Running], script: Callable[[str], str]
 ) -> None:
-    running = start(*LSF, script(ledger_job(5000)), environment=lsf.environment)
+    running = start(*LSF, script(many(5000)), environment=lsf.environment)
     running.wait_for_tasks(5)
     subprocess.run(command("cancel", str(running.directory)), check=True, timeout=90)
     done = running.end()
     assert done.code == 130, done.err
-    check_nothing_lost(done.directory, running.folder)
+    check_nothing_lost(done.directory, ledger(running.folder))

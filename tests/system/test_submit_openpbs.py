@@ -125,3 +125,15 @@ def test_what_qsub_refuses_is_told_in_its_own_words(
     assert done.code == 70, done.err
     assert says in done.err
     assert done.err.count("\n") == 1
+
+
+def test_what_pbs_says_of_a_job_that_can_never_run_is_told_once(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    done = submit(
+        "--on", "pbs", "--interface", "lo", "--threads-per-worker", "99", script("pass"),
+        environment=server.environment,
+    )  # fmt: skip
+    assert done.code == 70, done.err
+    assert done.err.count("Can Never Run") == 1, done.err
+    assert "--threads-per-worker" in done.err

@@ -22,6 +22,7 @@ from dasf_hpc.errors import ProgramMissingError, SettingsError
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.head import filled_template
 from dasf_hpc.settings import load_settings
+from dasf_hpc.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("dasf-hpc")
