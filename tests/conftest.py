@@ -178,20 +178,22 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     _check_names(required_programs(), REQUIRED_VARIABLE)
     if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux" and os.geteuid() == 0:
-        have_own_shared_memory()
+        have_own_places_of_nsys()
 
 
-def have_own_shared_memory() -> None:
-    """Give this process, and all that it starts, a ``/dev/shm`` of its own.
+def have_own_places_of_nsys() -> None:
+    """Give this process, and all that it starts, what all nsys of a host share, for itself.
 
-    All nsys of a host share a table there. Tests that kill nsys leave it in need of repair, which
-    is felt by whatever else runs nsys on the host at that moment: other tests must not.
+    Tests that kill nsys leave that in need of repair, which is felt by whatever else runs nsys on
+    the host at that moment: other tests must not.
     """
     library = ctypes.CDLL(None, use_errno=True)
     if library.unshare(CLONE_NEWNS) != 0:
         return  # in a container that forbids it
     library.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None)
-    library.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
+    Path("/tmp/nvidia").mkdir(exist_ok=True)
+    for place in (b"/dev/shm", b"/tmp/nvidia"):
+        library.mount(b"tmpfs", place, b"tmpfs", 0, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,10 +6,11 @@ breaks is met by another.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from dasf_hpc.launch import node
 from dasf_hpc.nsight import sessions
 from dasf_hpc.nsight.export import find_nsys
 
-LOCKS = Path("/tmp") / sessions.LOCKS
+LOCKS = Path("/tmp/nvidia/nsight_systems")
 
 OWN_PLACES = f"""
 mount -t tmpfs tmpfs {sessions.TABLES}
@@ -91,17 +92,6 @@ def said(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def in_reach(process: subprocess.Popen[str], path: Path) -> Path:
-    """Give a path of another process's mount namespace, once its folder is there."""
-    seen = Path(f"/proc/{process.pid}/root{path}")
-    deadline = time.monotonic() + 10.0
-    # The namespace's own folders are empty file systems: their device is not this one's.
-    while not (seen.parent.exists() and seen.parent.stat().st_dev != path.parents[2].stat().st_dev):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return seen
-
-
 def wait_for_record(folder: Path) -> None:
     """Wait until a node step is about to start nsys, and a moment more."""
     deadline = time.monotonic() + 30.0
@@ -136,32 +126,25 @@ def test_what_a_killed_nsys_left_in_line_is_ended(tmp_path: Path, version: str) 
     assert (tmp_path / record["report"]).exists()
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["started-again", "told-to-end"])
-def test_an_nsys_that_could_not_start(tmp_path: Path, version: str, told: bool) -> None:
-    """While another has the lock, nsys gives up; it is started again unless the job is over."""
-    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+def stand_in(folder: Path, first: str) -> Path:
+    """Write an nsys that does something else before, or in place of, its first profiling."""
+    path = folder / "bin" / "nsys"
+    path.parent.mkdir()
+    once = f'if [ "$1" = profile ] && mkdir {folder}/once; then {first}; fi'
+    path.write_text(f'#!/bin/sh\n{once}\nexec {shutil.which("nsys")} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_an_nsys_that_could_not_start_is_started_again(tmp_path: Path, version: str) -> None:
+    own = ["--nsys-path", str(stand_in(tmp_path, "exit 1"))]
+    step = [*NODE_STEP, *own, "--run", str(tmp_path), "--", "echo", "ran"]
     process = start_apart(version, "", *step, folder=tmp_path)
-    lock = in_reach(process, LOCKS / f"SessionManager-{version}.lock")
-    with lock.open("w") as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)
-        wait_for_record(tmp_path)
-        deadline = time.monotonic() + 30.0
-        if told:
-            process.send_signal(signal.SIGTERM)
-        notes: list[str] = []
-        while not told and not any("died" in note for note in notes):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-            notes = [note for r in node.read_node_records(tmp_path) for note in r["notes"]]
-        if told:
-            output = said(process)
-            assert process.returncode == 1, output
-            assert "\nran\n" not in output
-            return
     output = said(process)
     assert process.returncode == 0, output
     assert "\nran\n" in output
     (record,) = node.read_node_records(tmp_path)
+    assert any("died at its start" in note for note in record["notes"])
     assert (tmp_path / record["report"]).exists()
 
 
@@ -223,16 +206,59 @@ def test_jobs_with_a_tmpdir_each_start_nsys_at_once(tmp_path: Path, version: str
 
 def test_an_nsys_that_waits_for_ever_is_started_again(tmp_path: Path, version: str) -> None:
     """The table becomes half made when nsys has already begun to start."""
-    step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
+    table = sessions.table_of(version)
+    own = ["--nsys-path", str(stand_in(tmp_path, f"TABLE={table}; {HALF_MADE}"))]
+    step = [*NODE_STEP, *own, "--run", str(tmp_path), "--", "echo", "ran"]
     process = start_apart(version, "", *step, folder=tmp_path)
-    lock = in_reach(process, LOCKS / f"SessionManager-{version}.lock")
-    with lock.open("w") as stream:
-        fcntl.lockf(stream, fcntl.LOCK_EX)
-        wait_for_record(tmp_path)
-        table = in_reach(process, sessions.table_of(version))
-        table.write_bytes(sessions.INITIALIZING.to_bytes(4, "little") + bytes(179484))
     output = said(process)
     assert process.returncode == 0, output
     (record,) = node.read_node_records(tmp_path)
     assert any("died at its start" in note for note in record["notes"])
     assert (tmp_path / record["report"]).exists()
+
+
+RANGES = """
+import os, pathlib, sys, time, nvtx
+for i in range(7):
+    nvtx.end_range(nvtx.start_range("x"))
+print("TMPDIR", os.environ.get("TMPDIR"), flush=True)
+pathlib.Path(sys.argv[1], "said").touch()
+while not pathlib.Path(sys.argv[1], "go").exists():
+    time.sleep(0.05)
+"""
+
+
+def test_what_was_recorded_is_kept_though_an_nsys_with_another_table_ends(
+    tmp_path: Path, version: str
+) -> None:
+    """As in a container, which has other shared memory and the same folder for temporary files."""
+    script = tmp_path / "ranges.py"
+    script.write_text(RANGES)
+    step = [*NODE_STEP, "--run", str(tmp_path), "--", sys.executable, str(script), str(tmp_path)]
+    process = subprocess.Popen(
+        step, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for_record(tmp_path)
+    (record,) = node.read_node_records(tmp_path)
+    deadline = time.monotonic() + 30.0
+    while not (tmp_path / "said").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    apart = f"mount -t tmpfs tmpfs {sessions.TABLES}; exec {' '.join(PROFILE)} -o {tmp_path}/b true"
+    other = ["unshare", "--mount", "--map-root-user", "sh", "-c", apart]
+    subprocess.run(other, check=True, capture_output=True)
+    (tmp_path / "go").touch()
+    output = said(process)
+    assert process.returncode == 0, output
+    report = tmp_path / record["report"]
+    subprocess.run(
+        ["nsys", "export", "-t", "sqlite", "-o", str(tmp_path / "a.sqlite"), str(report)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with sqlite3.connect(tmp_path / "a.sqlite") as database:
+        ((count,),) = database.execute(
+            "SELECT count(*) FROM NVTX_EVENTS AS event LEFT JOIN StringIds ON id = event.textId "
+            "WHERE coalesce(text, value) = 'x'"
+        )
+    assert count == 7
+    assert f"TMPDIR {os.environ.get('TMPDIR')}\n" in output  # the user's own, as it was

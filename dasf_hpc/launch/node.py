@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from dasf_hpc.launch.deadline import set_deadline
+from dasf_hpc.launch.late import RUN_OVER, run_is_over
+from dasf_hpc.launch.quoting import shell_word
 from dasf_hpc.launch.worker_command import (
     choose_nsys,
     file_stem,
@@ -35,7 +37,7 @@ from dasf_hpc.launch.worker_command import (
 )
 from dasf_hpc.nsight.export import find_nsys, reports_of
 from dasf_hpc.nsight.room import no_room
-from dasf_hpc.nsight.sessions import agents_of, make_way, turn, waits_for_ever
+from dasf_hpc.nsight.sessions import agents_of, make_way, own_place, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.systems import batch_job_id
 
@@ -260,7 +262,13 @@ class Ended(NamedTuple):
     worker: psutil.Process | None
 
 
-def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
+def _users_tmpdir() -> str:
+    """Give the shell's words that set TMPDIR as it is here: nsys has one of its own."""
+    here = os.environ.get("TMPDIR")
+    return "unset TMPDIR" if here is None else f"export TMPDIR={shell_word(here)}"
+
+
+def run_to_its_end(command: Sequence[str], begun: Path, place: Path | None = None) -> Ended:
     """Run nsys with a command to nsys's end, whatever signals ask this process to end meanwhile.
 
     Batch schedulers and terminals signal every process of a job. So nsys has had the signal, too,
@@ -273,6 +281,8 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
         The words of ``nsys profile`` and of the command.
     begun
         The file into which the command writes its process id at first.
+    place
+        nsys's TMPDIR, None for this process's.
 
     Raises
     ------
@@ -280,7 +290,8 @@ def run_to_its_end(command: Sequence[str], begun: Path) -> Ended:
         If nsys cannot be started.
     """
     with turn():
-        process = subprocess.Popen(command)
+        environment = {**os.environ, **({"TMPDIR": str(place)} if place else {})}
+        process = subprocess.Popen(command, env=environment)
         looked = time.monotonic()
         while process.poll() is None and not begun.exists():
             time.sleep(0.02)
@@ -399,6 +410,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     if arguments.command[:1] == ["--"]:
         arguments.command = arguments.command[1:]
+    if late := run_is_over(arguments.run):
+        say(late)
+        return RUN_OVER
     umask = os.environ.pop(UMASK_VARIABLE, None) or f"{users_umask():04o}"
     os.umask(0o077)
     if arguments.walltime is not None:
@@ -450,23 +464,26 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
         begun.unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         text = (
-            f'umask 077; echo $$ > "$0" || {{ rm -f "$0"; exit 73; }}; umask {umask:04o}; exec "$@"'
+            'umask 077; echo $$ > "$0" || { rm -f "$0"; exit 73; }; '
+            f'umask {umask:04o}; {_users_tmpdir()}; exec "$@"'
         )
         starter = ["/bin/sh", "-c", text, str(begun)]
         started = time.monotonic()
-        try:
-            ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun)
-        except OSError as error:
-            failures = [f"nsys cannot be run: {error.strerror or error}"]
-        else:
-            if begun.exists():
-                _leave_reports(arguments, record, ended, time.monotonic() - started)
-                if ended.worker is None:
-                    return ended.code
-                return wait_for_worker(ended.worker, ended.process, asked)
-            failures = [f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"]
-            if done := make_way(record["nsys_version"], ended.process):
-                failures.append(done)
+        with own_place() as place:
+            try:
+                ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun, place)
+            except OSError as error:
+                failures = [f"nsys cannot be run: {error.strerror or error}"]
+            else:
+                if begun.exists():
+                    _leave_reports(arguments, record, ended, time.monotonic() - started)
+                    if ended.worker is None:
+                        return ended.code
+                    return wait_for_worker(ended.worker, ended.process, asked)
+                died = f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"
+                failures = [died]
+                if done := make_way(record["nsys_version"], ended.process):
+                    failures.append(done)
         if asked.by is not None:
             _asked_too_early(arguments.run, record, asked.by)
             return ended.code or 128 + asked.by

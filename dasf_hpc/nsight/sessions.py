@@ -1,13 +1,20 @@
-"""Nsight: nsys's table of sessions on a node, and how to get past one that is half made.
+"""Nsight: what all nsys of a host share, and how to get past what of it is in the way.
 
 All nsys of one version on a host share a table in memory, ``/dev/shm/NSys-VERSION``, whoever runs
 them. The lock in front of it lies below ``TMPDIR``, and where every batch job has a TMPDIR of its
 own, two that start at once both make the table, which is never finished then; nor is it where one
 is killed while making it. Whoever comes waits for it: nsys itself for ever, or, where only its
 agent waits, for 10 s ("Agent launcher failed."), and the agent is left behind and holds up the ones
-after it. All of this was seen with nsys 2022.4.2. Only taking the table away helps. Those that have
-it open go on as if nothing had happened (tried: their reports are whole), and the next nsys makes a
-new one.
+after it. Only taking the table away helps.
+
+The last nsys of a table that ends takes all that lies below ``TMPDIR/nvidia`` for left behind, and
+deletes it. Where that is another's, whose table is another one, that one's report holds nothing
+that its processes recorded, no range and no call, without a word. So it is where a table was taken
+away, and where two nsys see other tables and one TMPDIR, as in containers and namespaces. So our
+own have a TMPDIR of their own (`own_place`). A process that starts when the table is gone is not
+recorded either: one that is whole and in use is left alone.
+
+All of this was seen with nsys 2022.4.2.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import fcntl
 import os
 import pwd
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,12 +35,14 @@ import psutil
 TABLES = Path("/dev/shm")
 """Where Linux keeps memory that has a name."""
 
-LOCKS = Path("nvidia/nsight_systems")
-"""Where nsys keeps the locks in front of its tables, below the folder for temporary files."""
+ENDED_AGENTS = "{} agents of ended nsys kept others from starting: they were ended"
 
 #: What the first word of Boost's managed shared memory says of a segment that is being made, and of
 #: one whose making failed (boost/interprocess/detail/managed_open_or_create_impl.hpp).
 INITIALIZING, CORRUPTED = 1, 3
+
+#: nsys makes sockets in its TMPDIR, whose paths hold 107 bytes (unix(7)): 21 of its own name them.
+LONGEST_PLACE = 80
 
 #: Making the table takes less than a millisecond.
 MAKING_TAKES_S = 1.0
@@ -69,6 +79,23 @@ def turn() -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def own_place() -> Iterator[Path | None]:
+    """Make a folder for what an nsys keeps while it runs; None where none can be made.
+
+    It is to be nsys's ``TMPDIR``, and lies below our own, where a report's parts have room.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="nsys-"))
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder if len(os.fsencode(folder)) <= LONGEST_PLACE else None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def half_made(version: str) -> bool:
@@ -153,19 +180,20 @@ def left_agents(profiler: int | None) -> list[psutil.Process]:
 
 
 def _in_line() -> set[int]:
-    """Give the processes that hold or wait for the lock in front of the tables."""
-    inodes, processes = set(), set()
-    for folder in {Path("/tmp"), Path(tempfile.gettempdir())}:
-        for lock in (folder / LOCKS).glob("*SessionManager*"):
-            with contextlib.suppress(OSError):
-                inodes.add(str(lock.stat().st_ino))
+    """Give the processes that hold or wait for a lock, as agents do for that of the table."""
+    processes = set()
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             # As "1: -> POSIX  ADVISORY  WRITE 22055 fe:00:2205190 0 EOF" (proc_locks(5)).
-            process, place = line.split()[-4:-2]
-            if place.rpartition(":")[2] in inodes:
-                processes.add(int(process))
+            with contextlib.suppress(ValueError, IndexError):
+                processes.add(int(line.split()[-4]))
     return processes
+
+
+def _others() -> bool:
+    """Say if an ``nsys profile`` is there, or its agent with a program that it profiles."""
+    processes = psutil.process_iter(["cmdline"])
+    return any(profiler_of(process.info["cmdline"] or ()) is not None for process in processes)
 
 
 def make_way(version: str, profiler: int | None = None) -> str | None:
@@ -192,14 +220,14 @@ def make_way(version: str, profiler: int | None = None) -> str | None:
         for agent in stubborn:
             with contextlib.suppress(psutil.Error):
                 agent.kill()
-        if not agents and not half_made(version):
-            return None
+        if not half_made(version) and (profiler is None or _others()):
+            return ENDED_AGENTS.format(len(agents)) if agents else None
         table = table_of(version)
         try:
             owner = table.stat().st_uid
             table.unlink()
         except FileNotFoundError:
-            return f"{len(agents)} agents of ended nsys kept others from starting: they were ended"
+            return ENDED_AGENTS.format(len(agents))
         except OSError:
             return (
                 f"what another nsys left in {table} keeps nsys from starting on this node: "
