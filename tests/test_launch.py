@@ -650,6 +650,25 @@ def test_a_reason_with_details_is_known_by_its_first_word() -> None:
     assert reason == REASONS["ReqNodeNotAvail"]
 
 
+@pytest.mark.parametrize(
+    ("comment", "hopeless", "says"),
+    [
+        ("Not Running: Not enough total nodes available", True, "can never run it"),
+        ("Not Running: Insufficient amount of resource: ncpus (R: 8 A: 2 T: 16)", False,
+         "the scheduler says"),
+        ("Not Running: Insufficient amount of resource: mem (R: 64gb A: 8gb T: 33554432kb)", False,
+         "33554432kb is all there is of mem, and 64gb is asked for"),
+        ("Not Running: Insufficient amount of queue resource: ngpus (R: 9 A: 0 T: 8)", False,
+         "it may wait for ever"),
+        ("Not Running: Not enough free nodes available", False, "the scheduler says"),
+    ],
+)  # fmt: skip
+def test_what_pbs_says_of_a_job_that_waits(comment: str, hopeless: bool, says: str) -> None:
+    reason = PBS.why_pending(comment)
+    assert reason.hopeless is hopeless
+    assert says in reason.sentence
+
+
 @pytest.mark.parametrize("reason", ["QOSGrpCpuLimit", "Not Running: Queue not started.", ""])
 def test_an_unknown_reason_is_told_in_the_schedulers_words_and_is_never_hopeless(
     reason: str,

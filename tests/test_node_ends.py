@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dasf_hpc.errors import SettingsError
-from dasf_hpc.launch import node
+from dasf_hpc.launch import node, node_watch
 from dasf_hpc.launch.worker_command import choose_nsys, records_in_part, why_not_together
 from dasf_hpc.launch.worker_options import check_together
 from dasf_hpc.nsight.export import reports_of
@@ -89,8 +89,15 @@ class Step:
 
     def nsys(self) -> psutil.Process:
         """Give its nsys."""
-        (nsys,) = psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children()
+        (nsys,) = (child for child in children if "profile" in child.cmdline())
         return nsys
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Give the processes that have a folder in their command line."""
+    words = ((p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"]))
+    return [process for process, line in words if str(folder) in line]
 
 
 Start = Callable[..., Step]
@@ -111,8 +118,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if step.process.poll() is None:
             step.process.kill()
             step.process.wait()
-    words = ((p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"]))
-    left = [process for process, line in words if str(tmp_path) in line]
+    deadline = time.monotonic() + 20.0  # a step that was killed has a watcher, which clears up
+    while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     for process in left:
         process.kill()
     assert left == []
@@ -357,3 +365,63 @@ def test_what_a_record_says_of_its_reports_is_looked_at(tmp_path: Path) -> None:
         (tmp_path / "nodes" / f"{name}.json").write_text(text)
     found = [record.get("reports") for record in node.read_node_records(tmp_path)]
     assert found == [["x"], None, None, None]
+
+
+# ------------------------------------------------------------------------- the step is killed
+
+
+@pytest.mark.needs("nsys")
+def test_a_job_that_is_killed_at_once_leaves_no_worker_and_no_agent(
+    tmp_path: Path, start: Start
+) -> None:
+    """As ``qdel -W force`` does it: what has the job's session gets SIGKILL, and no more."""
+    step = start("--nsys", *worker(tmp_path, 60))
+    step.wait_for((tmp_path / "worker").exists)
+    nsys = step.nsys()
+    agents = agents_of(nsys.pid)
+    assert len(agents) == 1
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == step.process.pid:
+                process.kill()
+    step.process.wait()
+    assert agents[0].is_running()  # it has a session of its own
+    _, left = psutil.wait_procs([*agents, *processes_of(tmp_path)], timeout=30)
+    assert left == []
+    assert (tmp_path / "closed").exists()  # the worker was told, and not killed
+
+
+@pytest.mark.needs("nsys")
+def test_of_a_step_that_alone_is_killed_the_report_is_written(tmp_path: Path, start: Start) -> None:
+    step = start("--nsys", *worker(tmp_path, 60))
+    step.wait_for((tmp_path / "worker").exists)
+    time.sleep(1.0)
+    step.process.kill()
+    step.process.wait()
+    _, left = psutil.wait_procs(processes_of(tmp_path), timeout=60)
+    assert left == []
+    assert (tmp_path / step.record["report"]).exists()
+
+
+def test_who_is_watched_and_ends_in_order_is_left_alone(tmp_path: Path) -> None:
+    script = Path(node.__file__).with_name("node_watch.py")
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        begun = tmp_path / "begun"
+        begun.write_text(str(bystander.pid))
+        for said, ended in ((f"{bystander.pid}\nok\n", False), ("", False), ("999999\n", True)):
+            words = [sys.executable, "-SE", str(script), str(begun)]
+            done = subprocess.run(words, input=said, text=True, timeout=30, check=False)
+            assert done.returncode == 0
+            assert (bystander.poll() is not None) is ended
+        assert bystander.wait() == -signal.SIGTERM
+
+
+def test_a_later_process_with_the_workers_number_is_left_alone(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        begun.write_text(str(bystander.pid))
+        os.utime(begun, (time.time() - 60, time.time() - 60))
+        assert node_watch.worker_in(str(begun)) is None
+        begun.touch()
+        assert node_watch.worker_in(str(begun)) == bystander.pid
+        bystander.kill()

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import psutil
 
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.late import RUN_OVER, run_is_over
+from dasf_hpc.launch.node_watch import ORDERLY
 from dasf_hpc.launch.quoting import shell_word
 from dasf_hpc.launch.worker_command import (
     choose_nsys,
@@ -268,7 +269,44 @@ def _users_tmpdir() -> str:
     return "unset TMPDIR" if here is None else f"export TMPDIR={shell_word(here)}"
 
 
-def run_to_its_end(command: Sequence[str], begun: Path, place: Path | None = None) -> Ended:
+@contextlib.contextmanager
+def watched(begun: Path) -> Iterator[Callable[[int], None]]:
+    """Have what an nsys leaves be ended also where this process is killed; see `node_watch`.
+
+    Gives a function to call with nsys's process id.
+    """
+    words = [sys.executable, "-SE", str(Path(__file__).with_name("node_watch.py")), str(begun)]
+    nothing = subprocess.DEVNULL
+    try:
+        watcher = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True
+        )
+    except OSError:  # it is no worse than without
+        yield lambda process: None
+        return
+    assert watcher.stdin is not None
+    pipe = watcher.stdin.fileno()
+
+    def tell(word: int | str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(pipe, f"{word}\n".encode())
+
+    try:
+        yield tell
+        tell(ORDERLY)
+    finally:
+        with contextlib.suppress(OSError):
+            watcher.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        watcher.wait(5.0)
+
+
+def run_to_its_end(
+    command: Sequence[str],
+    begun: Path,
+    place: Path | None = None,
+    tell: Callable[[int], None] = lambda process: None,
+) -> Ended:
     """Run nsys with a command to nsys's end, whatever signals ask this process to end meanwhile.
 
     Batch schedulers and terminals signal every process of a job. So nsys has had the signal, too,
@@ -283,6 +321,8 @@ def run_to_its_end(command: Sequence[str], begun: Path, place: Path | None = Non
         The file into which the command writes its process id at first.
     place
         nsys's TMPDIR, None for this process's.
+    tell
+        Called with nsys's process id.
 
     Raises
     ------
@@ -292,6 +332,7 @@ def run_to_its_end(command: Sequence[str], begun: Path, place: Path | None = Non
     with turn():
         environment = {**os.environ, **({"TMPDIR": str(place)} if place else {})}
         process = subprocess.Popen(command, env=environment)
+        tell(process.pid)
         looked = time.monotonic()
         while process.poll() is None and not begun.exists():
             time.sleep(0.02)
@@ -469,9 +510,10 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
         )
         starter = ["/bin/sh", "-c", text, str(begun)]
         started = time.monotonic()
-        with own_place() as place:
+        with own_place() as place, watched(begun) as tell:
             try:
-                ended = run_to_its_end([*command[:at], *starter, *command[at:]], begun, place)
+                whole = [*command[:at], *starter, *command[at:]]
+                ended = run_to_its_end(whole, begun, place, tell)
             except OSError as error:
                 failures = [f"nsys cannot be run: {error.strerror or error}"]
             else:

@@ -37,6 +37,13 @@ _STATES = {
 _NOT_HELD = (153, 35)
 _FORGOTTEN = ("Unknown Job Id", "Job has finished")
 
+#: With these words a job never runs, whether PBS says so or "Not Running".
+_NEVER = (
+    "Not enough total nodes available",
+    "does not exist",
+    "can't fit in the largest placement",
+)
+
 #: PBS Professional's guide for administrators, "Job Exit Status Codes": 256 and the number of a
 #: signal; what it kills itself has a negative one.
 _SIGNALLED = 256
@@ -160,15 +167,26 @@ class Pbs(BatchSystem):
         return found
 
     def pending_reason(self, reason: str) -> PendingReason | None:
-        """Know OpenPBS's comment on a request beyond every node."""
-        if not reason.startswith("Can Never Run"):
-            return None
-        said = reason.removeprefix("Can Never Run").lstrip(": ") or "PBS does not say why"
-        return PendingReason(
-            f"PBS can never run it ({said}): lower the cores (--workers-per-node, "
-            "--threads-per-worker), --memory or --gpus-per-node",
-            True,
-        )
+        """Know OpenPBS's comments, "Can Never Run: WHY" and "Not Running: WHY".
+
+        Their texts are those of its scheduler's ``job_info.cpp``.
+        """
+        never = reason.startswith("Can Never Run")
+        said = reason.partition(":")[2].strip() or "PBS does not say why"
+        if never or any(text in said for text in _NEVER):
+            return PendingReason(
+                f"PBS can never run it ({said}): lower the cores (--workers-per-node, "
+                "--threads-per-worker), --memory or --gpus-per-node, or see --chunk",
+                True,
+            )
+        lacks = re.search(r"of (?:\w+ )?resource: (\S+) \(R: (\S+) A: \S+ T: (\S+)\)", said)
+        if lacks is not None and _number(lacks[2]) > _number(lacks[3]):
+            # Of which nodes PBS speaks it does not say: another may have more.
+            return PendingReason(
+                f"PBS says that {lacks[3]} is all there is of {lacks[1]}, and {lacks[2]} is asked "
+                "for: it may wait for ever"
+            )
+        return None
 
     def find_words(self, name: str) -> list[str]:
         """Ask qselect for the user's jobs of a name."""
@@ -222,6 +240,12 @@ class Pbs(BatchSystem):
         logged = 'exec /bin/bash "$0" >> "$1" 2>&1'
         words = ["/bin/bash", "-c", logged, script, str(log)]
         return ["pbsdsh", "-n", host, "--", *words]
+
+
+def _number(text: str) -> float:
+    """Give the number of an amount such as ``4``, ``16gb`` or ``16777216kb``; 0 for none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtp]?)[bw]?", text.lower())
+    return float(found[1]) * 1024 ** " kmgtp".index(found[2] or " ") if found else 0.0
 
 
 def _unwrapped(answer: str) -> str:

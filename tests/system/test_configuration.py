@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import dask
+import pytest
+from system.conftest import command
 
 from dasf_hpc.launch.connection import connect
 from dasf_hpc.launch.local import LocalLauncher
@@ -87,3 +89,75 @@ def test_a_node_job_whose_worker_is_restarted_stays_whatever_dask_is_set_to(
         finally:
             launcher.stop()
         assert dask.config.get("distributed.deploy.lost-worker-timeout") == "0.3s"
+
+
+def configured(tmp_path: Path, content: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Give what a run with dask-jobqueue's configuration would submit."""
+    folder = tmp_path / "dask"
+    folder.mkdir(exist_ok=True)
+    text = textwrap.indent(textwrap.dedent(content), "    ")
+    (folder / "jobqueue.yaml").write_text(f"jobqueue:\n  slurm:\n{text}")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "job.py").write_text("pass\n")
+    return subprocess.run(
+        command("submit", "--on", "slurm", "--dry-run", *words, "job.py"),
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "DASK_CONFIG": str(folder), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+
+
+def test_dask_jobqueues_configuration_is_taken_and_never_beats_an_option(tmp_path: Path) -> None:
+    content = """
+        log-directory: /nonexistent/logs
+        job-cpu: 3
+        job-mem: 3000MB
+        local-directory: $TMPDIR/dask
+        env-extra: ["module load old-name"]
+        shebang: "#!/bin/bash -l"
+        job-directives-skip: ["--cpus-per-task"]
+    """
+    plain = configured(tmp_path, content)
+    assert plain.returncode == 0, plain.stderr
+    lines = plain.stdout.splitlines()
+    assert lines[0] == "#!/bin/bash -l"
+    assert "#SBATCH --mem=3G" in lines
+    assert not any("--cpus-per-task" in line or "/nonexistent" in line for line in lines)
+    assert "module load old-name" in lines
+    assert '--local-directory "${TMPDIR:?is not set on this node}/dask"' in plain.stdout
+    asked = configured(
+        tmp_path, content, "--memory", "8GB", "--local-directory", "/scratch", "--prologue", "true"
+    )
+    assert "#SBATCH --mem=8G" in asked.stdout
+    assert "--local-directory /scratch" in asked.stdout
+    assert "module load old-name" not in asked.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('shebang: "#!/bin/csh"', "runs no shell of sh's kind"),
+        ('job-directives-skip: ["-J"]', "leaves out the name of a node job"),
+        ("job-mem: much", "job-mem in jobqueue.yaml"),
+    ],
+)
+def test_what_would_break_a_run_there_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    done = configured(tmp_path, content)
+    assert done.returncode == 64
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_is_not_heeded_there_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "dask"
+    folder.mkdir()
+    (folder / "x.yaml").write_text("jobqueue:\n  local:\n    log-directory: /nonexistent/logs\n")
+    (tmp_path / "job.py").write_text("pass\n")
+    done = subprocess.run(
+        command("submit", "--on", "local", "--no-nsys", "--no-report", "job.py"),
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "DASK_CONFIG": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "log-directory in dask-jobqueue's configuration is not heeded" in said

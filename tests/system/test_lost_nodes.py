@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from system.conftest import Running, Submit, command
 from system.ledger import check_nothing_lost, ledger, ledger_job
 from testbed.lsf import LsfTestbed
+from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
 NODES = ("--nodes", "2", "--workers-per-node", "1", "--interface", "lo", "--no-nsys")
@@ -104,6 +106,41 @@ def test_what_a_node_job_says_is_seen_while_it_runs_and_is_its_owners_alone(
         assert "HELLO from the node" in said
         assert "Registered to" in said
     running.end()
+
+
+# ------------------------------------------------------------------------------------------- PBS
+
+
+def test_a_node_of_pbs_that_dies_is_lost_and_its_job_that_qdel_cannot_end_is_named(
+    openpbs: OpenPbsTestbed, start: Callable[..., Running], script: Callable[[str], str]
+) -> None:
+    words = ("--on", "pbs", "--memory", "8GB", *NODES, "--node-timeout", "15")
+    running = start(*words, script(many(600)), environment=openpbs.environment)
+    running.wait_for_tasks(40)
+    hosts = {}
+    for job in running.manifest()["batch_jobs"]:
+        told = openpbs.run("qstat", "-f", job).stdout
+        found = re.search(r"exec_host = (\w+)/", told)
+        assert found is not None, told
+        hosts[job] = found[1]
+    first, second = hosts
+    openpbs.kill_host(hosts[second])
+    try:
+        running.wait_until(lambda: bool(running.manifest().get("lost")), 120, "loss")
+        (lost,) = running.manifest()["lost"]
+        assert lost["job_id"] == second
+        assert lost["how"] == "its node does not answer any more"
+        done = running.end()
+        assert done.code == 0, done.err
+        ended = done.manifest
+        assert ended["ended"] - ended["job_ended"] < 60
+        assert ended["stop"]["by_themselves"] == [first]
+        assert "qdel" in ended["stop"]["left"][second]
+        check_nothing_lost(done.directory, ledger(running.folder))
+    finally:
+        openpbs.run("qdel", "-W", "force", second)
+        openpbs.start_host(hosts[second])
+        openpbs.wait_until_empty()
 
 
 # ------------------------------------------------------------------------------------------- LSF
