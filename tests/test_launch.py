@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
-from dasf_hpc.errors import BatchError, JobFileError
+from dasf_hpc.errors import BatchError, JobFileError, LateNodeJob
 from dasf_hpc.launch import node
 from dasf_hpc.launch.batch import batch_launcher
 from dasf_hpc.launch.connection import connect
@@ -440,6 +440,16 @@ def test_without_nsys_a_run_that_insists_on_it_ends_with_the_reason(tmp_path: Pa
     assert record is None
     assert done.stderr.startswith("dasf-hpc: nsys was not found")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_node_job_that_begins_when_its_run_is_over_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"state": "complete"}')
+    done, record = node_step("--no-nsys", *SAY, folder=tmp_path)
+    assert done.returncode == LateNodeJob.exit_code
+    assert record is None
+    assert done.stdout == ""
+    assert "is over (complete): this node job came too late" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_nsys_that_is_not_wanted_is_not_looked_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -65,7 +66,7 @@ def test_two_nodes_run_the_script_and_leave_two_reports(
     # What the jobs wrote is in the run's logs, which PBS need not bring there when they have ended.
     logs = sorted((done.directory / "logs").glob("*-[01].log"))
     assert [("Registered to" in log.read_text()) for log in logs] == [True, True]
-    assert list((done.directory / "logs").glob("*.o*")) == []
+    assert list((done.directory / "logs").glob("*.o[0-9]*")) == []
     assert done.manifest["merged"]["reports_found"] == 2
     assert done.manifest["merged"]["workers_found"] == 2
 
@@ -139,3 +140,31 @@ def test_what_pbs_says_of_a_job_that_can_never_run_is_told_once(
     assert done.code == 70, done.err
     assert done.err.count("Can Never Run") == 1, done.err
     assert "--threads-per-worker" in done.err
+
+
+def test_output_that_pbs_cannot_bring_back_holds_nothing_up(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    server.configure(stage_out_fails=True, stage_out_stall_s=60.0)
+    done = submit(
+        *PBS, "--nodes", "2", "--no-nsys", script(SQUARES), environment=server.environment
+    )
+    assert done.code == 5, done.err
+    assert done.manifest["stop"]["cancelled"] == []
+    assert done.manifest["stop"]["seconds"] < 30
+
+
+def test_what_a_node_is_to_have_besides_goes_into_its_chunk(
+    server: OpenPbsTestbed, submit: Submit, script: Callable[[str], str]
+) -> None:
+    words = (*PBS, "--nodes", "1", "--no-nsys", "--chunk", "mpiprocs=2", "--dry-run")
+    done = submit(*words, script(SQUARES), environment=server.environment)
+    assert re.search(r"^#PBS -l select=1:ncpus=1:mem=\d+MB:mpiprocs=2$", done.out, re.MULTILINE)
+    assert "#PBS -r n\n" in done.out
+    refused = submit(
+        *PBS, "--no-nsys", "--directive=-l select=4", script(SQUARES),
+        environment=server.environment,
+    )  # fmt: skip
+    assert refused.code == 64
+    assert "PBS takes the first select alone" in refused.err
+    assert server.queue() == {}
