@@ -123,7 +123,7 @@ def test_the_wheel_holds_what_the_program_reads(built: Built) -> None:
     packed = {name for name in contents if name.startswith("dasf_hpc/")}
     tree = [path for path in (ROOT / "dasf_hpc").rglob("*") if path.is_file()]
     expected = {path.relative_to(ROOT).as_posix() for path in tree if path.suffix != ".pyc"}
-    for folder in ("containers", "pbs", "slurm"):
+    for folder in ("containers", "lsf", "pbs", "slurm"):
         files = [path for path in (ROOT / folder).iterdir() if path.is_file()]
         expected |= {f"dasf_hpc/{folder}/{path.name}" for path in files}
     assert packed == expected

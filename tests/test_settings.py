@@ -279,7 +279,7 @@ def test_an_unknown_key_that_resembles_nothing_lists_what_there_is(refused: Refu
         (["--start-timeout", "0"], "--start-timeout is 0.0"),
         (["--stop-timeout", "-5"], "--stop-timeout is -5.0"),
         (["--sample-interval", "nan"], "--sample-interval is nan"),
-        (["--on", "moon"], "'auto', 'slurm', 'pbs', 'local' or 'allocation'"),
+        (["--on", "moon"], "'auto', 'slurm', 'pbs', 'lsf', 'local' or 'allocation'"),
         (["--nvtx-message", "all"], "'prefix' or 'key'"),
         (["--memory", "lots"], "such as 4GB"),
         (["--memory", "4"], "write a unit"),

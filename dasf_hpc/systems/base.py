@@ -340,7 +340,11 @@ class BatchSystem(ABC):
             If the batch system does not answer.
         """
         cancelled = Cancelled()
-        for job_id, status in self.ask(ids).items():
+        try:
+            found = self.ask(ids)
+        except BatchError as error:
+            raise BatchError(f"Not cancelled, try again: {', '.join(ids)}; {error}") from None
+        for job_id, status in found.items():
             if not is_of_run(status.name, run) or not status.state.in_queue:
                 continue
             words = self.cancel_words(job_id, status.name)
