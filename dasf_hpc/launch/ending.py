@@ -64,6 +64,7 @@ class Ending:
         self.report = StopReport()
         self.at_once = False
         self.tasks_abandoned = False
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     async def end_all(self, told: Callable[[int, int], None]) -> None:
         """End all jobs, and tell how many of how many have ended whenever one has."""
@@ -73,6 +74,8 @@ class Ending:
         for number, ending in enumerate(asyncio.as_completed([self._close(j) for j in jobs]), 1):
             await ending
             told(number, len(jobs))
+        if self._cancelling:
+            await asyncio.wait(self._cancelling, timeout=HURRY_WAIT_S)
         self.report.seconds = time.monotonic() - begun
 
     async def _close(self, job: Any) -> None:
@@ -127,6 +130,17 @@ class Ending:
             self.report.left[job.job_id] = why
         else:  # it was told to end, and the batch system takes its time
             self.report.cancelled.append(job.job_id)
+
+    def cancel_lost(self, job: Any) -> None:
+        """Have a job cancelled that is lost and queued still, which may take long or do nothing."""
+
+        async def cancel() -> None:
+            if said := await self.cancel_job(job):
+                self.report.left[job.job_id] = f"{SILENT}; {said}"
+
+        task = asyncio.create_task(cancel())
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
 
     async def cancel_job(self, job: Any) -> str:
         """Cancel a job at once, if the queue shows it as ours; give what went wrong, if it did."""

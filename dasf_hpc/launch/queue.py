@@ -148,7 +148,7 @@ class Queue:
             walltime = not job.silent and any(is_worker_of(name, worker) for worker in ended)
             if job.silent:
                 how = SILENT
-                await launcher.ending.cancel_job(job)
+                launcher.ending.cancel_lost(job)
             else:
                 how = await launcher.how_it_ended(job.job_id)
             fresh.append(LostJob(job.job_id, name, walltime, job.replaced, time.time(), how))
