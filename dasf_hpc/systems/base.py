@@ -240,14 +240,14 @@ class BatchSystem(ABC):
             raise BatchError(f"{words[0]} could not be run, or does not answer.")
         if done.returncode == 0:
             return self.read(done.stdout)
+        if not self.is_not_held(done.returncode, done.stderr):
+            said = self._said(done.stderr or done.stdout)
+            raise BatchError(f"{words[0]} does not answer: {said}.")
+        found: dict[str, JobStatus] = {}
         if len(ids) > 1:  # one that is gone may keep the others from being shown
-            found: dict[str, JobStatus] = {}
             for job_id in ids:
                 found.update(self.ask([job_id]))
-            return found
-        if self.is_not_held(done.returncode, done.stderr):
-            return {}
-        raise BatchError(f"{words[0]} does not answer: {self._said(done.stderr or done.stdout)}.")
+        return found
 
     def find(self, name: str) -> list[str]:
         """Give the ids of the user's jobs of a name that are in the queue."""
