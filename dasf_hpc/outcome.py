@@ -320,9 +320,14 @@ def missing(summary: Summary, manifest: dict[str, Any]) -> list[str]:
 
 
 def cut_off(manifest: dict[str, Any]) -> str:
-    """Say that a run's `submit` was killed before the script had ended; empty where it was not."""
-    killed = manifest.get("state") in (*RECORDING, "merging")
-    if not killed or manifest.get("exit_code") is not None:
+    """Say that what made a run was killed before its script or block had ended; empty if not."""
+    if manifest.get("state") not in (*RECORDING, "merging"):
+        return ""
+    if manifest.get("on") == "record":  # a block has no script, and so no exit code
+        if manifest.get("job_ended") is not None:
+            return ""
+        return "the program was killed before its block had ended"
+    if manifest.get("exit_code") is not None:
         return ""
     return "submit was killed before the job's script had ended"
 
