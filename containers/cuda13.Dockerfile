@@ -21,6 +21,8 @@ COPY containers /opt/dasf-hpc-source/containers
 
 COPY dasf_hpc /opt/dasf-hpc-source/dasf_hpc
 
+COPY lsf /opt/dasf-hpc-source/lsf
+
 COPY pbs /opt/dasf-hpc-source/pbs
 
 COPY slurm /opt/dasf-hpc-source/slurm

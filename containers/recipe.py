@@ -21,7 +21,7 @@ ENVIRONMENT = "/opt/dasf-hpc"
 #: Where the sources are while the image is made.
 SOURCE = "/opt/dasf-hpc-source"
 #: What of a checkout is installed.
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "containers", "dasf_hpc", "pbs", "slurm")
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "containers", "dasf_hpc", "lsf", "pbs", "slurm")
 
 
 @dataclass(frozen=True)
