@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -348,7 +349,7 @@ def _run_job(
         interrupts.hold(launcher.cancel_on_stop)
         if process is not None:
             if not interrupts.at_once:
-                process.terminate()
+                process.terminate(heard=interrupts.taken == signal.SIGINT)
             process.end_line()
         told(Step("Ending the workers and writing their reports"))
         if process is not None:  # what tasks waited for is among the notes

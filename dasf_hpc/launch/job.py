@@ -25,6 +25,8 @@ MODULE = "module:"
 
 #: How long a script may take to end after each signal.
 TERMINATE_WAIT_S = 5.0
+#: One that hears what this process hears has ended, or begun to, within this.
+HEARD_WAIT_S = 1.0
 
 
 class Job(NamedTuple):
@@ -217,14 +219,33 @@ class JobProcess:
         """Begin a line for words of ours: they go to standard error."""
         begin_line(sys.stderr.fileno())
 
-    def terminate(self) -> None:
-        """End the script, at first politely."""
+    def terminate(self, heard: bool = False) -> None:
+        """End the script, at first politely.
+
+        Parameters
+        ----------
+        heard
+            Whether this process had a SIGINT. A terminal sends it to the script, too, which is not
+            to be interrupted a second time while it clears up; another sender may not have.
+        """
+        if heard:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(TERMINATE_WAIT_S if _in_foreground() else HEARD_WAIT_S)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is not None:
                 return
             self.process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(TERMINATE_WAIT_S)
+
+
+def _in_foreground() -> bool:
+    """Say if a terminal sends its Ctrl-C to this process's group."""
+    try:
+        with open("/dev/tty", "rb") as terminal:  # noqa: PTH123 - it is no file
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 #: By device and number of a file to which scripts' output was shown, the last byte of it. A
