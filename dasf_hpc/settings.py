@@ -457,12 +457,16 @@ _JOBQUEUE = {
     "worker-extra-args": "worker_arg",
     "extra": "worker_arg",
     "job-mem": "memory",
+    "memory": "memory",
 }
 #: Those for which a run has its own: what is said there holds for clusters that a script makes.
 _NOT_TAKEN = {
     "log-directory": "what node jobs say is in the run's own folder of logs",
     "resource-spec": "--memory, --threads-per-worker, --workers-per-node and --chunk are for that",
     "job-cpu": "--threads-per-worker and --workers-per-node are for that",
+    "cores": "--threads-per-worker and --workers-per-node are for that",
+    "processes": "--workers-per-node is for that",
+    "python": "--worker-python is for that",
 }
 
 

@@ -151,7 +151,9 @@ def test_what_would_break_a_run_there_is_refused(tmp_path: Path, content: str, s
 def test_what_is_not_heeded_there_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "dask"
     folder.mkdir()
-    (folder / "x.yaml").write_text("jobqueue:\n  local:\n    log-directory: /nonexistent/logs\n")
+    (folder / "x.yaml").write_text(
+        "jobqueue:\n  local:\n    log-directory: /nonexistent/logs\n    cores: 36\n"
+    )
     (tmp_path / "job.py").write_text("pass\n")
     done = subprocess.run(
         command("submit", "--on", "local", "--no-nsys", "--no-report", "job.py"),
@@ -161,3 +163,4 @@ def test_what_is_not_heeded_there_is_told(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     assert "log-directory in dask-jobqueue's configuration is not heeded" in said
+    assert "cores in dask-jobqueue's configuration is not heeded: --threads-per-worker" in said
