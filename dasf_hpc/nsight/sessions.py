@@ -172,11 +172,19 @@ def left_agents(profiler: int | None) -> list[psutil.Process]:
     agents, locked = [], _in_line()
     for process in psutil.process_iter(["cmdline"]):
         owner = profiler_of(process.info["cmdline"] or ())
-        if owner is None:
+        if owner is None or not _shares_tables(process.pid):
             continue
         if owner == profiler or (process.pid in locked and not psutil.pid_exists(owner)):
             agents.append(process)
     return agents
+
+
+def _shares_tables(process: int) -> bool:
+    """Say if a process sees the tables that this one sees: one in a container may have others."""
+    try:
+        return Path(f"/proc/{process}/root{TABLES}").stat().st_dev == TABLES.stat().st_dev
+    except OSError:
+        return False
 
 
 def _in_line() -> set[int]:
@@ -193,7 +201,10 @@ def _in_line() -> set[int]:
 def _others() -> bool:
     """Say if an ``nsys profile`` is there, or its agent with a program that it profiles."""
     processes = psutil.process_iter(["cmdline"])
-    return any(profiler_of(process.info["cmdline"] or ()) is not None for process in processes)
+    return any(
+        profiler_of(process.info["cmdline"] or ()) is not None and _shares_tables(process.pid)
+        for process in processes
+    )
 
 
 def make_way(version: str, profiler: int | None = None) -> str | None:
