@@ -15,6 +15,7 @@ from dasf_hpc.errors import SettingsError
 from dasf_hpc.launch.deadline import STARTED_VARIABLE
 from dasf_hpc.launch.launcher import Launcher
 from dasf_hpc.launch.local import LocalLauncher, LocalNodeJob
+from dasf_hpc.launch.node import writes_report
 from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.settings import Settings
 from dasf_hpc.systems import SYSTEMS
@@ -30,10 +31,27 @@ AFTER_SIGNAL_S = 3.0
 class StepNodeJob(LocalNodeJob):
     """A node job that is a step; its job id is the pid of the program that started it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: When the program was first seen to have ended, in seconds of the monotonic clock.
+        self._left_at: float | None = None
+
     def command(self, script: str, log: Path) -> list[str]:
         """Give the words that run the script on the next node."""
         assert isinstance(self.launcher, AllocationLauncher)
         return self.launcher.step(script, log)
+
+    def running(self) -> bool:
+        """Say whether the step runs: its program may have been signalled and have left it."""
+        assert isinstance(self.launcher, AllocationLauncher)
+        if super().running():
+            return True
+        if not self.launcher.batch.steps_end_late:
+            return False
+        if self._left_at is None:
+            self._left_at = time.monotonic()
+        waited = time.monotonic() - self._left_at
+        return waited < BY_ITSELF_S and writes_report(self.launcher.place.directory, str(self.name))
 
     def cancel(self) -> None:
         """Let a step end by itself for a moment where it lives on, and signal it then.

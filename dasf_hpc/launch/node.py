@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import glob
 import json
 import os
 import secrets
@@ -64,6 +65,9 @@ NSYS_CLEARS_UP_S = 10.0
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
+
+#: The suffix of the file that a node step which ran nsys makes last.
+ENDED = ".ended"
 
 #: Carries the umask of the user who submitted to the workers: ours is for our own files.
 UMASK_VARIABLE = "DASF_HPC_UMASK"
@@ -208,6 +212,14 @@ def write_record(run: Path, record: dict[str, Any]) -> Path:
 def worker_began(run: Path, record: dict[str, Any]) -> bool:
     """Say if the worker command of a node that decided for nsys was begun."""
     return _begun(_record_path(run, record)).exists()
+
+
+def writes_report(run: Path, name: str) -> bool:
+    """Say if a node job decided for nsys, began its worker, and its step has not ended."""
+    return any(
+        path.exists() and not path.with_suffix(ENDED).exists()
+        for path in map(_begun, (run / "nodes").glob(f"{glob.escape(file_stem(name))}-*.json"))
+    )
 
 
 def _begun(record: Path) -> Path:
@@ -503,6 +515,7 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
         # The worker command's first act is to make this file: where it is missing, nsys died alone.
         begun = _begun(path)
         begun.unlink(missing_ok=True)
+        begun.with_suffix(ENDED).unlink(missing_ok=True)
         at = command.index(arguments.command[0], len(command) - len(arguments.command))
         text = (
             'umask 077; echo $$ > "$0" || { rm -f "$0"; exit 73; }; '
@@ -519,9 +532,12 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
             else:
                 if begun.exists():
                     _leave_reports(arguments, record, ended, time.monotonic() - started)
-                    if ended.worker is None:
-                        return ended.code
-                    return wait_for_worker(ended.worker, ended.process, asked)
+                    code = ended.code
+                    if ended.worker is not None:
+                        code = wait_for_worker(ended.worker, ended.process, asked)
+                    with contextlib.suppress(OSError):
+                        begun.with_suffix(ENDED).touch(mode=0o600)
+                    return code
                 died = f"nsys died at its start ({attempt + 1} times, exit code {ended.code})"
                 failures = [died]
                 if done := make_way(record["nsys_version"], ended.process):

@@ -74,8 +74,11 @@ class NodeJob:
             super().__init__(  # type: ignore[call-arg]
                 scheduler, name, worker_extra_args=extra, **kwargs
             )
-        # The placeholder of the node step's name, filled in where the name is known.
-        self._command_template = self._command_template.replace(NAME_PLACE, shell_word(str(name)))
+        # The placeholder of the node step's name, filled in where the name is known. The node step
+        # takes the shell's place: a batch system that ends a job signals the shell, too, which
+        # would end at once, and with the shell's end what still writes its report is killed.
+        step = self._command_template.replace(NAME_PLACE, shell_word(str(name)))
+        self._command_template = f"exec {step}"
         self.submitted_at = 0.0
         self.started_at: float | None = None
         self.replaced = False

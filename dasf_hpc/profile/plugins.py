@@ -32,6 +32,7 @@ from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, Journal, Stream, Then
 from dasf_hpc.profile.link import RecorderLink
+from dasf_hpc.profile.nsys_contact import unheard
 from dasf_hpc.profile.nvtx_domain import open_domain
 from dasf_hpc.profile.recording import (
     Recording,
@@ -571,6 +572,10 @@ class GPUAnnotationPlugin(RecordingPlugin):
                 recording.journal.meta({"kind": "unavailable", "what": "nvtx", "why": why})
             leave_recording(worker, recording, {})
             return
+        if why := unheard():
+            logger.warning("%s", why)
+            if recording.journal is not None:
+                recording.journal.meta({"kind": "unavailable", "what": "nsys", "why": why})
         self._attached[worker] = recording
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.schema import TABLES
+from dasf_hpc.trace.summary import gap_kinds
 
 #: Numbers of groups for nodes begin here; below it are processes.
 FIRST_NODE = 1_000_000
@@ -152,10 +153,8 @@ def facts(trace: Trace) -> dict[str, str]:
     found["time_unit"] = "ns on the reference clock since the trace's first record"
     for row in trace.clocks.to_dict("records"):
         found[f"clock {row['clock']}"] = bound_text(row["bound"], row["source"])
-    gaps = trace.gaps
-    for kind, rows in gaps.groupby("kind", observed=True, sort=False):
-        count = int(rows["count"].clip(lower=0).sum())
-        found[f"missing: {kind}"] = f"{count} in {len(rows)} place(s)"
+    for gap in gap_kinds(trace.gaps):
+        found[f"missing: {gap.kind}"] = gap.sentence.removeprefix(gap.kind).lstrip(": ")
     return found
 
 

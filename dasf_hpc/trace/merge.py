@@ -839,6 +839,9 @@ def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropp
         if document.get("what") == "executions":
             run.gap("executions from transitions", process, reason=str(document.get("why")))
             continue
+        if document.get("what") == "nsys":
+            run.gap("not heard by nsys", process, reason=str(document.get("why")))
+            continue
         reason = f"{document.get('what')}: {document.get('why')}"
         run.gap("not available", process, reason=reason)
 

@@ -562,8 +562,8 @@ _TABLES = (
                 "records dropped, blocks damaged, journal unreadable, journal duplicated, "
                 "stops without start, unknown keys, worker without journal, clock not aligned, "
                 "executions from transitions (start and stop are Dask's readings of its own "
-                "clock, threads are not known, lost and rescheduled ones are missing) or "
-                "not available",
+                "clock, threads are not known, lost and rescheduled ones are missing), not heard "
+                "by nsys (a worker that ran under nsys and is in no report) or not available",
                 "gap_kinds",
                 "int16",
             ),

@@ -214,7 +214,7 @@ def summarise(trace: Trace) -> Summary:
         bound=bound,
         bound_source=source,
         causality=_orders(trace.causality),
-        gaps=_gap_kinds(trace.gaps),
+        gaps=gap_kinds(trace.gaps),
         functions=tasks.functions(),
         gpu=_gpu_times(trace),
         unused=unused(trace),
@@ -348,7 +348,8 @@ def _longest_kernels(trace: Trace) -> list[KernelTime]:
     ]
 
 
-def _gap_kinds(gaps: pd.DataFrame) -> list[Gap]:
+def gap_kinds(gaps: pd.DataFrame) -> list[Gap]:
+    """Give what is missing from a trace, a kind each, of its table ``gaps``."""
     kinds = []
     for kind, rows in gaps.groupby("kind", observed=True, sort=False):
         count = rows["count"]

@@ -87,6 +87,8 @@ class OpenPbsTestbed:
         Whether ``qdel`` and the walltime signal what ``pbsdsh`` started at once, too, or only the
         job's shell; its manual page says "the job's running processes", and not those of which
         host.
+    descendants_hear_qdel
+        Whether they signal descendants of those in sessions of their own, too.
     node_fail_requeue_s
         How long after a host's death the server queues its jobs again.
     stage_out_fails
@@ -113,6 +115,7 @@ class OpenPbsTestbed:
         exiting_s: float = 0.2,
         queued_s: float = 0.1,
         tasks_hear_qdel: bool = True,
+        descendants_hear_qdel: bool = False,
         node_fail_requeue_s: float = NODE_FAIL_REQUEUE_S,
         stage_out_fails: bool = False,
         stage_out_stall_s: float = 5.0,
@@ -126,6 +129,7 @@ class OpenPbsTestbed:
             "exiting_s": exiting_s,
             "queued_s": queued_s,
             "tasks_hear_qdel": tasks_hear_qdel,
+            "descendants_hear_qdel": descendants_hear_qdel,
             "node_fail_requeue_s": node_fail_requeue_s,
             "stage_out_fails": stage_out_fails,
             "stage_out_stall_s": stage_out_stall_s,

@@ -528,7 +528,10 @@ class Server:
         """Send SIGTERM to all of a job, and SIGKILL when the delay is over."""
         job.kill_at = time.time() + delay_s
         shell = set() if job.process is None else {job.process.pid}
-        for pid in members(sessions(job) if self.settings["tasks_hear_qdel"] else shell):
+        heard = set(members(sessions(job) if self.settings["tasks_hear_qdel"] else shell))
+        if self.settings["descendants_hear_qdel"]:
+            heard = descendants(heard)
+        for pid in heard:
             send(pid, signal.SIGTERM)
 
     # -- tasks
@@ -939,6 +942,21 @@ def members(leaders: set[int]) -> Iterator[int]:
                 fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 if int(fields[3]) in leaders and fields[0] not in "ZX":
                     yield int(entry.name)
+
+
+def descendants(processes: set[int]) -> set[int]:
+    """Give these processes and their living descendants, in whatever session."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    parents[int(entry.name)] = int(fields[1])
+    found = set(processes)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def marked_processes(cookies: set[bytes]) -> Iterator[int]:
