@@ -39,6 +39,7 @@ from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.node import read_node_records, worker_began
 from dasf_hpc.launch.node_job import is_worker_of
 from dasf_hpc.launch.shape import RunPlace, run_shape
+from dasf_hpc.launch.tls import TidyWorker
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
@@ -257,6 +258,8 @@ def _merge_nodes(
             hostnames = sorted({str(r["hostname"]) for r in read_node_records(folder)})
             with connect(launcher.cluster) as client:
                 client.register_plugin(EndBeforeWalltime())
+                if launcher.security is not None:
+                    client.register_plugin(TidyWorker())
                 with _closed_when_nobody_is_left(launcher, client):
                     yield MergeNodes(client, hostnames)
         except (CancelledError, KilledWorker):

@@ -68,6 +68,7 @@ from dasf_hpc.launch.script_environment import (
 )
 from dasf_hpc.launch.script_notes import script_notes
 from dasf_hpc.launch.shape import run_shape
+from dasf_hpc.launch.tls import TidyWorker
 from dasf_hpc.launch.unrunnable import Unrunnable
 from dasf_hpc.launch.walltime import EndBeforeWalltime
 from dasf_hpc.launch.worker_environment import (
@@ -405,6 +406,8 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
     launcher.cluster.sync(attach)
     with connect(launcher.cluster) as client:
         client.register_plugin(EndBeforeWalltime())
+        if launcher.security is not None:
+            client.register_plugin(TidyWorker())
         client.register_plugin(WorkerTaskPlugin(directory=journals, probe_clock=True))
         client.register_plugin(
             GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message)

@@ -24,6 +24,7 @@ from dasf_hpc.launch.node_job import NodeJobs, is_worker_of, node_log
 from dasf_hpc.launch.node_script import NodeScripts
 from dasf_hpc.launch.queue import LostJob, Queue
 from dasf_hpc.launch.shape import RunPlace, run_shape
+from dasf_hpc.launch.tls import tidy_connections
 from dasf_hpc.launch.worker_environment import delete_environment, write_environment
 from dasf_hpc.launch.worker_options import check_together
 from dasf_hpc.settings import Settings, with_jobqueue_yaml
@@ -73,6 +74,8 @@ class Launcher(NodeScripts):
         check_together(settings)
         self.place = place
         self.security = security
+        if security is not None:
+            tidy_connections()
         self.shape = run_shape(settings, self.local)
         self.refusals: list[BatchError] = []
         self.cluster: Any = None

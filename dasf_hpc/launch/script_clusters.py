@@ -43,6 +43,7 @@ from dasf_hpc.launch.script_environment import (
 )
 from dasf_hpc.launch.script_messages import keep_dasks_own
 from dasf_hpc.launch.script_notes import note
+from dasf_hpc.launch.tls import tidy_connections
 
 #: Dask's variables of a run's credentials, and the keys of its configuration that they set.
 _TLS = {
@@ -64,6 +65,7 @@ def install(distributed: Any) -> None:
     if not address or not directory or OWN_CLUSTER_VARIABLE not in os.environ:
         return
     keep_dasks_own(distributed, Path(directory))
+    tidy_connections()
     workers = int(os.environ.get(WORKERS_VARIABLE, "1"))
     say = _Said(Path(directory))
     run = RunCluster(address, _security(), workers, Path(directory), say)
