@@ -91,7 +91,7 @@ from dasf_hpc.manifest import (
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
-from dasf_hpc.settings import Settings, clock_port, not_taken
+from dasf_hpc.settings import Settings, clock_port, lowered_resources, not_taken
 from dasf_hpc.steps import Step, Told
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def submit(
         versions=versions(),
         git_revision=git_revision(program.folder),
     )
-    for sentence in (open_note(settings), unchecked, *not_taken(launcher_class.name)):
+    told_besides = [*not_taken(launcher_class.name), *lowered_resources(os.environ)]
+    for sentence in (open_note(settings), unchecked, *told_besides):
         if sentence is not None:
             manifest.note(sentence)
             told(Step("Starting", said=sentence))

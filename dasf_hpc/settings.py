@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -461,6 +462,7 @@ _JOBQUEUE = {
 }
 #: Those for which a run has its own: what is said there holds for clusters that a script makes.
 _NOT_TAKEN = {
+    "death-timeout": "workers wait 60 s for their scheduler, which is there before them",
     "log-directory": "what node jobs say is in the run's own folder of logs",
     "resource-spec": "--memory, --threads-per-worker, --workers-per-node and --chunk are for that",
     "job-cpu": "--threads-per-worker and --workers-per-node are for that",
@@ -468,6 +470,11 @@ _NOT_TAKEN = {
     "processes": "--workers-per-node is for that",
     "python": "--worker-python is for that",
 }
+#: What dask-jobqueue's own jobqueue.yaml says of them where nobody has set them.
+_AS_DASK_JOBQUEUE_HAS_IT = {"death-timeout": 60}
+
+#: The beginning of variables that name a resource of workers.
+_RESOURCES = "DASK_DISTRIBUTED__WORKER__RESOURCES__"
 
 
 def with_jobqueue_yaml(settings: Settings, system: str) -> Settings:
@@ -528,7 +535,25 @@ def not_taken(system: str) -> list[str]:
     return [
         f"{name} in dask-jobqueue's configuration is not heeded: {why}"
         for name, why in _NOT_TAKEN.items()
-        if found.get(name)
+        if found.get(name) and found[name] != _AS_DASK_JOBQUEUE_HAS_IT.get(name)
+    ]
+
+
+def lowered_resources(environment: Mapping[str, str]) -> list[str]:
+    """Say which workers' resources a variable names otherwise than Dask takes them.
+
+    Dask makes the names of its variables small (dask.config.collect_env).
+    """
+    given = {
+        name.removeprefix(_RESOURCES): value
+        for name, value in sorted(environment.items())
+        if name.startswith(_RESOURCES)
+    }
+    return [
+        f"{_RESOURCES}{name} gives workers the resource {name.lower()!r}, as Dask makes the names "
+        f"of its variables small; --resources '{name}={value}' gives them {name!r}"
+        for name, value in given.items()
+        if name != name.lower()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,19 @@ def test_every_way_to_a_wheel_makes_the_same(built: Built, tmp_path: Path) -> No
     for folder in ("of-sdist", "of-tree"):
         (wheel,) = (tmp_path / folder).glob("*.whl")
         assert wheel_contents(wheel) == expected
+
+
+def test_the_description_points_at_nothing_that_is_not_there(built: Built) -> None:
+    contents = wheel_contents(built.wheel)
+    (metadata,) = (text for name, text in contents.items() if name.endswith("/METADATA"))
+    description = metadata.decode().partition("\n\n")[2]
+    assert description.startswith("# dasf-hpc")
+    assert "dasf-hpc submit" in description
+    links = re.findall(r"\]\(([^)]*)\)", description)
+    assert "https://jobqueue.dask.org" in links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert "FORMAT.md has the few lines" in description
+    assert b"Author: The dasf-hpc maintainers" in metadata or b"Author-email" in metadata
 
 
 def test_the_wheel_holds_what_the_program_reads(built: Built) -> None:

@@ -76,9 +76,11 @@ fi
     ${constraints[@]+"${constraints[@]}"} \
     --dest "$work/wheels" "${root}[gpu,test]" "cupy-cuda${cuda}x$toolkit" "cuda-bindings==$cuda.*"
 # those that build the project, whatever the machine has: pip builds apart from what is installed
+mapfile -t builders < <("$python" -c "import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], 'rb'))['build-system']['requires'], sep='\n')" "$root/pyproject.toml")
 "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: \
     --implementation cp --python-version "$version" "${platforms[@]}" \
-    --dest "$work/build" hatchling pip
+    --dest "$work/build" "${builders[@]}" pip
 
 mv "$work"/wheels/*.whl "$folder"
 rm -f "$folder"/dasf_hpc-*.whl # the checkout itself is installed

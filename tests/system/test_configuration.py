@@ -153,14 +153,23 @@ def test_what_is_not_heeded_there_is_told(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "x.yaml").write_text(
         "jobqueue:\n  local:\n    log-directory: /nonexistent/logs\n    cores: 36\n"
+        "    death-timeout: 600\n"
     )
     (tmp_path / "job.py").write_text("pass\n")
     done = subprocess.run(
         command("submit", "--on", "local", "--no-nsys", "--no-report", "job.py"),
         cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "DASK_CONFIG": str(folder)},
+        env={
+            **os.environ, "DASK_CONFIG": str(folder),
+            "DASK_DISTRIBUTED__WORKER__RESOURCES__GPU": "1",
+            "DASK_DISTRIBUTED__WORKER__RESOURCES__small": "1",
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     assert "log-directory in dask-jobqueue's configuration is not heeded" in said
     assert "cores in dask-jobqueue's configuration is not heeded: --threads-per-worker" in said
+    assert "death-timeout in dask-jobqueue's configuration is not heeded: workers wait 60" in said
+    assert "RESOURCES__GPU gives workers the resource 'gpu'" in said
+    assert "--resources 'GPU=1' gives them 'GPU'" in said
+    assert "RESOURCES__small" not in said
