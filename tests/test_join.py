@@ -497,6 +497,15 @@ def test_join_and_import_on_the_command_line(
     assert said["reports"][0]["status"] == "joined"
     assert said["summary"]["gpu"]["kernels"] == len(KERNELS) + 1
     assert said["summary"]["gpu"]["attributed"] == 0
+    assert said["summary"]["nodes"] == ["node7"]
+    with open_trace(made) as trace:
+        kernels = trace.table("kernels")
+        kernels = kernels[kernels["start"] >= 0]
+        least = kernels["stop"].max() - kernels["start"].min()
+        assert said["summary"]["duration"] >= least > 0
+    shown = " ".join(said_by("show", str(made)).split())
+    assert "Nodes 1: node7 Tasks none: a trace of Nsight reports alone Duration" in shown
+    assert "Workers" not in shown
     write_workers(tmp_path / "run" / "journals", [WORKER, OTHER])
     merge_run(tmp_path / "run")
     told = " ".join(

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.summary import reports_times
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -260,9 +261,7 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
     if executions is not None and len(executions):
         times += [int(executions.start.min()), int(executions.stop.max())]
     if not times:  # only Nsight reports
-        for name in {"kernels", "memcpys"} & set(trace.tables):
-            spans = trace.table(name, ["start", "stop"])
-            times += [int(t) for t in (*spans["start"][:1], spans["stop"].max()) if len(spans)]
+        times = reports_times(trace)
     return Span(min(times), max(times)) if times else Span(0, 0)
 
 

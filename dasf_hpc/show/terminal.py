@@ -33,16 +33,20 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     if expected and expected != summary.workers:
         workers += f" ({expected} expected)"
     facts.add_row("Nodes", f"{len(summary.nodes)}: {', '.join(summary.nodes[:8])}")
-    facts.add_row("Workers", workers)
-    states = ", ".join(f"{count} {state}" for state, count in summary.tasks.items() if count)
-    facts.add_row("Tasks", f"{sum(summary.tasks.values())} ({states or 'none'})")
+    count = sum(summary.tasks.values())
+    joined = [r for r in summary.reports if r.status == "joined"]
+    if not (expected or summary.workers or count) and joined:
+        facts.add_row("Tasks", "none: a trace of Nsight reports alone")
+    else:
+        facts.add_row("Workers", workers)
+        states = ", ".join(f"{number} {state}" for state, number in summary.tasks.items() if number)
+        facts.add_row("Tasks", f"{count} ({states or 'none'})")
     if summary.unused:
         facts.add_row("Unused", summary.unused)
     facts.add_row("Duration", duration_text(summary.duration))
-    joined = [r for r in summary.reports if r.status == "joined"]
     links = ""
-    if joined:
-        ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
+    ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
+    if ranges or count:
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
     if summary.gpu is not None:

@@ -22,6 +22,9 @@ LONGEST = 10
 #: Reasons of a kind of gap.
 REASONS = 3
 
+#: Tables that reports fill, without the operating system's calls.
+OF_REPORTS = ("kernels", "memcpys", "memsets", "synchronizations", "cuda_api", "nvtx_ranges")
+
 #: Rows that are looked at together.
 ROWS = 1 << 18
 
@@ -209,7 +212,7 @@ def summarise(trace: Trace) -> Summary:
         workers=int((processes["role"] == "worker").sum()),
         tasks=dict(tasks.states),
         keys=tasks.keys,
-        duration=_duration(processes, tasks.times),
+        duration=_duration(trace, tasks.times),
         reports=_reports(trace),
         bound=bound,
         bound_source=source,
@@ -261,15 +264,29 @@ class _Tasks:
 
 def _worker_nodes(trace: Trace) -> list[str]:
     processes, hostnames = trace.processes, trace.nodes["hostname"].tolist()
+    if not processes["role"].isin(["worker", "scheduler"]).any():  # of reports alone
+        return sorted({str(name) for name in hostnames if isinstance(name, str)})
     rows = processes["node"][processes["role"] == "worker"].unique().tolist()
     return sorted({str(hostnames[row]) for row in rows if 0 <= row < len(hostnames)})
 
 
-def _duration(processes: pd.DataFrame, times: list[int]) -> int:
+def _duration(trace: Trace, times: list[int]) -> int:
+    processes = trace.processes
     starts = processes["start"][processes["start"] >= 0].tolist()
     stops = processes["stop"][processes["stop"] >= 0].tolist()
-    every = [*starts, *stops, *times]
+    every = [*starts, *stops, *times] or reports_times(trace)
     return int(max(every) - min(every)) if every else 0
+
+
+def reports_times(trace: Trace) -> list[int]:
+    """Give the first and the last moment of each table that reports fill, in ns of trace time."""
+    times = []
+    for name in OF_REPORTS:
+        for piece in trace.pieces(name, ["start", "stop"], ROWS) if name in trace.tables else ():
+            for column in ("start", "stop"):
+                known = piece[column][piece[column] >= 0]
+                times += [int(known.min()), int(known.max())] if len(known) else []
+    return times
 
 
 def _worst_bound(clocks: pd.DataFrame) -> tuple[int | None, str | None]:
