@@ -26,6 +26,7 @@ from dasf_hpc.errors import (
     Regression,
     exit_code_table,
 )
+from dasf_hpc.launch.head_end import leave_word_of_the_end
 from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 from dasf_hpc.show.formats import Format
 
@@ -986,6 +987,8 @@ def main() -> None:
         # Whoever read our output has enough of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    finally:
+        leave_word_of_the_end()
 
 
 if __name__ == "__main__":

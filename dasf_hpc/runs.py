@@ -11,6 +11,7 @@ from typing import Any
 
 from dasf_hpc.errors import BatchError, RunDirectoryError
 from dasf_hpc.launch.head import HEAD_LOG, in_queue
+from dasf_hpc.launch.head_end import HEAD_ENDED
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
@@ -24,6 +25,9 @@ from dasf_hpc.manifest import (
     worker_recorded,
 )
 from dasf_hpc.systems import SYSTEMS
+
+#: A head whose run is over says so within this time, or was killed before it could.
+HEAD_SAYS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -223,8 +227,13 @@ def read_logs(run: Path, who: str, follow: bool) -> Iterator[str]:
     positions = dict.fromkeys(files, 0)
     # A file may end within a character while it is written.
     decoders = {path: codecs.getincrementaldecoder("utf-8")("replace") for path in files}
+    final_since = None
     while True:
         over = state_now(directory) not in ("queued", "running")
+        if over and who == "head" and follow:  # it says what the run holds after that
+            final_since = final_since or time.monotonic()
+            said = (directory / "logs" / HEAD_ENDED).exists()
+            over = said or time.monotonic() - final_since > HEAD_SAYS_S
         for path in files:
             if not path.exists():
                 continue

@@ -14,6 +14,7 @@ from handmade import Made, Task, make_trace
 
 from dasf_hpc import runs
 from dasf_hpc.errors import BatchError
+from dasf_hpc.launch.head_end import HEAD_ENDED, HEAD_VARIABLE
 from dasf_hpc.manifest import HEARTBEAT, run_state
 
 SAID = {
@@ -135,6 +136,31 @@ def test_following_a_log_cuts_no_character(tmp_path: Path) -> None:
         time.sleep(0.7)
     _write(run, state="complete")
     assert (b"na" + reading.communicate(timeout=30)[0]).decode() == text
+
+
+def test_following_a_head_goes_on_until_it_has_said_what_the_run_holds(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    (run / "journals").mkdir()
+    _write(run, state="running", head_job="42")
+    (run / HEARTBEAT).touch()
+    log = run / "logs" / "head.log"
+    log.write_text("begins\n")
+    reading = subprocess.Popen(
+        [sys.executable, "-m", "dasf_hpc.cli", "logs", "--follow", str(run), "head"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert reading.stdout is not None
+    assert reading.stdout.readline() == "begins\n"
+    _write(run, state="complete", head_job="42")
+    time.sleep(1.0)
+    assert reading.poll() is None
+    # As the head's script does, with its own number.
+    says = f"exec >>{log}; export {HEAD_VARIABLE}=$$:{run}/logs/{HEAD_ENDED}"
+    words = f"{sys.executable} -m dasf_hpc.cli runs --runs-dir {tmp_path}"
+    subprocess.run(f"{says}; exec {words}", shell=True, check=True)
+    told, _ = reading.communicate(timeout=30)
+    assert "complete" in told
 
 
 def test_a_terminal_that_knows_ascii_alone_gets_a_summary(tmp_path: Path) -> None:

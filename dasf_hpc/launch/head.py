@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasf_hpc.errors import BatchError, SettingsError
+from dasf_hpc.launch.head_end import HEAD_ENDED, HEAD_VARIABLE
 from dasf_hpc.launch.head_limit import HEAD_LIMIT_VARIABLE
 from dasf_hpc.launch.node import users_umask
 from dasf_hpc.launch.quoting import shell_word
@@ -88,6 +89,7 @@ def head_script(system: str, settings: Settings, directory: Path, words: Sequenc
         f"cd -- {shell_word(str(Path.cwd()))} || exit 1",
         f"umask {users_umask():04o}",
         *settings.prologue,
+        f"export {HEAD_VARIABLE}=$$:{shell_word(str(log.with_name(HEAD_ENDED)))}",
         f"exec {shlex.join([sys.executable, '-m', 'dasf_hpc.cli', 'submit', *words])}",
     ]
     return (

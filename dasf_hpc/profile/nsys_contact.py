@@ -17,6 +17,8 @@ from pathlib import Path
 
 #: Where nsys's environment says that its sessions' files are.
 FOLDER_VARIABLE = "NSYS_AGENT_TMP_DIR"
+#: Where nsys keeps its table, ``NSys-VERSION``.
+TABLES = Path("/dev/shm")
 INJECTED = "libToolsInjection64.so"
 STORAGE = "_storage.dat"
 
@@ -35,7 +37,8 @@ def unheard() -> str:
         mapped = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:
         return ""
-    if INJECTED not in mapped or STORAGE in mapped:
+    # An nsys that waits for a range gives no storage yet, and keeps its table.
+    if INJECTED not in mapped or STORAGE in mapped or any(TABLES.glob("NSys-*")):
         return ""
     sessions = Path(folder) / "nvidia" / "nsight_systems"
     asked = f"quadd_session_*/injection_files/injection_{os.getpid()}_*_version.dat"
