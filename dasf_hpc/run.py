@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distributed import Client, WorkerPlugin
+
 from dasf_hpc.batch import run_place, workers_python
 from dasf_hpc.errors import (
     BatchError,
@@ -32,7 +34,7 @@ from dasf_hpc.errors import (
 from dasf_hpc.interrupts import Interrupts
 from dasf_hpc.launch.abandoned import let_end
 from dasf_hpc.launch.choice import choose_launcher
-from dasf_hpc.launch.connection import connect
+from dasf_hpc.launch.connection import ask
 from dasf_hpc.launch.credentials import (
     client_environment,
     delete_credentials,
@@ -405,17 +407,19 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
         await recorder.start(scheduler)
 
     launcher.cluster.sync(attach)
-    with connect(launcher.cluster) as client:
-        client.register_plugin(EndBeforeWalltime())
-        if launcher.security is not None:
-            client.register_plugin(TidyWorker())
-        client.register_plugin(WorkerTaskPlugin(directory=journals, probe_clock=True))
-        client.register_plugin(
-            GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message)
-        )
-        client.register_plugin(
-            ResourceMonitor.for_workers(settings.sample_interval, directory=journals)
-        )
+    plugins: list[WorkerPlugin] = [
+        EndBeforeWalltime(),
+        *([TidyWorker()] if launcher.security is not None else []),
+        WorkerTaskPlugin(directory=journals, probe_clock=True),
+        GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message),
+        ResourceMonitor.for_workers(settings.sample_interval, directory=journals),
+    ]
+
+    def register(client: Client) -> None:  # by their names: a second time does no harm
+        for plugin in plugins:
+            client.register_plugin(plugin)
+
+    ask(launcher.cluster, register)
     return recorder
 
 

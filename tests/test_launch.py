@@ -22,16 +22,17 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, Scheduler
+from distributed.comm import CommClosedError
 from distributed.security import Security
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from testbed.openpbs import OpenPbsTestbed
 from testbed.slurm import SlurmTestbed
 
-from dasf_hpc.errors import BatchError, JobFileError, LateNodeJob
+from dasf_hpc.errors import BatchError, JobFileError, LateNodeJob, WorkersError
 from dasf_hpc.launch import node
 from dasf_hpc.launch.batch import batch_launcher
-from dasf_hpc.launch.connection import connect
+from dasf_hpc.launch.connection import ask, connect
 from dasf_hpc.launch.credentials import (
     client_environment,
     delete_credentials,
@@ -926,8 +927,20 @@ def test_a_connection_that_breaks_in_the_handshake_is_made_again(always: bool) -
         threading.Thread(target=keep_the_door, daemon=True).start()
         address = f"tcp://127.0.0.1:{door.getsockname()[1]}"
         if always:
-            with pytest.raises(OSError):  # noqa: PT011 - its words are Dask's
+            with pytest.raises(WorkersError, match=f"scheduler at {address} broke 3 times"):
                 connect(address)
+            with pytest.raises(WorkersError, match="broke 3 times"):
+                ask(address, lambda client: client.scheduler_info())
         else:
             with connect(address) as client:
                 assert client.scheduler_info()["workers"] == {}
+            asked = []
+
+            def fails_once(client: Client) -> str:
+                asked.append(client)
+                if len(asked) == 1:
+                    raise CommClosedError("as Dask says it")
+                return str(client.scheduler_info()["type"])
+
+            assert ask(address, fails_once) == "Scheduler"
+            assert len(asked) == 2

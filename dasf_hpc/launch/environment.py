@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dasf_hpc.errors import VersionsError
-from dasf_hpc.launch.connection import connect
+from dasf_hpc.launch.connection import ask
 from dasf_hpc.profile.identity import installed_version
 
 #: Packages that a run needs.
@@ -40,9 +40,10 @@ def check_workers(cluster: Any) -> None:
     ------
     VersionsError
         If they do not work together.
+    WorkersError
+        If the scheduler cannot be asked.
     """
-    with connect(cluster) as client:
-        found = client.get_versions(check=False)
+    found = ask(cluster, lambda client: client.get_versions(check=False))
     here = _versions_said(found["scheduler"])
     for address, said in found["workers"].items():
         there = _versions_said(said)
