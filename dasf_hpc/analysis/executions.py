@@ -260,7 +260,7 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
     if executions is not None and len(executions):
         times += [int(executions.start.min()), int(executions.stop.max())]
     if not times:  # only Nsight reports
-        for name in {"kernels", "memcpys"} & set(trace.tables):
+        for name in {"kernels", "memcpys", "memsets"} & set(trace.tables):
             spans = trace.table(name, ["start", "stop"])
             times += [int(t) for t in (*spans["start"][:1], spans["stop"].max()) if len(spans)]
     return Span(min(times), max(times)) if times else Span(0, 0)

@@ -15,7 +15,8 @@ from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
-from dasf_hpc.trace.summary import GpuTimes, Summary
+from dasf_hpc.trace.holdings import State
+from dasf_hpc.trace.summary import GpuTimes, Recorded, Summary
 
 #: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
 #: thousands.
@@ -45,6 +46,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
+    _add_recorded(facts, summary.recorded)
     if summary.gpu is not None:
         _add_gpu_facts(facts, summary.gpu)
     if summary.bound is None:
@@ -64,7 +66,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     if lost := lost_sentence(manifest):
         facts.add_row("Lost", escape(lost))
     for gap in summary.gaps:
-        facts.add_row("Missing", gap.sentence)
+        facts.add_row("Missing", escape(gap.sentence))
     for note in manifest.get("notes", []):
         facts.add_row("Note", note)
     console.print(facts)
@@ -75,6 +77,24 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         rows = [(k.name, k.count, k.total, k.mean, k.max) for k in summary.gpu.longest]
         console.print(_longest("Longest kernels", ("Kernel", "Times"), rows))
     console.print(f"Trace: {trace}", soft_wrap=True, highlight=False)
+
+
+def _add_recorded(facts: Table, recorded: Sequence[Recorded]) -> None:
+    """Say what the reports hold; what has a reason has a line of its own."""
+    brief = [
+        one.sentence if not one.reason else f"{one.what}: {one.state}"
+        for one in recorded
+        if _brief(one)
+    ]
+    lines = ["; ".join(brief)] if brief else []
+    lines += [one.sentence for one in recorded if not _brief(one)]
+    for number, line in enumerate(lines):
+        facts.add_row("" if number else "Recorded", escape(line))
+
+
+def _brief(one: Recorded) -> bool:
+    """Say whether the state says enough: what was not traced was not, for one reason."""
+    return not one.reason or one.state == State.MISSING
 
 
 def _add_gpu_facts(facts: Table, gpu: GpuTimes) -> None:
