@@ -174,18 +174,24 @@ def _recorded(trace: Trace) -> pd.DataFrame:
 
 
 def _losses(recorded: pd.DataFrame) -> list[Finding]:
-    """Find what Nsight lost: figures that rest on it are too small."""
+    """Find what Nsight lost, by reason: figures that rest on it are too small."""
     lost = recorded[recorded["state"].isin([State.PARTLY, State.LOST])]
-    return told_as_one(
-        Severity.WARNING,
-        "gpu",
-        "recorded",
-        lost,
-        "kinds of records were lost by Nsight",
-        lambda one: f"{one['what']}: {one['state']} ({one['reason']})",
-        "Figures that rest on them are too small. See with `dasf-hpc doctor` whether the node "
-        "permits tracing, let workers end by themselves, or trace fewer kinds of events.",
-    )
+    found = []
+    for reason, rows in lost.groupby("reason", sort=False):
+        what = ", ".join(f"{one['what']} {one['state']}" for one in rows.to_dict("records"))
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "gpu",
+                "recorded",
+                tuple(int(row) for row in rows.index),
+                f"Nsight's recording is not whole: {what} ({reason}).",
+                "Figures that rest on them are too small. See with `dasf-hpc doctor` whether the "
+                "node permits tracing, let workers end by themselves, or trace fewer kinds of "
+                "events.",
+            )
+        )
+    return found
 
 
 def _name(gpu: int, names: list[str]) -> str:

@@ -45,7 +45,7 @@ from dasf_hpc.nsight.reader import (
 from dasf_hpc.nsight.recorded import Known, add_recorded, calls_for
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
-from dasf_hpc.trace.holdings import Holding, Kind
+from dasf_hpc.trace.holdings import Holding, Kind, lost_on_gpu
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
 
@@ -320,7 +320,9 @@ class _Placing:
             matched=sorted(seen & self.known),
             unmatched=sorted(seen - self.known) if journals else [],
             # a report without a call of CUDA may have been made without tracing it
-            gpus={row for row in self.gpu_rows.values() if row != NONE} if traced else set(),
+            gpus={row for row in self.gpu_rows.values() if row != NONE}
+            if traced and not lost_on_gpu(holdings)
+            else set(),
             holdings=holdings,
             gaps=gaps,
             correction=best,

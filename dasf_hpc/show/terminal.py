@@ -80,21 +80,13 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
 
 
 def _add_recorded(facts: Table, recorded: Sequence[Recorded]) -> None:
-    """Say what the reports hold; what has a reason has a line of its own."""
-    brief = [
-        one.sentence if not one.reason else f"{one.what}: {one.state}"
-        for one in recorded
-        if _brief(one)
-    ]
-    lines = ["; ".join(brief)] if brief else []
-    lines += [one.sentence for one in recorded if not _brief(one)]
-    for number, line in enumerate(lines):
-        facts.add_row("" if number else "Recorded", escape(line))
-
-
-def _brief(one: Recorded) -> bool:
-    """Say whether the state says enough: what was not traced was not, for one reason."""
-    return not one.reason or one.state == State.MISSING
+    """Say what the reports hold, and once why something is not whole."""
+    if not recorded:
+        return
+    facts.add_row("Recorded", escape("; ".join(one.short for one in recorded)))
+    reasons = [one.reason for one in recorded if one.state != State.MISSING and one.reason]
+    for reason in dict.fromkeys(reasons):
+        facts.add_row("", escape(reason))
 
 
 def _add_gpu_facts(facts: Table, gpu: GpuTimes) -> None:

@@ -48,6 +48,7 @@ CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
     Kind.COPIES: ("cudaMemcpy", "cuMemcpy"),
     Kind.FILLS: ("cudaMemset", "cuMemset"),
 }
+_ASKS = {Kind.KERNELS: "launch kernels", Kind.COPIES: "copy", Kind.FILLS: "fill memory"}
 
 
 class State(StrEnum):
@@ -93,11 +94,15 @@ class Holding:
         return self.state in (State.RECORDED, State.PARTLY)
 
     @property
-    def sentence(self) -> str:
-        """The state in words: ``kernels: 12; not all: ...``, ``copies: recorded, none``."""
-        why = f" ({self.reason})" if self.reason else ""
+    def short(self) -> str:
+        """The state in words: ``kernels: 12, partly lost``, ``copies: recorded, none``."""
         state = {State.RECORDED: f"{self.count:,}", State.PARTLY: f"{self.count:,}, partly lost"}
-        return f"{self.kind}: {state.get(self.state, self.state)}{why}"
+        return f"{self.kind}: {state.get(self.state, self.state)}"
+
+    @property
+    def sentence(self) -> str:
+        """The state in words and how that is known."""
+        return f"{self.short} ({self.reason})" if self.reason else self.short
 
 
 @dataclass(frozen=True)
@@ -141,11 +146,14 @@ def judge(evidence: Evidence) -> list[Holding]:
                 Holding(kind, State.PARTLY if loss else State.RECORDED, counts[kind], loss)
             )
         elif owed:
-            calls = f"{asked:,} call{'s' * (asked != 1)} for {kind} were recorded and none of them"
+            calls = f"calls to {_ASKS[kind]}: {asked:,}, and nothing of it was recorded"
             why = f"nsys says: {loss}" if loss else "it was lost, or recording it was not permitted"
             found.append(Holding(kind, State.LOST, 0, f"{calls}; {why}"))
-        elif loss:
+        elif loss and not any(counts[other] for other in _CUDA if kind in _CUDA):
             found.append(Holding(kind, State.LOST, 0, loss))
+        elif loss:
+            # others of its sort came: that it was among what is lost nothing says
+            found.append(Holding(kind, State.NONE, 0, loss))
         elif traced[kind]:
             found.append(Holding(kind, State.NONE, 0))
         else:
@@ -158,6 +166,12 @@ def _untraced(kind: Kind) -> str:
         return ""
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
+
+
+def lost_on_gpu(holdings: Iterable[Holding]) -> bool:
+    """Say whether things ran on GPUs of which a report holds nothing."""
+    states = {holding.state for holding in holdings if holding.kind in ON_GPU}
+    return State.LOST in states and not states & {State.RECORDED, State.PARTLY}
 
 
 def unexplained(holdings: Iterable[Holding], told: bool) -> list[Holding]:

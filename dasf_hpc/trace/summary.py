@@ -125,12 +125,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What of one kind the reports hold (`dasf_hpc.trace.holdings.Holding`), and in a sentence."""
+    """What of one kind the reports hold (`dasf_hpc.trace.holdings.Holding`), also in words."""
 
     what: str
     state: str
     count: int
     reason: str
+    short: str
     sentence: str
 
 
@@ -234,7 +235,7 @@ def summarise(trace: Trace) -> Summary:
         gpu=_gpu_times(trace),
         unused=unused(trace),
         recorded=[
-            Recorded(str(one.kind), str(one.state), one.count, one.reason, one.sentence)
+            Recorded(str(one.kind), str(one.state), one.count, one.reason, one.short, one.sentence)
             for one in (held(trace).values() if (trace.reports["status"] == "joined").any() else ())
         ],
     )
