@@ -30,6 +30,9 @@ MEMSET = "value INTEGER NOT NULL, bytes INTEGER NOT NULL"
 SYNC = "syncType INTEGER NOT NULL, eventId INTEGER NOT NULL"
 RUNTIME = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL,
     globalTid INTEGER, correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER"""
+DIAGNOSTIC = """timestamp INTEGER NOT NULL, timestampType INTEGER NOT NULL,
+    source INTEGER NOT NULL, severity INTEGER NOT NULL, text TEXT NOT NULL, globalPid INTEGER"""
+METRICS = "timestamp INTEGER, typeId INTEGER NOT NULL, metricId INTEGER NOT NULL, value INTEGER"
 SYSTEM_ENV = "devStateName TEXT NOT NULL, name TEXT NOT NULL, nameEnum INTEGER, value TEXT NOT NULL"
 GPU_2020 = "vmId INTEGER NOT NULL, deviceId INTEGER NOT NULL, name TEXT, busLocation TEXT"
 GPU = """vmId INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT, busLocation TEXT,
@@ -219,6 +222,51 @@ class Export:
         """Add a wait for the GPU."""
         what = {"syncType": kind, "eventId": 0}
         self._on_device("SYNCHRONIZATION", SYNC, pid, start, stop, **what, **more)
+
+    def say(
+        self,
+        text: str,
+        pid: int | None = None,
+        at: int = 0,
+        severity: int = 2,
+        source: int = 3,
+        clock: int = 1,
+    ) -> None:
+        """Add what nsys says of its own recording, as exports do from 2025 on."""
+        self._table("DIAGNOSTIC_EVENT", DIAGNOSTIC)
+        self._row(
+            "DIAGNOSTIC_EVENT",
+            timestamp=at,
+            timestampType=clock,
+            source=source,
+            severity=severity,
+            text=text,
+            # of no process: what real exports hold
+            globalPid=-0x200000000000000 if pid is None else global_id(pid),
+        )
+
+    def says_nothing(self) -> None:
+        """Have the table of what nsys says, without rows."""
+        self._table("DIAGNOSTIC_EVENT", DIAGNOSTIC)
+
+    def enum(self, name: str, values: dict[int, str]) -> None:
+        """Say what the numbers of a column mean."""
+        self._table(name, "id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT")
+        for number, text in values.items():
+            self._row(name, id=number, name=text, label=text)
+
+    def metric(self, at: int, metric: int, value: int) -> None:
+        """Add a sample of a GPU's metrics."""
+        self._table("GPU_METRICS", METRICS)
+        self._row("GPU_METRICS", timestamp=at, typeId=1, metricId=metric, value=value)
+
+    def context(self, pid: int) -> None:
+        """Say that a process had a CUDA context, which nsys does where CUDA was traced."""
+        columns = (
+            "processId INTEGER NOT NULL, deviceId INTEGER NOT NULL, contextId INTEGER NOT NULL"
+        )
+        self._table("TARGET_INFO_CUDA_CONTEXT_INFO", columns)
+        self._row("TARGET_INFO_CUDA_CONTEXT_INFO", processId=pid, deviceId=0, contextId=1)
 
     def gpu(self, number: int, uuid: str, name: str = "NVIDIA H100") -> None:
         """Add a GPU, of which older versions say less and the newest may say nothing."""

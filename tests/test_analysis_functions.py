@@ -102,7 +102,9 @@ def test_gpu_samples_count_for_what_ran_when_they_were_taken(tmp_path: Path) -> 
         table = answer.table.set_index("function")
         assert table["gpu_utilization"].to_dict() == {"f": 30.0, "g": 90.0}
         assert table["gpu_memory"].to_dict() == {"f": 14 / 3, "g": 8.0}
-        assert answer.unanswered == ["Kernels and copies: no CUDA table in this trace."]
+        assert answer.unanswered == [
+            "Kernels and copies: not recorded (no CUDA table in this trace)."
+        ]
         by_gpu = functions(trace, by="gpu").table
         assert set(by_gpu["gpu"]) == {"node1 GPU 0", "node1 GPU 1"}
 

@@ -197,7 +197,10 @@ def test_without_any_cuda_table_it_could_not_look(tmp_path: Path) -> None:
         answer = gpu(trace)
         assert "no CUDA table" in where(trace).unanswered[-1]
     assert not answer.looked
-    assert answer.unanswered[0] == "Kernels, copies and gaps: no CUDA table in this trace."
+    assert (
+        answer.unanswered[0]
+        == "Kernels, copies and gaps: not recorded (no CUDA table in this trace)."
+    )
 
 
 def test_a_trace_of_reports_alone_is_looked_at(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ why. Times and durations are int64 ns, times on the trace's clock.
 ``what_if(trace, faster=None)``
     Table ``changes``: function, factor, total, recorded, time, saved, saved_share.
 ``gpu(trace)``
-    Tables ``gpus``: gpu, busy, busy_share, kernels, kernel_time, copies, copy_time, copied,
-    overlap, overlap_share, utilization, peak_memory, peak_memory_share; ``functions``: function,
-    tasks, executing, busy, busy_share, kernels, kernel_time, kernel_mean, copy_time, idle,
-    launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total, mean, max,
-    share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``: time, gpu,
-    used, utilization.
+    Tables ``gpus``: gpu, busy, busy_share, kernels, kernel_time, copies, copy_time, copied, fills,
+    fill_time, overlap, overlap_share, utilization, peak_memory, peak_memory_share; ``functions``:
+    function, tasks, executing, busy, busy_share, kernels, kernel_time, kernel_mean, copy_time,
+    idle, launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total,
+    mean, max, share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``:
+    time, gpu, used, utilization; ``recorded``: what, state, count, reason.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.

@@ -18,6 +18,7 @@ from dasf_hpc.analysis.executions import (
     read_executions,
     workers,
 )
+from dasf_hpc.trace.holdings import gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 
 #: Share of the executing time above which a function is named as the one to look at.
@@ -215,8 +216,10 @@ def _gpu_times(
     unanswered: list[str],
 ) -> None:
     """Sum what the tasks of each group did on GPUs."""
-    if "task_gpu" not in trace.tables:
-        unanswered.append("Kernels and copies: no CUDA table in this trace.")
+    if not trace.rows("task_gpu"):
+        told = gpu_activity(trace)
+        why = "the trace does not sum them up by task" if told else no_gpu_activity(trace)
+        unanswered.append(f"Kernels and copies: {why}.")
         table["kernel_time"] = pd.array([pd.NA] * len(table), dtype="Int64")
         table["copy_time"] = table["kernel_time"]
         return

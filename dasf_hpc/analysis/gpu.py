@@ -27,6 +27,7 @@ from dasf_hpc.analysis.executions import (
     run_span,
     workers,
 )
+from dasf_hpc.trace.holdings import State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 
 #: Idle gaps that are listed, ns, and how many at most.
@@ -46,13 +47,15 @@ NO_TASK = "(no task)"
 
 GPUS: Columns = {
     "gpu": ("", "the GPU"),
-    "busy": ("ns", "time in which a kernel or a copy ran"),
+    "busy": ("ns", "time in which a kernel, a copy or a fill ran"),
     "busy_share": ("%", "of the run"),
     "kernels": ("", "kernels"),
     "kernel_time": ("ns", "times of all kernels added up"),
     "copies": ("", "copies"),
     "copy_time": ("ns", "times of all copies added up"),
     "copied": ("bytes", "size of all copies"),
+    "fills": ("", "fills of memory"),
+    "fill_time": ("ns", "times of all fills added up"),
     "overlap": ("ns", "time in which both a kernel and a copy ran"),
     "overlap_share": ("%", "of the time in which a copy ran"),
     "utilization": ("%", "mean of the samples"),
@@ -98,12 +101,23 @@ MEMORY: Columns = {
     "used": ("bytes", "largest sample of the memory in use in it"),
     "utilization": ("%", "mean of its samples"),
 }
+RECORDED: Columns = {
+    "what": ("", "what Nsight reports may hold"),
+    "state": (
+        "",
+        "recorded, partly lost, recorded, none (it was traced and nothing came), lost (something "
+        "must have been there) or not recorded",
+    ),
+    "count": ("", "how many there are"),
+    "reason": ("", "how that is known"),
+}
 _TABLES = {
     "gpus": GPUS,
     "functions": FUNCTIONS,
     "kernels": KERNELS,
     "gaps": GAP_COLUMNS,
     "memory": MEMORY,
+    "recorded": RECORDED,
 }
 #: What launches kernels, of the runtime and of the driver.
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch")
@@ -115,26 +129,28 @@ def gpu(trace: Trace) -> Answer:
     Returns
     -------
     Answer
-        Tables ``gpus``, ``functions``, ``kernels``, ``gaps`` (of over 1 ms, the longest first) and
-        ``memory``.
+        Tables ``gpus``, ``functions``, ``kernels``, ``gaps`` (of over 1 ms, the longest first),
+        ``memory`` and ``recorded``.
     """
     unanswered: list[str] = []
     runs = read_executions(trace, ("thread", "prefix"))
     tables = {name: pd.DataFrame(columns=list(columns)) for name, columns in _TABLES.items()}
     samples = trace.table("gpu_samples") if trace.rows("gpu_samples") else None
-    cuda = "kernels" in trace.tables
+    cuda = gpu_activity(trace)
     if not cuda:
-        unanswered.append("Kernels, copies and gaps: no CUDA table in this trace.")
+        unanswered.append(f"Kernels, copies and gaps: {no_gpu_activity(trace)}.")
+    tables["recorded"] = _recorded(trace)
     if samples is None:
         unanswered.append("Memory and utilisation: no GPU was sampled in this run.")
     if not cuda and samples is None:
-        return Answer("gpu", tables, _TABLES, [], unanswered)
+        return Answer("gpu", tables, _TABLES, _losses(tables["recorded"]), unanswered)
     names = gpu_names(trace)
     if cuda:
         kernels = trace.table("kernels", ["gpu", "start", "stop", "task", "short_name"])
-        copies = _optional(trace, "memcpys", ["gpu", "start", "stop", "bytes"])
-        kernels, copies = (table[table["stop"] >= 0] for table in (kernels, copies))
-        tables["gpus"], work = _gpus(trace, kernels, copies, names, runs)
+        copies = trace.table("memcpys", ["gpu", "start", "stop", "bytes"])
+        fills = trace.table("memsets", ["gpu", "start", "stop"])
+        kernels, copies, fills = (t[t["stop"] >= 0] for t in (kernels, copies, fills))
+        tables["gpus"], work = _gpus(trace, kernels, copies, fills, names, runs)
         tables["kernels"] = _kernels(kernels, runs)
         tables["functions"] = _functions(trace, runs, unanswered)
         tables["gaps"] = _gaps(trace, work, names, runs)
@@ -144,13 +160,38 @@ def gpu(trace: Trace) -> Answer:
         _put_samples(trace, tables["gpus"], samples, names)
         tables["memory"] = _memory(samples, names, run_span(trace, runs).duration)
     found = _findings(tables)
+    found += _losses(tables["recorded"])
     return Answer("gpu", tables, _TABLES, most_severe_first(found), unanswered)
 
 
-def _optional(trace: Trace, name: str, columns: list[str]) -> pd.DataFrame:
-    if name in trace.tables:
-        return trace.table(name, columns)
-    return pd.DataFrame({column: np.empty(0, np.int64) for column in columns})
+def _recorded(trace: Trace) -> pd.DataFrame:
+    """Say what the trace's reports hold; nothing where it has none."""
+    rows = held(trace).values() if len(trace.reports) else ()
+    return pd.DataFrame(
+        [(str(h.kind), str(h.state), h.count, h.reason or None) for h in rows],
+        columns=list(RECORDED),
+    )
+
+
+def _losses(recorded: pd.DataFrame) -> list[Finding]:
+    """Find what Nsight lost, by reason: figures that rest on it are too small."""
+    lost = recorded[recorded["state"].isin([State.PARTLY, State.LOST])]
+    found = []
+    for reason, rows in lost.groupby("reason", sort=False):
+        what = ", ".join(f"{one['what']} {one['state']}" for one in rows.to_dict("records"))
+        found.append(
+            Finding(
+                Severity.WARNING,
+                "gpu",
+                "recorded",
+                tuple(int(row) for row in rows.index),
+                f"Nsight's recording is not whole: {what} ({reason}).",
+                "Figures that rest on them are too small. See with `dasf-hpc doctor` whether the "
+                "node permits tracing, let workers end by themselves, or trace fewer kinds of "
+                "events.",
+            )
+        )
+    return found
 
 
 def _name(gpu: int, names: list[str]) -> str:
@@ -158,30 +199,41 @@ def _name(gpu: int, names: list[str]) -> str:
 
 
 def _gpus(
-    trace: Trace, kernels: pd.DataFrame, copies: pd.DataFrame, names: list[str], runs: Executions
+    trace: Trace,
+    kernels: pd.DataFrame,
+    copies: pd.DataFrame,
+    fills: pd.DataFrame,
+    names: list[str],
+    runs: Executions,
 ) -> tuple[pd.DataFrame, dict[int, Covered]]:
     duration = run_span(trace, runs).duration
     rows, work = [], {}
-    used = sorted({*kernels["gpu"].unique().tolist(), *copies["gpu"].unique().tolist()})
+    used = {g for table in (kernels, copies, fills) for g in table["gpu"].unique().tolist()}
     for gpu in sorted({*range(len(names)), *used}):
-        run, moved = (table[table["gpu"] == gpu] for table in (kernels, copies))
+        run, moved, filled = (table[table["gpu"] == gpu] for table in (kernels, copies, fills))
         spans = [
-            (t["start"].to_numpy(np.int64), t["stop"].to_numpy(np.int64)) for t in (run, moved)
+            (t["start"].to_numpy(np.int64), t["stop"].to_numpy(np.int64))
+            for t in (run, moved, filled)
         ]
-        one, other = (Covered(*span) for span in spans)
-        both = Covered(*(np.concatenate(ends) for ends in zip(*spans, strict=True)))
-        work[gpu] = both
+        one, other = (Covered(*span) for span in spans[:2])
+        both, every = (
+            Covered(*(np.concatenate(ends) for ends in zip(*some, strict=True)))
+            for some in (spans[:2], spans)
+        )
+        work[gpu] = every
         overlap = one.total + other.total - both.total
         rows.append(
             {
                 "gpu": _name(gpu, names),
-                "busy": both.total,
-                "busy_share": 100.0 * both.total / duration if duration else 0.0,
+                "busy": every.total,
+                "busy_share": 100.0 * every.total / duration if duration else 0.0,
                 "kernels": len(run),
                 "kernel_time": int((run["stop"] - run["start"]).sum()),
                 "copies": len(moved),
                 "copy_time": int((moved["stop"] - moved["start"]).sum()),
                 "copied": int(moved["bytes"].clip(lower=0).sum()),
+                "fills": len(filled),
+                "fill_time": int((filled["stop"] - filled["start"]).sum()),
                 "overlap": overlap,
                 "overlap_share": 100.0 * overlap / other.total if other.total else np.nan,
             }

@@ -58,6 +58,7 @@ from dasf_hpc.analysis.slots import (
     transition_code,
 )
 from dasf_hpc.lost import lost_sentence, read_run
+from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.summary import unused
 
@@ -486,8 +487,8 @@ def _gpus(
     trace: Trace, recorded: _Recorded, found: pd.DataFrame, unanswered: list[str]
 ) -> list[tuple[str, Slots, Split]]:
     """Split each GPU's time by what its workers did."""
-    if "kernels" not in trace.tables:
-        unanswered.append("Why GPUs were idle: no CUDA table in this trace.")
+    if not gpu_activity(trace):
+        unanswered.append(f"Why GPUs were idle: {no_gpu_activity(trace)}.")
         return []
     names = gpu_names(trace)
     busy = gpu_work(trace)
@@ -510,12 +511,12 @@ def _gpus(
 
 
 def gpu_work(trace: Trace) -> dict[int, tuple[Ints, Ints]]:
-    """Give, by row of ``gpus``, start and stop of kernels and copies, in no order.
+    """Give, by row of ``gpus``, start and stop of kernels, copies and fills, in no order.
 
     Those of a GPU that the trace does not know are under -1.
     """
     parts: dict[int, list[pd.DataFrame]] = {}
-    for name in ("kernels", "memcpys"):
+    for name in (TABLE_OF[kind] for kind in ON_GPU):
         if name in trace.tables:
             table = trace.table(name, ["gpu", "start", "stop"])
             for gpu, part in table.groupby("gpu"):

@@ -30,6 +30,7 @@ from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_repor
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.extend import monotonic_of
+from dasf_hpc.trace.holdings import lacks
 from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
@@ -219,6 +220,8 @@ def join_reports(
                 for table, rows in placed.rows.items():
                     sources[table].append(rows)
             additions.add("reports", _report_row(entry, placed, additions))
+            if placed is not None and placed.gaps:
+                additions.add_all("gaps", [{**gap, "journal": name} for gap in placed.gaps])
             if entry.status == "joined":
                 known.add(entry.sha256)
             entries.append(entry)
@@ -308,11 +311,11 @@ def _place(
 def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
     """Say what of a report could not be joined, or what it does not hold."""
     if not placed.rows:
-        return "it holds no NVTX range and no CUDA call: were none made, or was nvtx not traced?"
+        return lacks(placed.holdings)
     if placed.correction is None:
         return "nothing ties its clock to the trace's: what it holds has no times"
-    if entry.ranges == 0 and "kernels" not in placed.rows:
-        return "it holds no NVTX range: were none made, or was nvtx not traced?"
+    if missing := lacks(placed.holdings):
+        return missing
     if placed.unmatched:
         pids = ", ".join(str(pid) for pid in placed.unmatched[:8])
         more = f" and {len(placed.unmatched) - 8} more" if len(placed.unmatched) > 8 else ""

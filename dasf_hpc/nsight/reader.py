@@ -21,6 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dasf_hpc.nsight.diagnostics import (
+    SEVERITIES,
+    SOURCES,
+    TARGET_TIME,
+    concerns,
+    loss,
+    redacted,
+    traced,
+)
 from dasf_hpc.nsight.errors import ReportDamaged, ReportMissing
 from dasf_hpc.nsight.export import open_journal
 
@@ -266,6 +275,36 @@ class CudaDevices(_Table):
 
 
 @dataclass(frozen=True)
+class Diagnostic:
+    """What nsys says of its own recording, its text as it may be stored.
+
+    Attributes
+    ----------
+    pid
+        The process it is of, -1: of none.
+    time
+        When, ns from session start; -1: by another clock, or not told.
+    severity, source
+        In nsys's words: ``info``, ``warning``, ``error``; ``injection``, ``daemon``, ``analysis``.
+    text
+        See `dasf_hpc.nsight.diagnostics.redacted`.
+    lost
+        How much it says is lost, -1: it does not say how much; None: it tells of no loss.
+    concerns, traced
+        What it is about, and what it proves was traced, of ``nvtx`` and ``cuda``.
+    """
+
+    pid: int
+    time: int
+    severity: str
+    source: str
+    text: str
+    lost: int | None
+    concerns: frozenset[str]
+    traced: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Report:
     """What an exported report holds of use here.
 
@@ -352,6 +391,28 @@ class Report:
         with _opened(self.sqlite) as export:
             call = export.numbers("CUPTI_ACTIVITY_KIND_RUNTIME", _CALL | more)
             return CudaApi(name=export.strings(call.pop("name")), **call)
+
+    @property
+    def diagnostics(self) -> list[Diagnostic] | None:
+        """What nsys says of its own recording; None where its version says nothing (to 2023)."""
+        with _opened(self.sqlite) as export:
+            return export.diagnostics()
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Names of nsys's tables in the export, also of those without rows."""
+        with _opened(self.sqlite) as export:
+            return frozenset(export.columns)
+
+    def count(self, table: str) -> int | None:
+        """Count the rows of one of nsys's tables; None where the export has no such table."""
+        with _opened(self.sqlite) as export:
+            if table not in export.columns:
+                return None
+            count: int = export.connection.execute(
+                f"SELECT count(*) FROM {_quoted(table)}"
+            ).fetchone()[0]
+            return count
 
     @property
     def os_runtime(self) -> OsRuntime:
@@ -584,6 +645,46 @@ class _Export:
                     names[pid] = name
         pids = np.array(sorted(recorded - {NONE}), dtype=np.int64)
         return Processes(pids, np.array([names.get(pid, "") for pid in pids.tolist()], object))
+
+    def diagnostics(self) -> list[Diagnostic] | None:
+        """Read what nsys says of its own recording, without what may not be stored."""
+        table = "DIAGNOSTIC_EVENT"
+        columns = self.columns.get(table, {})
+        if "text" not in columns:
+            return None
+        wanted = ("text", "severity", "source", "timestamp", "timestampType", "globalPid")
+        selected = ", ".join(name if name in columns else "NULL" for name in wanted)
+        severities = {**SEVERITIES, **self.enum("ENUM_DIAGNOSTIC_SEVERITY_LEVEL")}
+        sources = {**SOURCES, **self.enum("ENUM_DIAGNOSTIC_SOURCE_TYPE")}
+        found = []
+        for text, severity, source, time, clock, process in self.connection.execute(
+            f"SELECT {selected} FROM {table} ORDER BY rowid"
+        ):
+            said = str(text or "")
+            # a process's number stands in bits 24 to 47; what is of no process has none there
+            pid = (int(process) >> 24) & 0xFFFFFF if process is not None else 0
+            placed = time is not None and clock in (None, TARGET_TIME) and abs(int(time)) <= _FAR
+            what = loss(said)
+            found.append(
+                Diagnostic(
+                    pid=pid or NONE,
+                    time=int(time) if placed else NONE,
+                    severity=severities.get(severity, f"severity {severity}"),
+                    source=sources.get(source, f"source {source}"),
+                    text=redacted(said),
+                    lost=None if what is None else what.count,
+                    concerns=concerns(said),
+                    traced=traced(said),
+                )
+            )
+        return found
+
+    def enum(self, table: str) -> dict[int, str]:
+        """Read what the numbers of a column mean."""
+        if not {"id", "name"} <= self.columns.get(table, {}).keys():
+            return {}
+        rows = self.connection.execute(f"SELECT id, name FROM {table}")
+        return {int(number): redacted(str(name)).lower() for number, name in rows if name}
 
     def gpus(self) -> Gpus:
         """List the GPUs; 2020 calls the id ``deviceId`` and tells less."""

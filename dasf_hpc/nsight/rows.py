@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,8 +42,10 @@ from dasf_hpc.nsight.reader import (
     Synchronizations,
     distinct_values,
 )
+from dasf_hpc.nsight.recorded import Known, add_recorded, calls_for
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
+from dasf_hpc.trace.holdings import Holding, Kind, lost_on_gpu
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
 
@@ -105,12 +107,16 @@ class Additions:
         self.run = run
         self._strings: dict[str, Strings] = {}
         for name in ("nodes", "clocks", "processes", "gpus", "reports", "report_clocks"):
-            table = run.tables.setdefault(name, {})
-            rows = len(next(iter(table.values()), ()))
-            for column in TABLES[name].columns:
-                missing = np.nan if column.dtype.startswith("float") else NONE
-                table.setdefault(column.name, np.full(rows, missing, column.dtype))
-            self.written(name)
+            self.made(name)
+
+    def made(self, name: str) -> None:
+        """Have a table, without rows where the trace lacks it."""
+        table = self.run.tables.setdefault(name, {})
+        rows = len(next(iter(table.values()), ()))
+        for column in TABLES[name].columns:
+            missing = np.nan if column.dtype.startswith("float") else NONE
+            table.setdefault(column.name, np.full(rows, missing, column.dtype))
+        self.written(name)
 
     @functools.cached_property
     def task_places(self) -> dict[str, Array]:
@@ -155,6 +161,18 @@ class Additions:
             columns[column.name] = np.append(columns[column.name], np.array([value], dtype))
         return number
 
+    def add_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows, "not available" in what they do not say; the table is made where it lacks."""
+        self.made(table)
+        columns = self.run.tables[table]
+        for column in TABLES[table].columns:
+            values: list[Any] = [row.get(column.name) for row in rows]
+            if column.dictionary:
+                values = [self.strings(column.dictionary).code(value) for value in values]
+            missing = np.nan if column.dtype.startswith("float") else NONE
+            added = np.array([missing if v is None else v for v in values], column.dtype)
+            columns[column.name] = np.concatenate([columns[column.name], added])
+
     def hostnames(self) -> list[str]:
         """Give the host of each row of ``nodes``."""
         names = self.strings("hostnames").list()
@@ -184,6 +202,10 @@ class PlacedReport:
         Its processes of which no journal tells, by pid, where there are journals.
     gpus
         Rows of ``gpus`` of whose times it tells.
+    holdings
+        What it holds and what not.
+    gaps
+        What is missing from it, rows of table ``gaps``.
     correction
         The best correction of one of its processes, None where nothing ties its clock.
     """
@@ -194,6 +216,8 @@ class PlacedReport:
     matched: list[int]
     unmatched: list[int]
     gpus: set[int]
+    holdings: list[Holding]
+    gaps: list[dict[str, Any]]
     correction: Correction | None
 
 
@@ -240,6 +264,7 @@ class _Placing:
         self.gpu_rows: dict[tuple[int, int], int] = {}
         self.rows: dict[str, SpooledRows] = {}
         self.calls = _no_calls()
+        self.asked: dict[Kind, int] = {}
         codes = additions.strings("reasons").codes(SENTENCES[reason] for reason in Reason)
         self.reason_codes = codes.astype(np.int32)
 
@@ -278,6 +303,14 @@ class _Placing:
         best = min((c for _, c in told), key=_bound, default=None)
         seen = set(self.corrections)
         traced = self.rows.keys() & {"cuda_api", "kernels", "memcpys", "memsets"}
+        holdings, gaps = add_recorded(
+            self.report,
+            self.number,
+            self.additions,
+            Known(self.row_of_pid, self.known, self.corrections, best),
+            {table: len(rows.start) for table, rows in self.rows.items()},
+            self.asked,
+        )
         # nothing is unknown to a trace that is made of reports alone
         journals = bool((processes["journal"] != NONE).any())
         return PlacedReport(
@@ -287,7 +320,11 @@ class _Placing:
             matched=sorted(seen & self.known),
             unmatched=sorted(seen - self.known) if journals else [],
             # a report without a call of CUDA may have been made without tracing it
-            gpus={row for row in self.gpu_rows.values() if row != NONE} if traced else set(),
+            gpus={row for row in self.gpu_rows.values() if row != NONE}
+            if traced and not lost_on_gpu(holdings)
+            else set(),
+            holdings=holdings,
+            gaps=gaps,
             correction=best,
         )
 
@@ -487,6 +524,7 @@ class _Placing:
                     task[rows], reason[rows] = task_of_calls(
                         self._tasks(number), call.tid[rows], call.start[rows]
                     )
+        self.asked = calls_for(call.name)
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self._spool(
             "cuda_api",

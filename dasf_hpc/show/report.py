@@ -177,6 +177,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         clocks=_clocks(trace),
         unused=summary.unused,
         gaps=[gap.sentence for gap in summary.gaps],
+        recorded=[one.sentence for one in summary.recorded],
         facts=_facts(manifest, trace),
         lost=lost_sentence(manifest),
         notes=manifest.get("notes", []),

@@ -15,7 +15,8 @@ from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
-from dasf_hpc.trace.summary import GpuTimes, Summary
+from dasf_hpc.trace.holdings import State
+from dasf_hpc.trace.summary import GpuTimes, Recorded, Summary
 
 #: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
 #: thousands.
@@ -49,6 +50,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     if ranges or count:
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
+    _add_recorded(facts, summary.recorded)
     if summary.gpu is not None:
         _add_gpu_facts(facts, summary.gpu)
     if summary.bound is None:
@@ -68,7 +70,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     if lost := lost_sentence(manifest):
         facts.add_row("Lost", escape(lost))
     for gap in summary.gaps:
-        facts.add_row("Missing", gap.sentence)
+        facts.add_row("Missing", escape(gap.sentence))
     for note in manifest.get("notes", []):
         facts.add_row("Note", note)
     console.print(facts)
@@ -79,6 +81,16 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         rows = [(k.name, k.count, k.total, k.mean, k.max) for k in summary.gpu.longest]
         console.print(_longest("Longest kernels", ("Kernel", "Times"), rows))
     console.print(f"Trace: {trace}", soft_wrap=True, highlight=False)
+
+
+def _add_recorded(facts: Table, recorded: Sequence[Recorded]) -> None:
+    """Say what the reports hold, and once why something is not whole."""
+    if not recorded:
+        return
+    facts.add_row("Recorded", escape("; ".join(one.short for one in recorded)))
+    reasons = [one.reason for one in recorded if one.state != State.MISSING and one.reason]
+    for reason in dict.fromkeys(reasons):
+        facts.add_row("", escape(reason))
 
 
 def _add_gpu_facts(facts: Table, gpu: GpuTimes) -> None:

@@ -22,7 +22,18 @@ Array = NDArray[Any]
 Columns = dict[str, Array]
 
 #: Tables that are small, and may get rows and columns.
-GROWING = ("nodes", "clocks", "processes", "gpus", "reports", "report_clocks", "task_gpu")
+GROWING = (
+    "nodes",
+    "clocks",
+    "processes",
+    "gpus",
+    "gaps",
+    "reports",
+    "report_clocks",
+    "diagnostics",
+    "recorded",
+    "task_gpu",
+)
 
 
 def monotonic_of(hostname: str | None) -> str:

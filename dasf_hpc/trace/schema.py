@@ -173,6 +173,11 @@ DICTIONARIES: dict[str, str] = {
     "synchronization_kinds": "what was waited for",
     "os_calls": "functions of the operating system's libraries",
     "buses": "PCI addresses",
+    "severities": "how much what a profiler says of itself matters",
+    "diagnostic_sources": "parts of a profiler",
+    "diagnostics": "what a profiler says of itself, without values of variables and folders",
+    "recorded_kinds": "what a report may hold",
+    "recorded_states": "whether a report holds it",
 }
 
 _REPORT = _row("report", "reports", "the report it stands in")
@@ -563,12 +568,13 @@ _TABLES = (
                 "stops without start, unknown keys, worker without journal, clock not aligned, "
                 "executions from transitions (start and stop are Dask's readings of its own "
                 "clock, threads are not known, lost and rescheduled ones are missing), not heard "
-                "by nsys (a worker that ran under nsys and is in no report) or not available",
+                "by nsys (a worker that ran under nsys and is in no report), lost by nsys (as it "
+                "says itself, or as calls show of which nothing ran) or not available",
                 "gap_kinds",
                 "int16",
             ),
             _row("process", "processes", "the process it is missing from"),
-            _text("journal", "the journal's file name", "files"),
+            _text("journal", "the file name of the journal or report", "files"),
             _time("start", "nothing is missing before; -1: not known"),
             _time("stop", "nothing is missing after; -1: not known"),
             Column("count", "int64", "", "how many are missing; -1: not known"),
@@ -620,6 +626,49 @@ _TABLES = (
             Column("drift", "float64", "ns/ns", "change of the offset per session time"),
             Column("bound", "int64", "ns", "largest error; -1: unknown"),
             Column("points", "int64", "", "number of points the correction rests on"),
+        ),
+    ),
+    Table(
+        "diagnostics",
+        "Something that nsys says of its own recording. Values of variables and folders of paths "
+        "are taken out of the texts.",
+        (
+            _REPORT,
+            _row("process", "processes", "the process it is of; -1: of none that is known"),
+            Column("pid", "int64", "", "that process's id; -1: none"),
+            _time("time", "when it was said; -1: not known"),
+            _text("severity", "info, warning or error, or what nsys calls it", "severities"),
+            _text(
+                "source",
+                "injection (in the process), daemon, analysis, or what nsys calls it",
+                "diagnostic_sources",
+            ),
+            _text("text", "what it says", "diagnostics"),
+            Column(
+                "lost", "int64", "", "how much it says is lost; -1: not how much; -2: none is lost"
+            ),
+        ),
+    ),
+    Table(
+        "recorded",
+        "Something that a report may hold, and whether it does.",
+        (
+            _REPORT,
+            _text(
+                "what",
+                "NVTX ranges, CUDA calls, kernels, copies, fills, waits or GPU metrics",
+                "recorded_kinds",
+                "int8",
+            ),
+            _text(
+                "state",
+                "recorded, partly lost, recorded, none (it was traced and nothing came), lost "
+                "(something must have been there) or not recorded",
+                "recorded_states",
+                "int8",
+            ),
+            Column("count", "int64", "", "how many there are"),
+            _text("reason", "how that is known", "sentences"),
         ),
     ),
     Table(

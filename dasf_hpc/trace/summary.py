@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from dasf_hpc.trace.holdings import held
 from dasf_hpc.trace.open import Trace
 
 #: Of a run whose script did not use it.
@@ -126,6 +127,18 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What of one kind the reports hold (`dasf_hpc.trace.holdings.Holding`), also in words."""
+
+    what: str
+    state: str
+    count: int
+    reason: str
+    short: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Order:
     """Something that must come before something else; `worst` in ns beyond the bounds, -1: none."""
 
@@ -170,6 +183,8 @@ class Summary:
         What ran on GPUs; None where no report tells of it.
     unused
         That the script never used the workers; empty where it did.
+    recorded
+        What the reports hold and what not; empty where there is no report.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -185,6 +200,7 @@ class Summary:
     functions: list[FunctionTime] = field(default_factory=list)
     gpu: GpuTimes | None = None
     unused: str = ""
+    recorded: list[Recorded] = field(default_factory=list)
 
 
 def unused(trace: Trace) -> str:
@@ -221,6 +237,10 @@ def summarise(trace: Trace) -> Summary:
         functions=tasks.functions(),
         gpu=_gpu_times(trace),
         unused=unused(trace),
+        recorded=[
+            Recorded(str(one.kind), str(one.state), one.count, one.reason, one.short, one.sentence)
+            for one in (held(trace).values() if (trace.reports["status"] == "joined").any() else ())
+        ],
     )
 
 
@@ -350,6 +370,8 @@ def _longest_kernels(trace: Trace) -> list[KernelTime]:
         times = (kernels["stop"] - kernels["start"]).groupby(kernels["name"], observed=True)
         figures = times.agg(["count", "sum", "max"])
         pieces.append(figures.set_axis(figures.index.astype(str)))
+    if not pieces:  # copies alone keep a GPU busy, too
+        return []
     every = pd.concat(pieces).groupby(level=0, sort=False)
     figures = every.agg({"count": "sum", "sum": "sum", "max": "max"})
     figures = figures.sort_values("sum", ascending=False, kind="stable").head(LONGEST)
