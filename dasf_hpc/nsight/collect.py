@@ -26,6 +26,7 @@ from dasf_hpc.nsight.export import (
 )
 from dasf_hpc.nsight.join import Link, report_corrections, same_host
 from dasf_hpc.nsight.reader import COPY_KINDS, NONE, Report, read_report
+from dasf_hpc.nsight.recording import Recording, Recordings, written_pids
 from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
@@ -193,7 +194,7 @@ def join_reports(
         name: [rows] if (rows := run.stored_rows(name)) is not None else [] for name in STREAMS
     }
     entries = []
-    known = _joined_already(additions)
+    held = Recordings(additions)
     told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
         # nsys exports in processes of their own; one report is read while the last one is joined
@@ -207,8 +208,9 @@ def join_reports(
                 following = reader.submit(_read, exports[number + 1])
             row = len(run.tables["reports"]["file"])
             placed = None
-            if entry.sha256 is not None and entry.sha256 in known:
-                entries.append(replace(entry, sentence="the trace holds it already"))
+            recording = Recording.of(name, entry.sha256, report)
+            if (sentence := held.known(recording)) is not None:
+                entries.append(replace(entry, sentence=sentence))
                 continue
             if report is not None:
                 untied = first if number == 0 else None
@@ -218,9 +220,9 @@ def join_reports(
                 told |= placed.gpus
                 for table, rows in placed.rows.items():
                     sources[table].append(rows)
-            additions.add("reports", _report_row(entry, placed, additions))
+            additions.add("reports", _report_row(entry, placed, additions, recording))
             if entry.status == "joined":
-                known.add(entry.sha256)
+                held.add(recording)
             entries.append(entry)
     progress(len(reports), len(reports), "adding up GPU times")
     _add_up(run, additions, sources, told)
@@ -231,13 +233,6 @@ def join_reports(
             additions.written(table)
     additions.finish()
     return entries
-
-
-def _joined_already(additions: Additions) -> set[str | None]:
-    table = additions.run.tables["reports"]
-    joined = table["status"] == additions.strings("report_states").code("joined")
-    texts = additions.strings("sha256").list()
-    return {texts[code] for code in table["sha256"][joined].tolist() if code >= 0}
 
 
 def _export(
@@ -334,12 +329,16 @@ class FirstReport:
         Reading of its host's CLOCK_MONOTONIC at time 0, None where it does not say.
     attributes
         Root attributes of the trace.
+    paths
+        All of them in the order in which they are to be joined: of two of one recording the first
+        stays, and that is to be one that says when it began.
     """
 
     path: Path
     hostname: str | None
     clock: int | None
     attributes: dict[str, Any]
+    paths: tuple[Path, ...]
 
 
 def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstReport:
@@ -353,7 +352,8 @@ def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstRe
             start = report.session_start_utc_ns
             found.append((_NEVER if start is None else start, path, report))
     if not found:
-        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE})
+        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE}, tuple(paths))
+    timed = {path for begun, path, _ in found if begun != _NEVER}
     start, path, report = min(found, key=lambda f: f[0])
     ties = [c for c in report_corrections(report).values() if c.bound_ns >= 0]
     tie = min(ties, key=lambda c: c.bound_ns, default=None)
@@ -368,11 +368,12 @@ def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstRe
             "origin_monotonic_ns": clock or 0,
             "origin_utc_ns": NONE if start == _NEVER else start,
         },
+        tuple(sorted(paths, key=lambda p: (p != path, p not in timed))),
     )
 
 
 def _report_row(
-    entry: ReportEntry, placed: PlacedReport | None, additions: Additions
+    entry: ReportEntry, placed: PlacedReport | None, additions: Additions, recording: Recording
 ) -> dict[str, Any]:
     correction = entry.correction
     row: dict[str, Any] = asdict(entry)
@@ -382,6 +383,8 @@ def _report_row(
         hosts = additions.hostnames()
         row["node"] = next((n for n, h in enumerate(hosts) if same_host(h, entry.node)), NONE)
     row["sentence"] = entry.sentence or None
+    row["pids"] = written_pids(recording.pids)
+    row["events"] = recording.events if placed is not None and recording.start == NONE else None
     if correction is not None:
         row["correction_source"] = correction.source
         row["correction_offset"] = correction.offset_ns

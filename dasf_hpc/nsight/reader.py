@@ -7,6 +7,7 @@ the profiled program's environment held is in the report too, and is never read.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import sqlite3
@@ -303,6 +304,17 @@ class Report:
         for name in ("cuda_api", "kernels", "memcpys", "memsets", "synchronizations"):
             self._ahead[name] = getattr(self, name)
 
+    def recorded_pids(self) -> frozenset[int]:
+        """Give the processes that anything was recorded of."""
+        found = frozenset(self.processes.pid.tolist())
+        with _opened(self.sqlite) as export:
+            return found | export.cuda_pids()
+
+    def events_digest(self) -> str | None:
+        """Give a digest of when everything was, the same from every exporter; None without any."""
+        with _opened(self.sqlite) as export:
+            return export.events_digest(self.ranges)
+
     @property
     def kernels(self) -> Kernels:
         """Kernels, and CUDA graphs that were launched as a whole."""
@@ -377,6 +389,15 @@ _CALL: dict[str, tuple[str, int]] = {
     "stop": ("end", NONE),
     "name": ("nameId", NONE),
 }
+
+
+#: Small tables that name processes, and the columns that do.
+_PROCESSES_OF_CUDA = (
+    ("TARGET_INFO_CUDA_STREAM", "processId"),
+    ("TARGET_INFO_CUDA_NULL_STREAM", "processId"),
+    ("TARGET_INFO_CUDA_CONTEXT_INFO", "processId"),
+    ("TARGET_INFO_CUDA_DEVICE", "pid"),
+)
 
 
 def read_report(sqlite: Path) -> Report:
@@ -584,6 +605,53 @@ class _Export:
                     names[pid] = name
         pids = np.array(sorted(recorded - {NONE}), dtype=np.int64)
         return Processes(pids, np.array([names.get(pid, "") for pid in pids.tolist()], object))
+
+    def cuda_pids(self) -> frozenset[int]:
+        """Give the processes that use CUDA, by small tables where the export has them."""
+        queries = [
+            f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
+            for table, column in _PROCESSES_OF_CUDA
+            if column in self.columns.get(table, ())
+        ]
+        pids = {int(pid) for query in queries for (pid,) in self.query(query)}
+        if pids:
+            return frozenset(pids)
+        for table, columns in self.columns.items():
+            for column in {"globalPid", "globalTid"} & columns.keys():
+                if table.startswith("CUPTI_ACTIVITY_KIND_"):
+                    query = f"SELECT DISTINCT ({column} >> 24) & 0xffffff FROM {_quoted(table)}"
+                    found = self.query(f"{query} WHERE {column} IS NOT NULL")
+                    pids.update(int(pid) for (pid,) in found)
+        return frozenset(pids)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Give all that a query finds."""
+        return self.connection.execute(sql).fetchall()
+
+    def events_digest(self, ranges: Ranges) -> str | None:
+        """Hash the times of ranges, calls and what ran on GPUs, in an order of their own.
+
+        Only what every exporter writes alike: ends of ranges, names and devices are not.
+        """
+        digest, events = hashlib.sha256(), 0
+        tables = [("NVTX", [ranges.start, ranges.pid, ranges.tid])]
+        times = {name: _ON_DEVICE[name] for name in ("correlation", "start", "stop")}
+        calls = {name: _CALL[name] for name in ("pid", "tid", "start", "stop")}
+        for kind, columns in (
+            ("KERNEL", times),
+            ("MEMCPY", times),
+            ("MEMSET", times),
+            ("RUNTIME", calls),
+        ):
+            found = self.numbers(f"CUPTI_ACTIVITY_KIND_{kind}", columns)
+            tables.append((kind, list(found.values())))
+        for name, values in tables:
+            events += len(values[0])
+            digest.update(f"{name} {len(values[0])}".encode())
+            order = np.lexsort(values)
+            for column in values:
+                digest.update(column[order].astype("<i8").tobytes())
+        return digest.hexdigest() if events else None
 
     def gpus(self) -> Gpus:
         """List the GPUs; 2020 calls the id ``deviceId`` and tells less."""

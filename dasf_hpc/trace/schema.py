@@ -173,6 +173,7 @@ DICTIONARIES: dict[str, str] = {
     "synchronization_kinds": "what was waited for",
     "os_calls": "functions of the operating system's libraries",
     "buses": "PCI addresses",
+    "pids": "process ids, separated by commas",
 }
 
 _REPORT = _row("report", "reports", "the report it stands in")
@@ -588,6 +589,17 @@ _TABLES = (
                 "int64",
                 "ns",
                 "start of its session, ns since 1970-01-01 UTC; -1: not known",
+            ),
+            _text(
+                "pids",
+                "process ids of its processes, separated by commas: with its host and the start of "
+                "its session they tell which recording it is of",
+                "pids",
+            ),
+            _text(
+                "events",
+                "digest of the times of its events, where it does not say when its session began",
+                "sha256",
             ),
             _text("status", "what became of it", "report_states"),
             _text("sentence", "why it is missing or not whole", "sentences"),
