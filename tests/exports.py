@@ -132,6 +132,10 @@ class Export:
             f"INSERT INTO {table} ({names}) VALUES ({holes})", list(values.values())
         )
 
+    def env(self, name: str, value: str) -> None:
+        """Say something of the target's environment."""
+        self._row("TARGET_INFO_SYSTEM_ENV", devStateName="", name=name, value=value)
+
     def string(self, text: str) -> int:
         """Give a string's id."""
         return self._strings.setdefault(text, 100 + len(self._strings))

@@ -17,10 +17,13 @@ import numpy.typing as npt
 from dasf_hpc.nsight import busy
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.export import (
+    EXPORTED_SUFFIX,
     STREAM_SUFFIX,
     NsysProgram,
     export_sqlite,
     find_nsys,
+    newer_beside,
+    recorder_version,
     reports_of,
     sha256_file,
 )
@@ -106,6 +109,7 @@ class ReportEntry:
     node: str | None = None
     sha256: str | None = None
     nsys_version: str | None = None
+    exporter_version: str | None = None
     session_start_utc: int = -1
     ranges: int = 0
     compute_ranges: int = 0
@@ -198,7 +202,11 @@ def join_reports(
     told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
         # nsys exports in processes of their own; one report is read while the last one is joined
-        exports = [pool.submit(_export, name, path, nsys, run) for name, path in reports]
+        named = {path for _, path in reports}
+        exports = [
+            pool.submit(_export, name, path, nsys, _export_folder(path, named, run, number))
+            for number, (name, path) in enumerate(reports)
+        ]
         following = reader.submit(_read, exports[0]) if exports else None
         for number, (name, _) in enumerate(reports):
             progress(number, len(reports), name)
@@ -235,17 +243,31 @@ def join_reports(
     return entries
 
 
+def _export_folder(report: Path, named: set[Path], run: RunTables, number: int) -> Path | None:
+    """Give the folder for a report's export; None: it may lie beside it.
+
+    An export that was named itself stays as it is.
+    """
+    if _writable(report) and report.with_suffix(EXPORTED_SUFFIX) not in named - {report}:
+        return None
+    return run.scratch / f"export-{number}"
+
+
 def _export(
-    name: str, report: Path, nsys: NsysProgram, run: RunTables
+    name: str, report: Path, nsys: NsysProgram, into: Path | None
 ) -> tuple[ReportEntry, Path | None]:
     """Export one report; where that cannot be, give the entry that says why."""
     entry = ReportEntry(file=name, status="missing")
     if not report.exists():
         return replace(entry, sentence="the node job left no report: see its log"), None
     try:
-        sqlite = export_sqlite(report, nsys, None if _writable(report) else run.scratch)
+        sqlite = export_sqlite(report, nsys, into)
         whole = report.with_suffix(REPORT_SUFFIX) if report.suffix == STREAM_SUFFIX else report
         digest = sha256_file(whole)
+        entry = replace(entry, nsys_version=recorder_version(whole))
+        if sqlite == report and (newer := newer_beside(report)) is not None:
+            note = f"{newer.name} beside it is newer and was not read: name that one to read it"
+            entry = replace(entry, sentence=note)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None
     return replace(entry, status="joined", sha256=digest), sqlite
@@ -288,7 +310,8 @@ def _place(
     entry = replace(
         entry,
         node=report.hostname,
-        nsys_version=report.nsys_version,
+        nsys_version=entry.nsys_version or report.recorder_version,
+        exporter_version=report.exporter_version,
         session_start_utc=NONE if start is None else start,
         ranges=len(report.ranges),
         compute_ranges=len(placed.joined.ranges),
@@ -297,7 +320,8 @@ def _place(
         unmatched=tuple(placed.unmatched),
         correction=placed.correction,
     )
-    return replace(entry, sentence=_what_lacks(entry, placed)), placed
+    said = [entry.sentence, _what_lacks(entry, placed)]
+    return replace(entry, sentence="; ".join(filter(None, said))), placed
 
 
 def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
@@ -347,7 +371,8 @@ def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstRe
     found: list[tuple[int, Path, Report]] = []
     for path in paths:
         with contextlib.suppress(NsightError), tempfile.TemporaryDirectory() as scratch:
-            into = None if _writable(path) else Path(scratch)
+            kept = path.with_suffix(EXPORTED_SUFFIX) in {*paths} - {path}
+            into = None if _writable(path) and not kept else Path(scratch)
             report = read_report(export_sqlite(path, nsys, into))
             start = report.session_start_utc_ns
             found.append((_NEVER if start is None else start, path, report))

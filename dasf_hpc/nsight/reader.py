@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import warnings
@@ -281,7 +282,9 @@ class Report:
         UTC of session time 0 by the node's clock, ns since 1970.
     system_clock_ns
         CLOCK_MONOTONIC of session time 0, ns; only newer nsys say.
-    nsys_version
+    recorder_version
+        Of the nsys that recorded, ``None`` where the folder that it ran from does not say.
+    exporter_version
         Of the nsys that exported, ``None`` where not told.
     processes
         Those that NVTX, the operating system's calls or nsys's own overhead tell of.
@@ -290,7 +293,8 @@ class Report:
     hostname: str | None
     session_start_utc_ns: int | None
     system_clock_ns: int | None
-    nsys_version: str | None
+    recorder_version: str | None
+    exporter_version: str | None
     processes: Processes
     clock_marks: ClockMarks
     ranges: Ranges
@@ -473,7 +477,8 @@ class _Export:
             hostname=self.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname"),
             session_start_utc_ns=self.single_number(start_time, "utcEpochNs"),
             system_clock_ns=self.single_number(start_time, "systemClockNs"),
-            nsys_version=(
+            recorder_version=self.recorder_version(),
+            exporter_version=(
                 self.named_value("META_DATA_EXPORT", "EXPORT_PRODUCT_VERSION")
                 or self.named_value("EXPORT_META_DATA", "EXPORT_PRODUCT_VERSION")
             ),
@@ -605,6 +610,19 @@ class _Export:
                     names[pid] = name
         pids = np.array(sorted(recorded - {NONE}), dtype=np.int64)
         return Processes(pids, np.array([names.get(pid, "") for pid in pids.tolist()], object))
+
+    def recorder_version(self) -> str | None:
+        """Give the version in the name of the folder from which the recording nsys ran.
+
+        No table states it (META_DATA_EXPORT is about the exporter, and META_DATA_CAPTURE of 2023.4
+        holds settings alone), but NVIDIA's installations have it in their folders' names, as
+        ``nsight-systems/2023.4.4/target-linux-x64`` or ``nsight-systems-2022.4.2``.
+        """
+        folder = self.named_value("TARGET_INFO_SYSTEM_ENV", "TargetInstallDir") or ""
+        found = re.search(
+            r"nsight[-_]?systems(?:-cli)?[-/](20\d\d(?:\.\d+)+)", folder, re.IGNORECASE
+        )
+        return found[1] if found else None
 
     def cuda_pids(self) -> frozenset[int]:
         """Give the processes that use CUDA, by small tables where the export has them."""

@@ -583,7 +583,8 @@ _TABLES = (
             _row("node", "nodes", "the host it was made on"),
             _text("file", "the report, relative to the run's directory", "files"),
             _text("sha256", "digest of the report's file", "sha256"),
-            _text("nsys_version", "version of the nsys that made it", "versions"),
+            _text("nsys_version", "version of the nsys that recorded it, if known", "versions"),
+            _text("exporter_version", "version of the nsys that exported it", "versions"),
             Column(
                 "session_start_utc",
                 "int64",
