@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -215,7 +216,8 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
         used = np.flatnonzero(np.bincount(executions.process)).tolist()
     rows = sorted({int(r) for r in np.flatnonzero(is_worker)} | set(used))
     known = processes.to_dict("index")
-    gpu_rows = {str(uuid): row for row, uuid in enumerate(trace.gpus["uuid"])}
+    apart = gpus_apart(trace)
+    gpu_rows = {str(u): row for row, u in enumerate(trace.gpus["uuid"]) if row not in apart}
     span = run_span(trace, executions)
     made = []
     for row in rows:
@@ -261,7 +263,8 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
         times += [int(executions.start.min()), int(executions.stop.max())]
     if not times:  # only Nsight reports
         for name in {"kernels", "memcpys"} & set(trace.tables):
-            spans = trace.table(name, ["start", "stop"])
+            spans = trace.table(name, ["gpu", "start", "stop"])
+            spans = spans[~spans["gpu"].isin(list(gpus_apart(trace))) & (spans["start"] != -1)]
             times += [int(t) for t in (*spans["start"][:1], spans["stop"].max()) if len(spans)]
     return Span(min(times), max(times)) if times else Span(0, 0)
 
@@ -269,9 +272,11 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
 def gpu_names(trace: Trace) -> list[str]:
     """Name the GPUs by host and index."""
     hosts = [str(h) if isinstance(h, str) else UNKNOWN for h in trace.nodes["hostname"]]
+    apart = gpus_apart(trace)
     return [
         f"{hosts[g['node']] if 0 <= g['node'] < len(hosts) else UNKNOWN} GPU {g['index']}"
-        for g in trace.gpus.to_dict("records")
+        + (f" (own axis of {apart[row]})" if row in apart else "")
+        for row, g in enumerate(trace.gpus.to_dict("records"))
     ]
 
 

@@ -28,6 +28,7 @@ from dasf_hpc.analysis.executions import (
     workers,
 )
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 
 #: Idle gaps that are listed, ns, and how many at most.
 GAP = 1_000_000
@@ -47,7 +48,10 @@ NO_TASK = "(no task)"
 GPUS: Columns = {
     "gpu": ("", "the GPU"),
     "busy": ("ns", "time in which a kernel or a copy ran"),
-    "busy_share": ("%", "of the run"),
+    "busy_share": (
+        "%",
+        "of the run; of a GPU on an axis of its own: from its first kernel or copy to its last",
+    ),
     "kernels": ("", "kernels"),
     "kernel_time": ("ns", "times of all kernels added up"),
     "copies": ("", "copies"),
@@ -133,7 +137,7 @@ def gpu(trace: Trace) -> Answer:
     if cuda:
         kernels = trace.table("kernels", ["gpu", "start", "stop", "task", "short_name"])
         copies = _optional(trace, "memcpys", ["gpu", "start", "stop", "bytes"])
-        kernels, copies = (table[table["stop"] >= 0] for table in (kernels, copies))
+        kernels, copies = (table[table["stop"] != -1] for table in (kernels, copies))
         tables["gpus"], work = _gpus(trace, kernels, copies, names, runs)
         tables["kernels"] = _kernels(kernels, runs)
         tables["functions"] = _functions(trace, runs, unanswered)
@@ -160,7 +164,8 @@ def _name(gpu: int, names: list[str]) -> str:
 def _gpus(
     trace: Trace, kernels: pd.DataFrame, copies: pd.DataFrame, names: list[str], runs: Executions
 ) -> tuple[pd.DataFrame, dict[int, Covered]]:
-    duration = run_span(trace, runs).duration
+    run_duration = run_span(trace, runs).duration
+    apart = gpus_apart(trace)
     rows, work = [], {}
     used = sorted({*kernels["gpu"].unique().tolist(), *copies["gpu"].unique().tolist()})
     for gpu in sorted({*range(len(names)), *used}):
@@ -172,6 +177,7 @@ def _gpus(
         both = Covered(*(np.concatenate(ends) for ends in zip(*spans, strict=True)))
         work[gpu] = both
         overlap = one.total + other.total - both.total
+        duration = _extent(both) if gpu in apart else run_duration
         rows.append(
             {
                 "gpu": _name(gpu, names),
@@ -187,6 +193,11 @@ def _gpus(
             }
         )
     return pd.DataFrame(rows, columns=[c for c in GPUS if c in (rows[0] if rows else GPUS)]), work
+
+
+def _extent(covered: Covered) -> int:
+    """Give the time from the first moment that is covered to the last, ns."""
+    return int(covered.stop[-1] - covered.start[0]) if len(covered.start) else 0
 
 
 def _kernels(kernels: pd.DataFrame, runs: Executions) -> pd.DataFrame:

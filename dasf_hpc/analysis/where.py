@@ -59,6 +59,7 @@ from dasf_hpc.analysis.slots import (
 )
 from dasf_hpc.lost import lost_sentence, read_run
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
 
 #: Share of a worker's memory limit at which Dask pauses it: ``distributed.worker.memory.pause``.
@@ -493,8 +494,14 @@ def _gpus(
     busy = gpu_work(trace)
     span = recorded.span
     rows: list[tuple[str, Slots, Split]] = []
+    apart = gpus_apart(trace)
     for gpu, name in enumerate(names):
         if gpu not in busy:
+            continue
+        if gpu in apart:
+            unanswered.append(
+                f"Why {name} was idle: nothing ties that report's clock to the run's time."
+            )
             continue
         rows_of = [int(str(row)) for row, own in found["gpus"].items() if gpu in own]
         users = [recorded.slots(row, found) for row in rows_of]

@@ -34,6 +34,7 @@ from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_repor
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.extend import monotonic_of
+from dasf_hpc.trace.own_axis import OWN_AXIS, SENTENCE
 from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
@@ -329,7 +330,7 @@ def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
     if not placed.rows:
         return "it holds no NVTX range and no CUDA call: were none made, or was nvtx not traced?"
     if placed.correction is None:
-        return "nothing ties its clock to the trace's: what it holds has no times"
+        return SENTENCE
     if entry.ranges == 0 and "kernels" not in placed.rows:
         return "it holds no NVTX range: were none made, or was nvtx not traced?"
     if placed.unmatched:
@@ -417,6 +418,8 @@ def _report_row(
         row["correction_bound"] = correction.bound_ns
     else:
         row |= {"correction_offset": 0, "correction_drift": 0.0}
+        if placed is not None and placed.rows:
+            row["correction_source"] = OWN_AXIS
     return row
 
 
@@ -478,7 +481,9 @@ def _add_up(
     if not table:
         return
     start, stop = _spans(run, table)
-    asked = np.flatnonzero((table["gpu"] != NONE) & (start != NONE) & (stop != NONE))
+    # tasks are on the trace's time
+    on_it = np.append(gpus["own_axis"] == NONE, False)[table["gpu"]]
+    asked = np.flatnonzero(on_it & (start != NONE) & (stop != NONE))
     table["idle"] = np.full(len(start), NONE, np.int64)
     of_gpu = in_time(("stop", "gpu", "what"))
     for rows, idle in busy.idle_times(of_gpu, table["gpu"][asked], start[asked], stop[asked]):

@@ -185,7 +185,8 @@ class PlacedReport:
     gpus
         Rows of ``gpus`` of whose times it tells.
     correction
-        The best correction of one of its processes, None where nothing ties its clock.
+        The best correction of one of its processes, None where nothing ties its clock: then its
+        times are on an axis of their own, as nsys noted them.
     """
 
     node: int
@@ -275,7 +276,7 @@ class _Placing:
                     "points": correction.points,
                 },
             )
-        best = min((c for _, c in told), key=_bound, default=None)
+        best = min((c for _, c in told), key=_bound, default=self.of_report)
         seen = set(self.corrections)
         traced = self.rows.keys() & {"cuda_api", "kernels", "memcpys", "memsets"}
         # nothing is unknown to a trace that is made of reports alone
@@ -329,7 +330,8 @@ class _Placing:
         }
         local = report_corrections(self.report, anchors, new)
         for pid in new:
-            self.corrections[pid] = self._to_trace(pid, local.get(pid))
+            # all of one report read one clock
+            self.corrections[pid] = self._to_trace(pid, local.get(pid)) or self._same_host()
             if pid not in self.row_of_pid:
                 self.row_of_pid[pid] = self.additions.add(
                     "processes",
@@ -340,6 +342,25 @@ class _Placing:
                         "pid": pid,
                     },
                 )
+
+    def _same_host(self) -> Correction | None:
+        """Give the correction of another process of the report, the best, None without any."""
+        told = [c for c in self.corrections.values() if c is not None]
+        best = min(told, key=_bound, default=None)
+        if best is None:
+            return None
+        return replace(best, source=best.source.replace("marks", "same-host"))
+
+    @functools.cached_property
+    def of_report(self) -> Correction | None:
+        """The correction of what the report names no process of, None where nothing ties it."""
+        local = report_corrections(self.report, None, [NONE]).get(NONE)
+        return self._to_trace(NONE, local) or self._same_host()
+
+    @property
+    def own_axis(self) -> bool:
+        """Whether the report's times stay on an axis of their own."""
+        return self.of_report is None
 
     def _clock_row(self) -> int:
         """Give the clock of the report's host, -1 where the trace knows none."""
@@ -407,15 +428,14 @@ class _Placing:
         return self._by_process(pid, lambda number: self.row_of_pid.get(number, NONE))
 
     def _times(self, pid: Array, *times: Array) -> None:
-        """Put times on the trace's clock, in place; -1 stays, and is what nothing ties."""
+        """Put times on the trace's clock, in place; what nothing ties stays, as -1 does."""
         for number, rows in grouped(pid):
-            correction = self.corrections.get(number)
+            correction = self.corrections.get(number) or self.of_report
+            if correction is None:
+                continue
             for values in times:
-                if correction is None:
-                    values[rows] = NONE
-                else:
-                    own = values[rows]
-                    values[rows] = np.where(own == NONE, NONE, correction.apply(own))
+                own = values[rows]
+                values[rows] = np.where(own == NONE, NONE, correction.apply(own))
 
     # ------------------------------------------------------------------ what
 
@@ -449,6 +469,8 @@ class _Placing:
             for name, values in (("start", start), ("stop", stop), ("thread", ranges.tid)):
                 tasks[name] = tasks[name].astype(np.int64)
                 tasks[name][found] = values[places]
+            if self.own_axis:  # the others' times are the trace's
+                tasks = {name: values[np.unique(found)] for name, values in tasks.items()}
             self.running[pid] = _running(tasks)
         self._spool(
             "nvtx_ranges",
@@ -469,7 +491,10 @@ class _Placing:
         """Give when the tasks of a process ran."""
         if pid not in self.running:
             row = self.row_of_pid.get(pid, NONE)
-            self.running[pid] = _running(self.run.tasks_of(row))
+            tasks = self.run.tasks_of(row)
+            if self.own_axis:
+                tasks = {name: values[:0] for name, values in tasks.items()}
+            self.running[pid] = _running(tasks)
         return self.running[pid]
 
     def _cuda_api(self) -> None:
@@ -487,6 +512,9 @@ class _Placing:
                     task[rows], reason[rows] = task_of_calls(
                         self._tasks(number), call.tid[rows], call.start[rows]
                     )
+                    if self.own_axis and number in self.known:
+                        other = rows[reason[rows] != Reason.BY_THREAD]
+                        task[other], reason[other] = NONE, Reason.NOT_TIED
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self._spool(
             "cuda_api",
@@ -613,7 +641,9 @@ class _Placing:
 
     def _find_gpu(self, told: Mapping[str, Any], number: int) -> int:
         table = self.run.tables["gpus"]
-        for row in np.flatnonzero(table["node"] == self.node).tolist():
+        axis = self.number if self.own_axis else NONE
+        here = (table["node"] == self.node) & (table["own_axis"] == axis)
+        for row in np.flatnonzero(here).tolist():
             uuid = self.additions.text("uuids", int(table["uuid"][row]))
             bus = self.additions.text("buses", int(table["bus"][row]))
             if told.get("uuid") and uuid:
@@ -622,6 +652,9 @@ class _Placing:
                 same = bus == told["bus"]
             else:
                 same = int(table["index"][row]) == number
+            # a host that is not told is another one in each report
+            if self.node == NONE and row not in self.gpu_rows.values():
+                same = bool(told.get("uuid") and uuid) and same
             if same:
                 for name in ("multiprocessors", "memory"):
                     if table[name][row] == NONE and told.get(name) is not None:
@@ -632,7 +665,9 @@ class _Placing:
                 return row
         # NVML counts GPUs in the order of their buses, as nsys does, but only it says so
         index = NONE if told.get("uuid") or told.get("bus") else number
-        return self.additions.add("gpus", {"node": self.node, "index": index, **told})
+        return self.additions.add(
+            "gpus", {"node": self.node, "index": index, "own_axis": axis, **told}
+        )
 
 
 def _parts(count: int) -> Iterator[slice]:

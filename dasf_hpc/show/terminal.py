@@ -15,6 +15,7 @@ from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
+from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.summary import GpuTimes, Summary
 
 #: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
@@ -54,6 +55,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     else:
         bound = f"{duration_text(summary.bound)} ({summary.bound_source})"
     facts.add_row("Clocks agree within", bound)
+    for file in summary.own_axis:
+        facts.add_row("Not placed", escape(f"{file}: {SENTENCE}"))
     if checked := sum(order.checked for order in summary.causality):
         violations = sum(order.violations for order in summary.causality)
         order = f"{violations} of {checked} comparisons violate causality"

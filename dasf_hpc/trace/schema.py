@@ -319,6 +319,12 @@ _TABLES = (
             Column("memory", "int64", "bytes", "memory of the GPU; -1: not known"),
             Column("multiprocessors", "int32", "", "streaming multiprocessors; -1: not known"),
             _text("bus", "PCI address", "buses"),
+            _row(
+                "own_axis",
+                "reports",
+                "the report on whose own axis the times of what ran on it are, since nothing ties "
+                "that report's clock to the trace's; -1: they are on the trace's",
+            ),
             Column(
                 "busy",
                 "int64",
@@ -608,7 +614,13 @@ _TABLES = (
             Column("compute_ranges", "int64", "", "NVTX ranges around tasks"),
             Column("linked", "int64", "", "NVTX ranges that were linked to a task"),
             Column("processes", "int32", "", "processes of the run that it covers"),
-            _text("correction_source", "where its clock correction comes from", "sources"),
+            _text(
+                "correction_source",
+                "where its clock correction comes from; own axis: nothing ties its clock, so that "
+                "its times count from the start of its session, durations are right, and when in "
+                "the run anything was is not known",
+                "sources",
+            ),
             Column("correction_offset", "int64", "ns", "trace time minus session time"),
             Column("correction_drift", "float64", "ns/ns", "change of the offset per time"),
             Column("correction_bound", "int64", "ns", "largest error; -1: unknown"),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import reports_apart
 
 #: Of a run whose script did not use it.
 UNUSED = (
@@ -167,6 +168,8 @@ class Summary:
         What ran on GPUs; None where no report tells of it.
     unused
         That the script never used the workers; empty where it did.
+    own_axis
+        Reports whose times are not the trace's, for nothing ties their clocks.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -182,6 +185,7 @@ class Summary:
     functions: list[FunctionTime] = field(default_factory=list)
     gpu: GpuTimes | None = None
     unused: str = ""
+    own_axis: list[str] = field(default_factory=list)
 
 
 def unused(trace: Trace) -> str:
@@ -218,6 +222,7 @@ def summarise(trace: Trace) -> Summary:
         functions=tasks.functions(),
         gpu=_gpu_times(trace),
         unused=unused(trace),
+        own_axis=list(reports_apart(trace).values()),
     )
 
 
