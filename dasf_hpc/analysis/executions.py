@@ -269,17 +269,6 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
     return Span(min(times), max(times)) if times else Span(0, 0)
 
 
-def gpu_names(trace: Trace) -> list[str]:
-    """Name the GPUs by host and index."""
-    hosts = [str(h) if isinstance(h, str) else UNKNOWN for h in trace.nodes["hostname"]]
-    apart = gpus_apart(trace)
-    return [
-        f"{hosts[g['node']] if 0 <= g['node'] < len(hosts) else UNKNOWN} GPU {g['index']}"
-        + (f" (own axis of {apart[row]})" if row in apart else "")
-        for row, g in enumerate(trace.gpus.to_dict("records"))
-    ]
-
-
 def in_lanes(executions: Executions) -> tuple[NDArray[np.intp], Ints]:
     """Sort executions by thread and start.
 

@@ -21,12 +21,12 @@ from dasf_hpc.analysis.executions import (
     Executions,
     bytes_text,
     duration_text,
-    gpu_names,
     group_sums,
     read_executions,
     run_span,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 

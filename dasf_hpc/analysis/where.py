@@ -38,7 +38,6 @@ from dasf_hpc.analysis.executions import (
     Ints,
     Span,
     duration_text,
-    gpu_names,
     keep_arrivals,
     layer_of,
     read_executions,
@@ -58,6 +57,7 @@ from dasf_hpc.analysis.slots import (
     transition_code,
 )
 from dasf_hpc.lost import lost_sentence, read_run
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused

@@ -260,11 +260,17 @@ class Gpus(_Table):
 
 @dataclass(frozen=True)
 class CudaDevices(_Table):
-    """Which GPU a process's CUDA device is (from 2025; before, `device` is the GPU's id)."""
+    """Which GPU a process's CUDA device is (from 2025; before, `device` is the GPU's id).
+
+    `uuid` is the device's own, "" where not told: of a MIG instance another one than its GPU's, and
+    so are its `multiprocessors`.
+    """
 
     pid: Integers
     device: Integers
     gpu: Integers
+    uuid: npt.NDArray[np.object_]
+    multiprocessors: Integers
 
 
 @dataclass(frozen=True)
@@ -486,13 +492,7 @@ class _Export:
             clock_marks=marks,
             ranges=ranges,
             gpus=self.gpus(),
-            cuda_devices=CudaDevices(
-                **self.numbers(
-                    "TARGET_INFO_CUDA_DEVICE",
-                    {"pid": ("pid", NONE), "device": ("cudaId", NONE), "gpu": ("gpuId", NONE)},
-                    global_ids=False,
-                )
-            ),
+            cuda_devices=self.cuda_devices(),
             sqlite=self.sqlite,
         )
 
@@ -670,6 +670,23 @@ class _Export:
             for column in values:
                 digest.update(column[order].astype("<i8").tobytes())
         return digest.hexdigest() if events else None
+
+    def cuda_devices(self) -> CudaDevices:
+        """List the CUDA devices of processes; the first versions that do tell no UUID."""
+        table = "TARGET_INFO_CUDA_DEVICE"
+        columns = {
+            "pid": ("pid", NONE),
+            "device": ("cudaId", NONE),
+            "gpu": ("gpuId", NONE),
+            "multiprocessors": ("numMultiprocessors", NONE),
+        }
+        found = self.numbers(table, columns, global_ids=False)
+        uuids: list[str] = [""] * len(found["pid"])
+        if "uuid" in self.columns.get(table, ()):
+            uuids = [
+                str(u or "") for (u,) in self.query(f"SELECT uuid FROM {table} ORDER BY rowid")
+            ]
+        return CudaDevices(uuid=np.array(uuids, object), **found)
 
     def gpus(self) -> Gpus:
         """List the GPUs; 2020 calls the id ``deviceId`` and tells less."""

@@ -44,6 +44,7 @@ from dasf_hpc.nsight.reader import (
 )
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
+from dasf_hpc.trace.gpus import bus_address
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
 
@@ -239,6 +240,7 @@ class _Placing:
         self.corrections: dict[int, Correction | None] = {}
         self.running: dict[int, RunningTasks] = {}
         self.gpu_rows: dict[tuple[int, int], int] = {}
+        self.mig_of: set[int] = set()
         self.rows: dict[str, SpooledRows] = {}
         self.calls = _no_calls()
         codes = additions.strings("reasons").codes(SENTENCES[reason] for reason in Reason)
@@ -260,7 +262,8 @@ class _Placing:
         if os_runtime:
             self._os_runtime()
         for gpu in report.gpus.id.tolist():
-            self._gpu(NONE, gpu)
+            if gpu not in self.mig_of:  # what ran there ran on its instances
+                self._gpu(NONE, gpu)
         told = [(pid, c) for pid, c in self.corrections.items() if c is not None]
         for pid, correction in told:
             self.additions.add(
@@ -364,8 +367,26 @@ class _Placing:
 
     def _clock_row(self) -> int:
         """Give the clock of the report's host, -1 where the trace knows none."""
-        here = np.flatnonzero(self.run.tables["clocks"]["node"] == self.node)
-        return int(here[0]) if self.node != NONE and len(here) else NONE
+        for node in [self.node, *sorted(self.same_hosts)]:
+            here = np.flatnonzero(self.run.tables["clocks"]["node"] == node)
+            if node != NONE and len(here):
+                return int(here[0])
+        return NONE
+
+    @functools.cached_property
+    def same_hosts(self) -> set[int]:
+        """Rows of nodes that have a GPU of the report, so are its host under another name.
+
+        A container has a name of its own, but its host's GPUs and clock.
+        """
+        own = {_plain_uuid(uuid) for uuid in self.report.gpus.uuid if _tells(uuid)}
+        table = self.run.tables["gpus"]
+        nodes: set[int] = set()
+        for row in range(len(table["node"])):
+            uuids = (self.additions.text("uuids", int(table[n][row])) for n in ("uuid", "mig_of"))
+            if any(uuid and _plain_uuid(uuid) in own for uuid in uuids):
+                nodes.add(int(table["node"][row]))
+        return nodes - {NONE, self.node}
 
     def _to_trace(self, pid: int, local: Correction | None) -> Correction | None:
         """Give the correction from session time to the trace's, by the clock that the process read.
@@ -391,7 +412,10 @@ class _Placing:
         if start is None or origin < 0:
             return None
         host = self.report.hostname
-        same = host is not None and same_host(host, self.run.attributes.get("reference_host", ""))
+        reference = str(self.run.attributes.get("reference_host", ""))
+        names = self.additions.hostnames()
+        hosts = [host, *(names[node] for node in self.same_hosts)]
+        same = any(name and same_host(name, reference) for name in hosts)
         return Correction(
             source="utc",
             origin_ns=0,
@@ -614,16 +638,31 @@ class _Placing:
         own = np.flatnonzero((devices.pid == pid) & (devices.device == device))
         number = int(devices.gpu[own[0]]) if len(own) else device
         told: dict[str, Any] = {}
+        own_uuid = str(devices.uuid[own[0]]) if len(own) else ""
+        own_uuid = own_uuid if _tells(own_uuid) else ""
         place = np.flatnonzero(self.report.gpus.id == number)
+        if not len(place) and own_uuid:
+            uuids = [_plain_uuid(uuid) for uuid in self.report.gpus.uuid]
+            place = np.flatnonzero(np.array(uuids, object) == _plain_uuid(own_uuid))
         if len(place):
             gpus, row = self.report.gpus, place[0]
             told = {
-                "uuid": gpus.uuid[row] or None,
+                "uuid": gpus.uuid[row] if _tells(gpus.uuid[row]) else None,
                 "name": gpus.name[row] or None,
                 "memory": int(gpus.memory_bytes[row]),
                 "multiprocessors": int(gpus.multiprocessors[row]),
                 "bus": gpus.bus[row] or None,
+                "nsys_id": int(gpus.id[row]),
             }
+        if own_uuid and told.get("uuid") and _plain_uuid(own_uuid) != _plain_uuid(told["uuid"]):
+            # the driver gives a MIG instance a UUID of its own; what memory it has is not told
+            told |= {"mig_of": told["uuid"], "uuid": own_uuid, "memory": NONE}
+            told["multiprocessors"] = int(devices.multiprocessors[own[0]])
+            self.mig_of.add(number)
+        elif own_uuid:
+            told["uuid"] = own_uuid
+        if len(own) and number != NONE:
+            told.setdefault("nsys_id", number)
         if not told.get("uuid"):
             # without a list of GPUs the number can only be the process's own
             told["uuid"] = self._uuid_of_worker(pid, device if not len(place) else NONE)
@@ -642,21 +681,22 @@ class _Placing:
     def _find_gpu(self, told: Mapping[str, Any], number: int) -> int:
         table = self.run.tables["gpus"]
         axis = self.number if self.own_axis else NONE
-        here = (table["node"] == self.node) & (table["own_axis"] == axis)
-        for row in np.flatnonzero(here).tolist():
+        for row in np.flatnonzero(table["own_axis"] == axis).tolist():
             uuid = self.additions.text("uuids", int(table["uuid"][row]))
             bus = self.additions.text("buses", int(table["bus"][row]))
             if told.get("uuid") and uuid:
                 same = _plain_uuid(uuid) == _plain_uuid(told["uuid"])
             elif told.get("bus") and bus:
-                same = bus == told["bus"]
+                same = bus_address(bus) == bus_address(told["bus"])
             else:
                 same = int(table["index"][row]) == number
-            # a host that is not told is another one in each report
-            if self.node == NONE and row not in self.gpu_rows.values():
+            # nothing but a UUID tells it from those of other hosts, and a host that is not told may
+            # be another one in each report
+            here = int(table["node"][row]) == self.node
+            if not here or (self.node == NONE and row not in self.gpu_rows.values()):
                 same = bool(told.get("uuid") and uuid) and same
             if same:
-                for name in ("multiprocessors", "memory"):
+                for name in ("multiprocessors", "memory", "nsys_id"):
                     if table[name][row] == NONE and told.get(name) is not None:
                         table[name][row] = told[name]
                 for name, dictionary in (("bus", "buses"), ("name", "gpu_names")):
@@ -690,6 +730,11 @@ def _no_calls() -> Calls:
     return Calls(none, none, none, none, none)
 
 
+def _tells(uuid: str) -> bool:
+    """Whether a UUID is one: some are zeros where the driver did not say."""
+    return bool(_plain_uuid(uuid).strip("0"))
+
+
 def _plain_uuid(uuid: str) -> str:
     """Give a UUID as every program writes it."""
-    return uuid.lower().removeprefix("gpu-").replace("-", "")
+    return uuid.lower().removeprefix("gpu-").removeprefix("mig-").replace("-", "")

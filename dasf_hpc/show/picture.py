@@ -18,11 +18,11 @@ from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
-    gpu_names,
     in_lanes,
     run_span,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.schema import TABLES

@@ -46,6 +46,10 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         ranges, linked = sum(r.compute_ranges for r in joined), sum(r.linked for r in joined)
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
+    if summary.gpus:
+        more = f" and {len(summary.gpus) - 8} more" if len(summary.gpus) > 8 else ""
+        named = ", ".join(summary.gpus[:8])
+        facts.add_row("GPUs", escape(f"{len(summary.gpus)}: {named}{more}"))
     if summary.gpu is not None:
         _add_gpu_facts(facts, summary.gpu)
     if summary.bound is None:

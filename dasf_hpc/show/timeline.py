@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.gpus import gpu_labels
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import SENTENCE, reports_apart
 from dasf_hpc.trace.schema import TABLES
@@ -273,6 +274,7 @@ class _Tracks:
         self.processes = self.trace.processes.to_dict("records")
         self.bounds = self.trace.clocks.to_dict("records")
         self.gpus = self.trace.gpus.to_dict("records")
+        self.gpu_labels = [label for _, label in gpu_labels(self.trace)]
         self._groups: set[int] = set()
         self.apart = reports_apart(self.trace)
 
@@ -299,7 +301,7 @@ class _Tracks:
         """Give the group of a GPU's node, and the GPU's name there."""
         if not 0 <= row < len(self.gpus):
             return self.node(-1), "GPU ?"
-        return self.node(self.gpus[row]["node"]), f"GPU {self.gpus[row]['index']}"
+        return self.node(self.gpus[row]["node"]), self.gpu_labels[row]
 
     def process(self, row: int) -> int:
         group = row + 1 if row >= 0 else UNKNOWN_PROCESS

@@ -314,7 +314,15 @@ _TABLES = (
         (
             _row("node", "nodes", "the host it is in"),
             Column("index", "int32", "", "NVML's index on the host; -1: not known"),
-            _text("uuid", "the GPU's UUID", "uuids"),
+            Column(
+                "nsys_id",
+                "int32",
+                "",
+                "nsys's number of it on the host, which counts in the order of buses, as NVML "
+                "does; -1: no report tells",
+            ),
+            _text("uuid", "the GPU's UUID; of a MIG instance its own", "uuids"),
+            _text("mig_of", "UUID of the GPU of which it is a MIG instance", "uuids"),
             _text("name", "product name", "gpu_names"),
             Column("memory", "int64", "bytes", "memory of the GPU; -1: not known"),
             Column("multiprocessors", "int32", "", "streaming multiprocessors; -1: not known"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import reports_apart
 
@@ -168,6 +169,8 @@ class Summary:
         What ran on GPUs; None where no report tells of it.
     unused
         That the script never used the workers; empty where it did.
+    gpus
+        Names of the GPUs, none twice.
     own_axis
         Reports whose times are not the trace's, for nothing ties their clocks.
     """
@@ -185,6 +188,7 @@ class Summary:
     functions: list[FunctionTime] = field(default_factory=list)
     gpu: GpuTimes | None = None
     unused: str = ""
+    gpus: list[str] = field(default_factory=list)
     own_axis: list[str] = field(default_factory=list)
 
 
@@ -222,6 +226,7 @@ def summarise(trace: Trace) -> Summary:
         functions=tasks.functions(),
         gpu=_gpu_times(trace),
         unused=unused(trace),
+        gpus=gpu_names(trace),
         own_axis=list(reports_apart(trace).values()),
     )
 
