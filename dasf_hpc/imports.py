@@ -145,8 +145,7 @@ def _import_reports(paths: Sequence[Path], into: Path, wishes: Wishes, told: Tol
         attributes = {"producer": f"dasf-hpc {installed_version('dasf-hpc')}", **begun.attributes}
         with ExtendedTrace(None, into.absolute().parent, attributes) as made:
             made.add_clock(begun.clock, begun.hostname)
-            ordered = sorted(paths, key=lambda path: path != begun.path)
-            entries = _join(made, ordered, wishes, told, begins=True)
+            entries = _join(made, begun.paths, wishes, told, begins=True)
             told(Step("Writing the trace"))
             made.write(into)
     return Imported(into, entries)

@@ -135,6 +135,10 @@ class Export:
             f"INSERT INTO {table} ({names}) VALUES ({holes})", list(values.values())
         )
 
+    def env(self, name: str, value: str) -> None:
+        """Say something of the target's environment."""
+        self._row("TARGET_INFO_SYSTEM_ENV", devStateName="", name=name, value=value)
+
     def string(self, text: str) -> int:
         """Give a string's id."""
         return self._strings.setdefault(text, 100 + len(self._strings))
@@ -280,9 +284,14 @@ class Export:
             told |= {"id": number, "uuid": uuid, "totalMemory": 2**36, "smCount": 132}
         self._row("TARGET_INFO_GPU", **told)
 
-    def device(self, pid: int, device: int, gpu: int) -> None:
-        """Say which GPU a process's device is, as exports do from 2025 on."""
-        if self.version == "2025.1":
-            columns = "gpuId INTEGER, cudaId INTEGER NOT NULL, pid INTEGER NOT NULL"
+    def device(self, pid: int, device: int, gpu: int, uuid: str | None = None) -> None:
+        """Say which GPU a process's device is, as exports do from 2025 on; later with its UUID."""
+        columns = "gpuId INTEGER, cudaId INTEGER NOT NULL, pid INTEGER NOT NULL"
+        if uuid is not None:
+            columns += ", uuid TEXT, numMultiprocessors INTEGER"
+            self._table("TARGET_INFO_CUDA_DEVICE", columns)
+            told = {"gpuId": gpu, "cudaId": device, "pid": pid, "uuid": uuid}
+            self._row("TARGET_INFO_CUDA_DEVICE", numMultiprocessors=16, **told)
+        elif self.version == "2025.1":
             self._table("TARGET_INFO_CUDA_DEVICE", columns)
             self._row("TARGET_INFO_CUDA_DEVICE", gpuId=gpu, cudaId=device, pid=pid)

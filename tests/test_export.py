@@ -167,8 +167,8 @@ def test_perfetto_has_the_counters_of_nodes_gpus_and_workers(packets: Any, trace
         if p.track_event.type == TrackEvent.TYPE_COUNTER
     )
     assert values["CPU"] == len(trace.node_samples) + len(trace.process_samples)
-    assert values["GPU 0 power"] == len(trace.gpu_samples)
-    assert "GPU 0 PCIe sent" not in values  # not available in this run
+    assert values["GPU 0 (Synthetic GPU) power"] == len(trace.gpu_samples)
+    assert "GPU 0 (Synthetic GPU) PCIe sent" not in values  # not available in this run
     sent = [
         p.track_event.double_counter_value
         for p in packets
@@ -317,9 +317,9 @@ def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
         if e["ph"] == "X" and "stream" in threads[e["tid"]]
     }
     assert found == {
-        ("node node1", "GPU 0 stream 7", "fft", 500),
-        ("node node1", "GPU 0 stream 7", "add", 300),
-        ("node node2", "GPU 0 stream 13", "add", 100),
+        ("node node1", "GPU 0 (Synthetic GPU) stream 7", "fft", 500),
+        ("node node1", "GPU 0 (Synthetic GPU) stream 7", "add", 300),
+        ("node node2", "GPU 0 (Synthetic GPU) stream 13", "add", 100),
     }
 
 

@@ -419,7 +419,9 @@ def test_a_report_that_nothing_ties_says_so(tmp_path: Path) -> None:
     done = join_into([tmp_path / "old.sqlite"], tmp_path / "run", Wishes())
     assert "nothing ties its clock" in done.reports[0].sentence
     with open_trace(tmp_path / "run") as trace:
-        assert trace.kernels[["start", "stop"]].to_numpy().tolist() == [[NONE, NONE]]
+        # on its own axis: the kernel took what it took
+        assert trace.kernels[["start", "stop"]].to_numpy().tolist() == [[2 * MS, 3 * MS]]
+        assert trace.reports["correction_source"].tolist() == ["own axis"]
 
 
 class TestImport:

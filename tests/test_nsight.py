@@ -187,9 +187,9 @@ class TestRealReport:
         assert same_host(report.hostname, os.uname().nodename)
         assert report.session_start_utc_ns is not None
         assert abs(report.session_start_utc_ns - time.time_ns()) < 3600e9
-        assert report.nsys_version is not None
+        assert report.exporter_version is not None
         assert program.version_text is not None
-        assert program.version_text.startswith(report.nsys_version)
+        assert program.version_text.startswith(report.exporter_version)
 
     def test_no_environment_variable_gets_out(self, report: Report) -> None:
         assert "hunter2" not in repr(report)
@@ -261,7 +261,7 @@ class TestExport:
         (tmp_path / "node.sqlite").write_bytes(b"")
         assert len(read_report(export_sqlite(report_file, program, tmp_path)).ranges) > 0
 
-    def test_an_export_beside_a_newer_report_is_made_again(
+    def test_an_export_that_was_named_is_read_though_its_report_is_newer(
         self, report_file: Path, program: NsysProgram, tmp_path: Path
     ) -> None:
         report = tmp_path / "node.nsys-rep"
@@ -269,9 +269,12 @@ class TestExport:
         exported = export_sqlite(report, program)
         assert export_sqlite(exported, program).stat() == exported.stat()
         os.utime(exported, ns=(0, report.stat().st_mtime_ns - 1))
-        again = export_sqlite(exported, program)
-        assert again == exported
-        assert again.stat().st_mtime_ns >= report.stat().st_mtime_ns
+        old = exported.stat().st_mtime_ns
+        assert export_sqlite(exported, program) == exported
+        assert exported.stat().st_mtime_ns == old
+        exported.write_bytes(exported.read_bytes()[:-4096])  # half written
+        assert export_sqlite(exported, program) == exported
+        assert exported.stat().st_mtime_ns >= report.stat().st_mtime_ns
 
     def test_a_fresh_export_needs_no_nsys(
         self, report_file: Path, program: NsysProgram, tmp_path: Path
@@ -658,7 +661,7 @@ class TestEverySchema:
         assert made.hostname == ("node7" if told else None)
         assert made.session_start_utc_ns == (1_700_000_000_000_000_001 if told else None)
         assert made.system_clock_ns == (123_456_789 if version == "2026.2" else None)
-        assert made.nsys_version == (version if told else None)
+        assert made.exporter_version == (version if told else None)
         assert made.processes.pid.tolist() == [PID, CHILD]
         assert made.processes.name.tolist() == ["/usr/bin/python" if told else "", ""]
         assert "hunter2" not in repr(made)

@@ -10,11 +10,11 @@ from dasf_hpc.analysis.executions import (
     Executions,
     Floats,
     Ints,
-    gpu_names,
     read_executions,
     run_span,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_labels, gpu_names
 from dasf_hpc.trace.open import Trace
 
 #: A pause of so many usual distances between samples is a hole: its energy is not known.
@@ -67,7 +67,7 @@ def energy(trace: Trace) -> Answer:
     found = workers(trace, runs)
     span = run_span(trace, runs)
     names = gpu_names(trace)
-    hosts = [name.rsplit(" GPU ", 1)[0] for name in names]
+    hosts = [host for host, _ in gpu_labels(trace)]
     width = len(runs.functions)
     by_function = np.zeros(width + 1)
     counted = np.zeros(width, np.int64)

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import reports_times
 
 Ints = NDArray[np.int64]
@@ -216,7 +217,8 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
         used = np.flatnonzero(np.bincount(executions.process)).tolist()
     rows = sorted({int(r) for r in np.flatnonzero(is_worker)} | set(used))
     known = processes.to_dict("index")
-    gpu_rows = {str(uuid): row for row, uuid in enumerate(trace.gpus["uuid"])}
+    apart = gpus_apart(trace)
+    gpu_rows = {str(u): row for row, u in enumerate(trace.gpus["uuid"]) if row not in apart}
     span = run_span(trace, executions)
     made = []
     for row in rows:
@@ -263,15 +265,6 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
     if not times:  # only Nsight reports
         times = reports_times(trace)
     return Span(min(times), max(times)) if times else Span(0, 0)
-
-
-def gpu_names(trace: Trace) -> list[str]:
-    """Name the GPUs by host and index."""
-    hosts = [str(h) if isinstance(h, str) else UNKNOWN for h in trace.nodes["hostname"]]
-    return [
-        f"{hosts[g['node']] if 0 <= g['node'] < len(hosts) else UNKNOWN} GPU {g['index']}"
-        for g in trace.gpus.to_dict("records")
-    ]
 
 
 def in_lanes(executions: Executions) -> tuple[NDArray[np.intp], Ints]:

@@ -10,7 +10,6 @@ from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as
 from dasf_hpc.analysis.executions import (
     Executions,
     duration_text,
-    gpu_names,
     group_quantiles,
     group_sums,
     in_lanes,
@@ -18,6 +17,7 @@ from dasf_hpc.analysis.executions import (
     read_executions,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 

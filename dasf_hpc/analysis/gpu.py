@@ -21,14 +21,15 @@ from dasf_hpc.analysis.executions import (
     Executions,
     bytes_text,
     duration_text,
-    gpu_names,
     group_sums,
     read_executions,
     run_span,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 
 #: Idle gaps that are listed, ns, and how many at most.
 GAP = 1_000_000
@@ -48,7 +49,10 @@ NO_TASK = "(no task)"
 GPUS: Columns = {
     "gpu": ("", "the GPU"),
     "busy": ("ns", "time in which a kernel, a copy or a fill ran"),
-    "busy_share": ("%", "of the run"),
+    "busy_share": (
+        "%",
+        "of the run; of a GPU on an axis of its own: from its first to its last activity",
+    ),
     "kernels": ("", "kernels"),
     "kernel_time": ("ns", "times of all kernels added up"),
     "copies": ("", "copies"),
@@ -149,7 +153,7 @@ def gpu(trace: Trace) -> Answer:
         kernels = trace.table("kernels", ["gpu", "start", "stop", "task", "short_name"])
         copies = trace.table("memcpys", ["gpu", "start", "stop", "bytes"])
         fills = trace.table("memsets", ["gpu", "start", "stop"])
-        kernels, copies, fills = (t[t["stop"] >= 0] for t in (kernels, copies, fills))
+        kernels, copies, fills = (t[t["stop"] != -1] for t in (kernels, copies, fills))
         tables["gpus"], work = _gpus(trace, kernels, copies, fills, names, runs)
         tables["kernels"] = _kernels(kernels, runs)
         tables["functions"] = _functions(trace, runs, unanswered)
@@ -206,7 +210,8 @@ def _gpus(
     names: list[str],
     runs: Executions,
 ) -> tuple[pd.DataFrame, dict[int, Covered]]:
-    duration = run_span(trace, runs).duration
+    run_duration = run_span(trace, runs).duration
+    apart = gpus_apart(trace)
     rows, work = [], {}
     used = {g for table in (kernels, copies, fills) for g in table["gpu"].unique().tolist()}
     for gpu in sorted({*range(len(names)), *used}):
@@ -222,6 +227,7 @@ def _gpus(
         )
         work[gpu] = every
         overlap = one.total + other.total - both.total
+        duration = _extent(every) if gpu in apart else run_duration
         rows.append(
             {
                 "gpu": _name(gpu, names),
@@ -239,6 +245,11 @@ def _gpus(
             }
         )
     return pd.DataFrame(rows, columns=[c for c in GPUS if c in (rows[0] if rows else GPUS)]), work
+
+
+def _extent(covered: Covered) -> int:
+    """Give the time from the first moment that is covered to the last, ns."""
+    return int(covered.stop[-1] - covered.start[0]) if len(covered.start) else 0
 
 
 def _kernels(kernels: pd.DataFrame, runs: Executions) -> pd.DataFrame:

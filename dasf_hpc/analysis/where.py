@@ -38,7 +38,6 @@ from dasf_hpc.analysis.executions import (
     Ints,
     Span,
     duration_text,
-    gpu_names,
     keep_arrivals,
     layer_of,
     read_executions,
@@ -58,8 +57,10 @@ from dasf_hpc.analysis.slots import (
     transition_code,
 )
 from dasf_hpc.lost import lost_sentence, read_run
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
 
 #: Share of a worker's memory limit at which Dask pauses it: ``distributed.worker.memory.pause``.
@@ -494,8 +495,14 @@ def _gpus(
     busy = gpu_work(trace)
     span = recorded.span
     rows: list[tuple[str, Slots, Split]] = []
+    apart = gpus_apart(trace)
     for gpu, name in enumerate(names):
         if gpu not in busy:
+            continue
+        if gpu in apart:
+            unanswered.append(
+                f"Why {name} was idle: nothing ties that report's clock to the run's time."
+            )
             continue
         rows_of = [int(str(row)) for row, own in found["gpus"].items() if gpu in own]
         users = [recorded.slots(row, found) for row in rows_of]

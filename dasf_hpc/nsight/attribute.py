@@ -53,6 +53,9 @@ class Reason(enum.IntEnum):
     NO_PROCESS = 7
     """The report does not say its process."""
 
+    NOT_TIED = 8
+    """Nothing ties its report's clock to the trace's: its thread tells no task."""
+
 
 SENTENCES: dict[Reason, str | None] = {
     Reason.BY_THREAD: None,
@@ -63,6 +66,7 @@ SENTENCES: dict[Reason, str | None] = {
     Reason.UNKNOWN_PROCESS: "the trace has no task of its process",
     Reason.NO_CALL: "the report has no call that launched it",
     Reason.NO_PROCESS: "the report does not say its process",
+    Reason.NOT_TIED: "nothing ties its report's clock to the trace's, and it is in no task's range",
 }
 """What stands in columns ``reason``."""
 

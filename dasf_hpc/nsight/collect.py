@@ -17,20 +17,25 @@ import numpy.typing as npt
 from dasf_hpc.nsight import busy
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.export import (
+    EXPORTED_SUFFIX,
     STREAM_SUFFIX,
     NsysProgram,
     export_sqlite,
     find_nsys,
+    newer_beside,
+    recorder_version,
     reports_of,
     sha256_file,
 )
 from dasf_hpc.nsight.join import Link, report_corrections, same_host
 from dasf_hpc.nsight.reader import COPY_KINDS, NONE, Report, read_report
+from dasf_hpc.nsight.recording import Recording, Recordings, written_pids
 from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.extend import monotonic_of
 from dasf_hpc.trace.holdings import lacks
+from dasf_hpc.trace.own_axis import OWN_AXIS, SENTENCE
 from dasf_hpc.trace.schema import TABLES
 
 REPORT_SUFFIX = ".nsys-rep"
@@ -106,6 +111,7 @@ class ReportEntry:
     node: str | None = None
     sha256: str | None = None
     nsys_version: str | None = None
+    exporter_version: str | None = None
     session_start_utc: int = -1
     ranges: int = 0
     compute_ranges: int = 0
@@ -194,11 +200,15 @@ def join_reports(
         name: [rows] if (rows := run.stored_rows(name)) is not None else [] for name in STREAMS
     }
     entries = []
-    known = _joined_already(additions)
+    held = Recordings(additions)
     told: set[int] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
         # nsys exports in processes of their own; one report is read while the last one is joined
-        exports = [pool.submit(_export, name, path, nsys, run) for name, path in reports]
+        named = {path for _, path in reports}
+        exports = [
+            pool.submit(_export, name, path, nsys, _export_folder(path, named, run, number))
+            for number, (name, path) in enumerate(reports)
+        ]
         following = reader.submit(_read, exports[0]) if exports else None
         for number, (name, _) in enumerate(reports):
             progress(number, len(reports), name)
@@ -208,8 +218,9 @@ def join_reports(
                 following = reader.submit(_read, exports[number + 1])
             row = len(run.tables["reports"]["file"])
             placed = None
-            if entry.sha256 is not None and entry.sha256 in known:
-                entries.append(replace(entry, sentence="the trace holds it already"))
+            recording = Recording.of(name, entry.sha256, report)
+            if (sentence := held.known(recording)) is not None:
+                entries.append(replace(entry, sentence=sentence))
                 continue
             if report is not None:
                 untied = first if number == 0 else None
@@ -219,11 +230,11 @@ def join_reports(
                 told |= placed.gpus
                 for table, rows in placed.rows.items():
                     sources[table].append(rows)
-            additions.add("reports", _report_row(entry, placed, additions))
+            additions.add("reports", _report_row(entry, placed, additions, recording))
             if placed is not None and placed.gaps:
                 additions.add_all("gaps", [{**gap, "journal": name} for gap in placed.gaps])
             if entry.status == "joined":
-                known.add(entry.sha256)
+                held.add(recording)
             entries.append(entry)
     progress(len(reports), len(reports), "adding up GPU times")
     _add_up(run, additions, sources, told)
@@ -236,24 +247,31 @@ def join_reports(
     return entries
 
 
-def _joined_already(additions: Additions) -> set[str | None]:
-    table = additions.run.tables["reports"]
-    joined = table["status"] == additions.strings("report_states").code("joined")
-    texts = additions.strings("sha256").list()
-    return {texts[code] for code in table["sha256"][joined].tolist() if code >= 0}
+def _export_folder(report: Path, named: set[Path], run: RunTables, number: int) -> Path | None:
+    """Give the folder for a report's export; None: it may lie beside it.
+
+    An export that was named itself stays as it is.
+    """
+    if _writable(report) and report.with_suffix(EXPORTED_SUFFIX) not in named - {report}:
+        return None
+    return run.scratch / f"export-{number}"
 
 
 def _export(
-    name: str, report: Path, nsys: NsysProgram, run: RunTables
+    name: str, report: Path, nsys: NsysProgram, into: Path | None
 ) -> tuple[ReportEntry, Path | None]:
     """Export one report; where that cannot be, give the entry that says why."""
     entry = ReportEntry(file=name, status="missing")
     if not report.exists():
         return replace(entry, sentence="the node job left no report: see its log"), None
     try:
-        sqlite = export_sqlite(report, nsys, None if _writable(report) else run.scratch)
+        sqlite = export_sqlite(report, nsys, into)
         whole = report.with_suffix(REPORT_SUFFIX) if report.suffix == STREAM_SUFFIX else report
         digest = sha256_file(whole)
+        entry = replace(entry, nsys_version=recorder_version(whole))
+        if sqlite == report and (newer := newer_beside(report)) is not None:
+            note = f"{newer.name} beside it is newer and was not read: name that one to read it"
+            entry = replace(entry, sentence=note)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None
     return replace(entry, status="joined", sha256=digest), sqlite
@@ -296,7 +314,8 @@ def _place(
     entry = replace(
         entry,
         node=report.hostname,
-        nsys_version=report.nsys_version,
+        nsys_version=entry.nsys_version or report.recorder_version,
+        exporter_version=report.exporter_version,
         session_start_utc=NONE if start is None else start,
         ranges=len(report.ranges),
         compute_ranges=len(placed.joined.ranges),
@@ -305,7 +324,8 @@ def _place(
         unmatched=tuple(placed.unmatched),
         correction=placed.correction,
     )
-    return replace(entry, sentence=_what_lacks(entry, placed)), placed
+    said = [entry.sentence, _what_lacks(entry, placed)]
+    return replace(entry, sentence="; ".join(filter(None, said))), placed
 
 
 def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
@@ -313,7 +333,7 @@ def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:
     if not placed.rows:
         return lacks(placed.holdings)
     if placed.correction is None:
-        return "nothing ties its clock to the trace's: what it holds has no times"
+        return SENTENCE
     if missing := lacks(placed.holdings):
         return missing
     if placed.unmatched:
@@ -337,12 +357,16 @@ class FirstReport:
         Reading of its host's CLOCK_MONOTONIC at time 0, None where it does not say.
     attributes
         Root attributes of the trace.
+    paths
+        All of them in the order in which they are to be joined: of two of one recording the first
+        stays, and that is to be one that says when it began.
     """
 
     path: Path
     hostname: str | None
     clock: int | None
     attributes: dict[str, Any]
+    paths: tuple[Path, ...]
 
 
 def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstReport:
@@ -351,12 +375,14 @@ def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstRe
     found: list[tuple[int, Path, Report]] = []
     for path in paths:
         with contextlib.suppress(NsightError), tempfile.TemporaryDirectory() as scratch:
-            into = None if _writable(path) else Path(scratch)
+            kept = path.with_suffix(EXPORTED_SUFFIX) in {*paths} - {path}
+            into = None if _writable(path) and not kept else Path(scratch)
             report = read_report(export_sqlite(path, nsys, into))
             start = report.session_start_utc_ns
             found.append((_NEVER if start is None else start, path, report))
     if not found:
-        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE})
+        return FirstReport(paths[0], None, None, {"origin_utc_ns": NONE}, tuple(paths))
+    timed = {path for begun, path, _ in found if begun != _NEVER}
     start, path, report = min(found, key=lambda f: f[0])
     ties = [c for c in report_corrections(report).values() if c.bound_ns >= 0]
     tie = min(ties, key=lambda c: c.bound_ns, default=None)
@@ -371,11 +397,12 @@ def first_report(paths: Sequence[Path], nsys_path: str | None = None) -> FirstRe
             "origin_monotonic_ns": clock or 0,
             "origin_utc_ns": NONE if start == _NEVER else start,
         },
+        tuple(sorted(paths, key=lambda p: (p != path, p not in timed))),
     )
 
 
 def _report_row(
-    entry: ReportEntry, placed: PlacedReport | None, additions: Additions
+    entry: ReportEntry, placed: PlacedReport | None, additions: Additions, recording: Recording
 ) -> dict[str, Any]:
     correction = entry.correction
     row: dict[str, Any] = asdict(entry)
@@ -385,6 +412,8 @@ def _report_row(
         hosts = additions.hostnames()
         row["node"] = next((n for n, h in enumerate(hosts) if same_host(h, entry.node)), NONE)
     row["sentence"] = entry.sentence or None
+    row["pids"] = written_pids(recording.pids)
+    row["events"] = recording.events if placed is not None and recording.start == NONE else None
     if correction is not None:
         row["correction_source"] = correction.source
         row["correction_offset"] = correction.offset_ns
@@ -392,6 +421,8 @@ def _report_row(
         row["correction_bound"] = correction.bound_ns
     else:
         row |= {"correction_offset": 0, "correction_drift": 0.0}
+        if placed is not None and placed.rows:
+            row["correction_source"] = OWN_AXIS
     return row
 
 
@@ -453,7 +484,9 @@ def _add_up(
     if not table:
         return
     start, stop = _spans(run, table)
-    asked = np.flatnonzero((table["gpu"] != NONE) & (start != NONE) & (stop != NONE))
+    # tasks are on the trace's time
+    on_it = np.append(gpus["own_axis"] == NONE, False)[table["gpu"]]
+    asked = np.flatnonzero(on_it & (start != NONE) & (stop != NONE))
     table["idle"] = np.full(len(start), NONE, np.int64)
     of_gpu = in_time(("stop", "gpu", "what"))
     for rows, idle in busy.idle_times(of_gpu, table["gpu"][asked], start[asked], stop[asked]):

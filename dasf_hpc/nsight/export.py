@@ -246,7 +246,7 @@ def export_sqlite(
     ----------
     report
         A ``.nsys-rep`` (or ``.qdrep``), a ``.qdstrm``, which is imported first, or an export, which
-        is returned as it is, unless a newer report lies beside it.
+        is returned as it is, unless it is not whole and its report lies beside it.
     nsys
         What to export with; need not be usable where nothing has to be exported.
     into
@@ -268,14 +268,14 @@ def export_sqlite(
     if report.suffix == EXPORTED_SUFFIX:
         if not _is_sqlite(report):
             raise ReportDamaged(f"{report} is not an SQLite file; export the report again")
+        if is_whole(report):
+            return report
         for source in (report.with_suffix(suffix) for suffix in REPORT_SUFFIXES):
-            if source.is_file() and not (_is_newer(report, source) and is_whole(report)):
+            if source.is_file():
                 return export_sqlite(source, nsys, into, timeout_s)
-        if not is_whole(report):
-            raise ReportDamaged(
-                f"{report} is being written, or was left half written; export the report again"
-            )
-        return report
+        raise ReportDamaged(
+            f"{report} is being written, or was left half written; export the report again"
+        )
     if report.suffix == STREAM_SUFFIX:
         fresh = _fresh_export(report, into)
         if fresh is not None:
@@ -288,6 +288,32 @@ def export_sqlite(
     if fresh is not None:
         return fresh
     return _export(report, nsys, _beside(report, into, EXPORTED_SUFFIX), timeout_s)
+
+
+def newer_beside(export: Path) -> Path | None:
+    """Give the report beside an export that was written after it, so is not what it holds."""
+    for source in (export.with_suffix(suffix) for suffix in REPORT_SUFFIXES):
+        if source.is_file() and not _is_newer(export, source):
+            return source
+    return None
+
+
+def recorder_version(report: Path) -> str | None:
+    """Give the version of the nsys that recorded a report, None where its first bytes do not say.
+
+    Parameters
+    ----------
+    report
+        A report, or an export: that of the report beside it, if it is not newer.
+    """
+    beside = [report.with_suffix(suffix) for suffix in REPORT_SUFFIXES]
+    if report.suffix == EXPORTED_SUFFIX and newer_beside(report) is not None:
+        return None
+    for source in [report] if report.suffix in REPORT_SUFFIXES else beside:
+        with contextlib.suppress(ReportMissing):
+            if (version := report_version(source)) is not None:
+                return _dotted(version)
+    return None
 
 
 def import_stream(

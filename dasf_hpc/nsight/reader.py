@@ -7,8 +7,10 @@ the profiled program's environment held is in the report too, and is never read.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import warnings
@@ -267,11 +269,17 @@ class Gpus(_Table):
 
 @dataclass(frozen=True)
 class CudaDevices(_Table):
-    """Which GPU a process's CUDA device is (from 2025; before, `device` is the GPU's id)."""
+    """Which GPU a process's CUDA device is (from 2025; before, `device` is the GPU's id).
+
+    `uuid` is the device's own, "" where not told: of a MIG instance another one than its GPU's, and
+    so are its `multiprocessors`.
+    """
 
     pid: Integers
     device: Integers
     gpu: Integers
+    uuid: npt.NDArray[np.object_]
+    multiprocessors: Integers
 
 
 @dataclass(frozen=True)
@@ -319,7 +327,9 @@ class Report:
         UTC of session time 0 by the node's clock, ns since 1970.
     system_clock_ns
         CLOCK_MONOTONIC of session time 0, ns; only newer nsys say.
-    nsys_version
+    recorder_version
+        Of the nsys that recorded, ``None`` where the folder that it ran from does not say.
+    exporter_version
         Of the nsys that exported, ``None`` where not told.
     processes
         Those that NVTX, the operating system's calls or nsys's own overhead tell of.
@@ -328,7 +338,8 @@ class Report:
     hostname: str | None
     session_start_utc_ns: int | None
     system_clock_ns: int | None
-    nsys_version: str | None
+    recorder_version: str | None
+    exporter_version: str | None
     processes: Processes
     clock_marks: ClockMarks
     ranges: Ranges
@@ -341,6 +352,17 @@ class Report:
         """Read what ran on the GPUs and what called it now; each table is kept until its use."""
         for name in ("cuda_api", "kernels", "memcpys", "memsets", "synchronizations"):
             self._ahead[name] = getattr(self, name)
+
+    def recorded_pids(self) -> frozenset[int]:
+        """Give the processes that anything was recorded of."""
+        found = frozenset(self.processes.pid.tolist())
+        with _opened(self.sqlite) as export:
+            return found | export.cuda_pids()
+
+    def events_digest(self) -> str | None:
+        """Give a digest of when everything was, the same from every exporter; None without any."""
+        with _opened(self.sqlite) as export:
+            return export.events_digest(self.ranges)
 
     @property
     def kernels(self) -> Kernels:
@@ -440,6 +462,15 @@ _CALL: dict[str, tuple[str, int]] = {
 }
 
 
+#: Small tables that name processes, and the columns that do.
+_PROCESSES_OF_CUDA = (
+    ("TARGET_INFO_CUDA_STREAM", "processId"),
+    ("TARGET_INFO_CUDA_NULL_STREAM", "processId"),
+    ("TARGET_INFO_CUDA_CONTEXT_INFO", "processId"),
+    ("TARGET_INFO_CUDA_DEVICE", "pid"),
+)
+
+
 def read_report(sqlite: Path) -> Report:
     """Read an exported report.
 
@@ -513,7 +544,8 @@ class _Export:
             hostname=self.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname"),
             session_start_utc_ns=self.single_number(start_time, "utcEpochNs"),
             system_clock_ns=self.single_number(start_time, "systemClockNs"),
-            nsys_version=(
+            recorder_version=self.recorder_version(),
+            exporter_version=(
                 self.named_value("META_DATA_EXPORT", "EXPORT_PRODUCT_VERSION")
                 or self.named_value("EXPORT_META_DATA", "EXPORT_PRODUCT_VERSION")
             ),
@@ -521,13 +553,7 @@ class _Export:
             clock_marks=marks,
             ranges=ranges,
             gpus=self.gpus(),
-            cuda_devices=CudaDevices(
-                **self.numbers(
-                    "TARGET_INFO_CUDA_DEVICE",
-                    {"pid": ("pid", NONE), "device": ("cudaId", NONE), "gpu": ("gpuId", NONE)},
-                    global_ids=False,
-                )
-            ),
+            cuda_devices=self.cuda_devices(),
             sqlite=self.sqlite,
         )
 
@@ -685,6 +711,83 @@ class _Export:
             return {}
         rows = self.connection.execute(f"SELECT id, name FROM {table}")
         return {int(number): redacted(str(name)).lower() for number, name in rows if name}
+
+    def recorder_version(self) -> str | None:
+        """Give the version in the name of the folder from which the recording nsys ran.
+
+        No table states it (META_DATA_EXPORT is about the exporter, and META_DATA_CAPTURE of 2023.4
+        holds settings alone), but NVIDIA's installations have it in their folders' names, as
+        ``nsight-systems/2023.4.4/target-linux-x64`` or ``nsight-systems-2022.4.2``.
+        """
+        folder = self.named_value("TARGET_INFO_SYSTEM_ENV", "TargetInstallDir") or ""
+        found = re.search(
+            r"nsight[-_]?systems(?:-cli)?[-/](20\d\d(?:\.\d+)+)", folder, re.IGNORECASE
+        )
+        return found[1] if found else None
+
+    def cuda_pids(self) -> frozenset[int]:
+        """Give the processes that use CUDA, by small tables where the export has them."""
+        queries = [
+            f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
+            for table, column in _PROCESSES_OF_CUDA
+            if column in self.columns.get(table, ())
+        ]
+        pids = {int(pid) for query in queries for (pid,) in self.query(query)}
+        if pids:
+            return frozenset(pids)
+        for table, columns in self.columns.items():
+            for column in {"globalPid", "globalTid"} & columns.keys():
+                if table.startswith("CUPTI_ACTIVITY_KIND_"):
+                    query = f"SELECT DISTINCT ({column} >> 24) & 0xffffff FROM {_quoted(table)}"
+                    found = self.query(f"{query} WHERE {column} IS NOT NULL")
+                    pids.update(int(pid) for (pid,) in found)
+        return frozenset(pids)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Give all that a query finds."""
+        return self.connection.execute(sql).fetchall()
+
+    def events_digest(self, ranges: Ranges) -> str | None:
+        """Hash the times of ranges, calls and what ran on GPUs, in an order of their own.
+
+        Only what every exporter writes alike: ends of ranges, names and devices are not.
+        """
+        digest, events = hashlib.sha256(), 0
+        tables = [("NVTX", [ranges.start, ranges.pid, ranges.tid])]
+        times = {name: _ON_DEVICE[name] for name in ("correlation", "start", "stop")}
+        calls = {name: _CALL[name] for name in ("pid", "tid", "start", "stop")}
+        for kind, columns in (
+            ("KERNEL", times),
+            ("MEMCPY", times),
+            ("MEMSET", times),
+            ("RUNTIME", calls),
+        ):
+            found = self.numbers(f"CUPTI_ACTIVITY_KIND_{kind}", columns)
+            tables.append((kind, list(found.values())))
+        for name, values in tables:
+            events += len(values[0])
+            digest.update(f"{name} {len(values[0])}".encode())
+            order = np.lexsort(values)
+            for column in values:
+                digest.update(column[order].astype("<i8").tobytes())
+        return digest.hexdigest() if events else None
+
+    def cuda_devices(self) -> CudaDevices:
+        """List the CUDA devices of processes; the first versions that do tell no UUID."""
+        table = "TARGET_INFO_CUDA_DEVICE"
+        columns = {
+            "pid": ("pid", NONE),
+            "device": ("cudaId", NONE),
+            "gpu": ("gpuId", NONE),
+            "multiprocessors": ("numMultiprocessors", NONE),
+        }
+        found = self.numbers(table, columns, global_ids=False)
+        uuids: list[str] = [""] * len(found["pid"])
+        if "uuid" in self.columns.get(table, ()):
+            uuids = [
+                str(u or "") for (u,) in self.query(f"SELECT uuid FROM {table} ORDER BY rowid")
+            ]
+        return CudaDevices(uuid=np.array(uuids, object), **found)
 
     def gpus(self) -> Gpus:
         """List the GPUs; 2020 calls the id ``deviceId`` and tells less."""

@@ -45,6 +45,7 @@ from dasf_hpc.nsight.reader import (
 from dasf_hpc.nsight.recorded import Known, add_recorded, calls_for
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
+from dasf_hpc.trace.gpus import bus_address
 from dasf_hpc.trace.holdings import Holding, Kind, lost_on_gpu
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.store import Strings
@@ -207,7 +208,8 @@ class PlacedReport:
     gaps
         What is missing from it, rows of table ``gaps``.
     correction
-        The best correction of one of its processes, None where nothing ties its clock.
+        The best correction of one of its processes, None where nothing ties its clock: then its
+        times are on an axis of their own, as nsys noted them.
     """
 
     node: int
@@ -262,6 +264,7 @@ class _Placing:
         self.corrections: dict[int, Correction | None] = {}
         self.running: dict[int, RunningTasks] = {}
         self.gpu_rows: dict[tuple[int, int], int] = {}
+        self.mig_of: set[int] = set()
         self.rows: dict[str, SpooledRows] = {}
         self.calls = _no_calls()
         self.asked: dict[Kind, int] = {}
@@ -284,7 +287,8 @@ class _Placing:
         if os_runtime:
             self._os_runtime()
         for gpu in report.gpus.id.tolist():
-            self._gpu(NONE, gpu)
+            if gpu not in self.mig_of:  # what ran there ran on its instances
+                self._gpu(NONE, gpu)
         told = [(pid, c) for pid, c in self.corrections.items() if c is not None]
         for pid, correction in told:
             self.additions.add(
@@ -300,7 +304,7 @@ class _Placing:
                     "points": correction.points,
                 },
             )
-        best = min((c for _, c in told), key=_bound, default=None)
+        best = min((c for _, c in told), key=_bound, default=self.of_report)
         seen = set(self.corrections)
         traced = self.rows.keys() & {"cuda_api", "kernels", "memcpys", "memsets"}
         holdings, gaps = add_recorded(
@@ -366,7 +370,8 @@ class _Placing:
         }
         local = report_corrections(self.report, anchors, new)
         for pid in new:
-            self.corrections[pid] = self._to_trace(pid, local.get(pid))
+            # all of one report read one clock
+            self.corrections[pid] = self._to_trace(pid, local.get(pid)) or self._same_host()
             if pid not in self.row_of_pid:
                 self.row_of_pid[pid] = self.additions.add(
                     "processes",
@@ -378,10 +383,47 @@ class _Placing:
                     },
                 )
 
+    def _same_host(self) -> Correction | None:
+        """Give the correction of another process of the report, the best, None without any."""
+        told = [c for c in self.corrections.values() if c is not None]
+        best = min(told, key=_bound, default=None)
+        if best is None:
+            return None
+        return replace(best, source=best.source.replace("marks", "same-host"))
+
+    @functools.cached_property
+    def of_report(self) -> Correction | None:
+        """The correction of what the report names no process of, None where nothing ties it."""
+        local = report_corrections(self.report, None, [NONE]).get(NONE)
+        return self._to_trace(NONE, local) or self._same_host()
+
+    @property
+    def own_axis(self) -> bool:
+        """Whether the report's times stay on an axis of their own."""
+        return self.of_report is None
+
     def _clock_row(self) -> int:
         """Give the clock of the report's host, -1 where the trace knows none."""
-        here = np.flatnonzero(self.run.tables["clocks"]["node"] == self.node)
-        return int(here[0]) if self.node != NONE and len(here) else NONE
+        for node in [self.node, *sorted(self.same_hosts)]:
+            here = np.flatnonzero(self.run.tables["clocks"]["node"] == node)
+            if node != NONE and len(here):
+                return int(here[0])
+        return NONE
+
+    @functools.cached_property
+    def same_hosts(self) -> set[int]:
+        """Rows of nodes that have a GPU of the report, so are its host under another name.
+
+        A container has a name of its own, but its host's GPUs and clock.
+        """
+        own = {_plain_uuid(uuid) for uuid in self.report.gpus.uuid if _tells(uuid)}
+        table = self.run.tables["gpus"]
+        nodes: set[int] = set()
+        for row in range(len(table["node"])):
+            uuids = (self.additions.text("uuids", int(table[n][row])) for n in ("uuid", "mig_of"))
+            if any(uuid and _plain_uuid(uuid) in own for uuid in uuids):
+                nodes.add(int(table["node"][row]))
+        return nodes - {NONE, self.node}
 
     def _to_trace(self, pid: int, local: Correction | None) -> Correction | None:
         """Give the correction from session time to the trace's, by the clock that the process read.
@@ -407,7 +449,10 @@ class _Placing:
         if start is None or origin < 0:
             return None
         host = self.report.hostname
-        same = host is not None and same_host(host, self.run.attributes.get("reference_host", ""))
+        reference = str(self.run.attributes.get("reference_host", ""))
+        names = self.additions.hostnames()
+        hosts = [host, *(names[node] for node in self.same_hosts)]
+        same = any(name and same_host(name, reference) for name in hosts)
         return Correction(
             source="utc",
             origin_ns=0,
@@ -444,15 +489,14 @@ class _Placing:
         return self._by_process(pid, lambda number: self.row_of_pid.get(number, NONE))
 
     def _times(self, pid: Array, *times: Array) -> None:
-        """Put times on the trace's clock, in place; -1 stays, and is what nothing ties."""
+        """Put times on the trace's clock, in place; what nothing ties stays, as -1 does."""
         for number, rows in grouped(pid):
-            correction = self.corrections.get(number)
+            correction = self.corrections.get(number) or self.of_report
+            if correction is None:
+                continue
             for values in times:
-                if correction is None:
-                    values[rows] = NONE
-                else:
-                    own = values[rows]
-                    values[rows] = np.where(own == NONE, NONE, correction.apply(own))
+                own = values[rows]
+                values[rows] = np.where(own == NONE, NONE, correction.apply(own))
 
     # ------------------------------------------------------------------ what
 
@@ -486,6 +530,8 @@ class _Placing:
             for name, values in (("start", start), ("stop", stop), ("thread", ranges.tid)):
                 tasks[name] = tasks[name].astype(np.int64)
                 tasks[name][found] = values[places]
+            if self.own_axis:  # the others' times are the trace's
+                tasks = {name: values[np.unique(found)] for name, values in tasks.items()}
             self.running[pid] = _running(tasks)
         self._spool(
             "nvtx_ranges",
@@ -506,7 +552,10 @@ class _Placing:
         """Give when the tasks of a process ran."""
         if pid not in self.running:
             row = self.row_of_pid.get(pid, NONE)
-            self.running[pid] = _running(self.run.tasks_of(row))
+            tasks = self.run.tasks_of(row)
+            if self.own_axis:
+                tasks = {name: values[:0] for name, values in tasks.items()}
+            self.running[pid] = _running(tasks)
         return self.running[pid]
 
     def _cuda_api(self) -> None:
@@ -524,6 +573,9 @@ class _Placing:
                     task[rows], reason[rows] = task_of_calls(
                         self._tasks(number), call.tid[rows], call.start[rows]
                     )
+                    if self.own_axis and number in self.known:
+                        other = rows[reason[rows] != Reason.BY_THREAD]
+                        task[other], reason[other] = NONE, Reason.NOT_TIED
         self.asked = calls_for(call.name)
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self._spool(
@@ -624,16 +676,31 @@ class _Placing:
         own = np.flatnonzero((devices.pid == pid) & (devices.device == device))
         number = int(devices.gpu[own[0]]) if len(own) else device
         told: dict[str, Any] = {}
+        own_uuid = str(devices.uuid[own[0]]) if len(own) else ""
+        own_uuid = own_uuid if _tells(own_uuid) else ""
         place = np.flatnonzero(self.report.gpus.id == number)
+        if not len(place) and own_uuid:
+            uuids = [_plain_uuid(uuid) for uuid in self.report.gpus.uuid]
+            place = np.flatnonzero(np.array(uuids, object) == _plain_uuid(own_uuid))
         if len(place):
             gpus, row = self.report.gpus, place[0]
             told = {
-                "uuid": gpus.uuid[row] or None,
+                "uuid": gpus.uuid[row] if _tells(gpus.uuid[row]) else None,
                 "name": gpus.name[row] or None,
                 "memory": int(gpus.memory_bytes[row]),
                 "multiprocessors": int(gpus.multiprocessors[row]),
                 "bus": gpus.bus[row] or None,
+                "nsys_id": int(gpus.id[row]),
             }
+        if own_uuid and told.get("uuid") and _plain_uuid(own_uuid) != _plain_uuid(told["uuid"]):
+            # the driver gives a MIG instance a UUID of its own; what memory it has is not told
+            told |= {"mig_of": told["uuid"], "uuid": own_uuid, "memory": NONE}
+            told["multiprocessors"] = int(devices.multiprocessors[own[0]])
+            self.mig_of.add(number)
+        elif own_uuid:
+            told["uuid"] = own_uuid
+        if len(own) and number != NONE:
+            told.setdefault("nsys_id", number)
         if not told.get("uuid"):
             # without a list of GPUs the number can only be the process's own
             told["uuid"] = self._uuid_of_worker(pid, device if not len(place) else NONE)
@@ -651,17 +718,23 @@ class _Placing:
 
     def _find_gpu(self, told: Mapping[str, Any], number: int) -> int:
         table = self.run.tables["gpus"]
-        for row in np.flatnonzero(table["node"] == self.node).tolist():
+        axis = self.number if self.own_axis else NONE
+        for row in np.flatnonzero(table["own_axis"] == axis).tolist():
             uuid = self.additions.text("uuids", int(table["uuid"][row]))
             bus = self.additions.text("buses", int(table["bus"][row]))
             if told.get("uuid") and uuid:
                 same = _plain_uuid(uuid) == _plain_uuid(told["uuid"])
             elif told.get("bus") and bus:
-                same = bus == told["bus"]
+                same = bus_address(bus) == bus_address(told["bus"])
             else:
                 same = int(table["index"][row]) == number
+            # nothing but a UUID tells it from those of other hosts, and a host that is not told may
+            # be another one in each report
+            here = int(table["node"][row]) == self.node
+            if not here or (self.node == NONE and row not in self.gpu_rows.values()):
+                same = bool(told.get("uuid") and uuid) and same
             if same:
-                for name in ("multiprocessors", "memory"):
+                for name in ("multiprocessors", "memory", "nsys_id"):
                     if table[name][row] == NONE and told.get(name) is not None:
                         table[name][row] = told[name]
                 for name, dictionary in (("bus", "buses"), ("name", "gpu_names")):
@@ -670,7 +743,9 @@ class _Placing:
                 return row
         # NVML counts GPUs in the order of their buses, as nsys does, but only it says so
         index = NONE if told.get("uuid") or told.get("bus") else number
-        return self.additions.add("gpus", {"node": self.node, "index": index, **told})
+        return self.additions.add(
+            "gpus", {"node": self.node, "index": index, "own_axis": axis, **told}
+        )
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -693,6 +768,11 @@ def _no_calls() -> Calls:
     return Calls(none, none, none, none, none)
 
 
+def _tells(uuid: str) -> bool:
+    """Whether a UUID is one: some are zeros where the driver did not say."""
+    return bool(_plain_uuid(uuid).strip("0"))
+
+
 def _plain_uuid(uuid: str) -> str:
     """Give a UUID as every program writes it."""
-    return uuid.lower().removeprefix("gpu-").replace("-", "")
+    return uuid.lower().removeprefix("gpu-").removeprefix("mig-").replace("-", "")

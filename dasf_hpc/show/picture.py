@@ -18,12 +18,13 @@ from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
-    gpu_names,
     in_lanes,
     run_span,
     workers,
 )
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.schema import TABLES
 
 #: Executions drawn one by one.
@@ -272,7 +273,10 @@ def _gpu_rows(trace: Trace, span: Span) -> list[dict[str, Any]]:
     rows = []
     kernels = _kernels(trace, span)
     numbered = sorted(enumerate(gpu_names(trace)), key=lambda gpu: _natural(gpu[1]))
+    apart = gpus_apart(trace)
     for number, name in numbered:
+        if number in apart:  # it has no place on the run's time
+            continue
         if number in kernels:
             rows.append({"name": name, "kind": "gpu", "lanes": 1, "busy": kernels[number]})
             continue
@@ -292,7 +296,7 @@ def _kernels(trace: Trace, span: Span) -> dict[int, str]:
         np.concatenate([piece[column].to_numpy() for piece in pieces]).astype(np.int64)
         for column in ("gpu", "start", "stop")
     )
-    known = (gpu >= 0) & (gpu < trace.rows("gpus")) & (stop >= start)
+    known = (gpu >= 0) & (gpu < trace.rows("gpus")) & (stop >= start) & (start != -1)
     gpu, start, stop = gpu[known], start[known], stop[known]
     width = max(1.0, span.duration / GPU_BINS)
     begin, end = (np.clip((t - span.start) / width, 0, GPU_BINS) for t in (start, stop))

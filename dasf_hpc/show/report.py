@@ -36,6 +36,7 @@ from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
 from dasf_hpc.show.timeline import bound_text
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.open import Trace, open_trace
+from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
 
@@ -269,6 +270,9 @@ def _figures(
     if bound is not None:
         text = duration_text(bound) if bound >= 0 else "not known"
         found.append(("Clocks agree within", text, str(summary.bound_source)))
+    if summary.own_axis:
+        named = ", ".join(summary.own_axis[:8])
+        found.append(("Not placed", f"{len(summary.own_axis)} reports", f"{named}: {SENTENCE}"))
     losses = [gap for gap in summary.gaps if gap.kind != NOT_AVAILABLE]
     named = f"{len(losses)} kinds of gaps" if losses else "nothing is missing"
     found.append(("Recording", "partial" if losses else "whole", named))

@@ -16,6 +16,7 @@ from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.trace.holdings import State
+from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.summary import GpuTimes, Recorded, Summary
 
 #: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
@@ -51,6 +52,10 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
         links = f"; {linked} of {ranges} task ranges linked"
     facts.add_row("Reports", f"{len(joined)} of {len(summary.reports)}{links}")
     _add_recorded(facts, summary.recorded)
+    if summary.gpus:
+        more = f" and {len(summary.gpus) - 8} more" if len(summary.gpus) > 8 else ""
+        named = ", ".join(summary.gpus[:8])
+        facts.add_row("GPUs", escape(f"{len(summary.gpus)}: {named}{more}"))
     if summary.gpu is not None:
         _add_gpu_facts(facts, summary.gpu)
     if summary.bound is None:
@@ -60,6 +65,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any], t
     else:
         bound = f"{duration_text(summary.bound)} ({summary.bound_source})"
     facts.add_row("Clocks agree within", bound)
+    for file in summary.own_axis:
+        facts.add_row("Not placed", escape(f"{file}: {SENTENCE}"))
     if checked := sum(order.checked for order in summary.causality):
         violations = sum(order.violations for order in summary.causality)
         order = f"{violations} of {checked} comparisons violate causality"

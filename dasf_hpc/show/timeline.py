@@ -16,7 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.gpus import gpu_labels
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import SENTENCE, reports_apart
 from dasf_hpc.trace.schema import TABLES
 from dasf_hpc.trace.summary import gap_kinds
 
@@ -25,6 +27,9 @@ FIRST_NODE = 1_000_000
 
 #: Number of the group of processes that the trace does not know.
 UNKNOWN_PROCESS = FIRST_NODE - 2
+
+#: Numbers of groups for reports on axes of their own begin here.
+FIRST_APART = 2 * FIRST_NODE
 
 #: NVTX domain of the ranges around tasks, which the tasks' own slices show already.
 TASK_DOMAIN = "compute"
@@ -153,8 +158,23 @@ def facts(trace: Trace) -> dict[str, str]:
     found["time_unit"] = "ns on the reference clock since the trace's first record"
     for row in trace.clocks.to_dict("records"):
         found[f"clock {row['clock']}"] = bound_text(row["bound"], row["source"])
+    for file in reports_apart(trace).values():
+        found[f"report {file}"] = SENTENCE
+    for table, count in _without_place(trace).items():
+        found[f"left out: {table}"] = (
+            f"{count} that have no time, or begin before the trace's time 0"
+        )
     for gap in gap_kinds(trace.gaps):
         found[f"missing: {gap.kind}"] = gap.sentence.removeprefix(gap.kind).lstrip(": ")
+    return found
+
+
+def _without_place(trace: Trace) -> dict[str, int]:
+    """Count the rows of reports that have no place on a time that begins at 0, by table."""
+    found = {}
+    for table in ("nvtx_ranges", *GPU_TABLES):
+        if count := sum(int((p["start"] < 0).sum()) for p in trace.pieces(table, ["start"])):
+            found[table] = count
     return found
 
 
@@ -254,7 +274,17 @@ class _Tracks:
         self.processes = self.trace.processes.to_dict("records")
         self.bounds = self.trace.clocks.to_dict("records")
         self.gpus = self.trace.gpus.to_dict("records")
+        self.gpu_labels = [label for _, label in gpu_labels(self.trace)]
         self._groups: set[int] = set()
+        self.apart = reports_apart(self.trace)
+
+    def report(self, row: int) -> int:
+        """Give the group of a report whose times are on an axis of its own."""
+        group = FIRST_APART + row
+        if group not in self._groups:
+            self._groups.add(group)
+            self.drawing.group(group, f"{self.apart[row]}, on an axis of its own", SENTENCE)
+        return group
 
     def host(self, node: int) -> str:
         return self.hosts[node] if 0 <= node < len(self.hosts) else "?"
@@ -271,7 +301,7 @@ class _Tracks:
         """Give the group of a GPU's node, and the GPU's name there."""
         if not 0 <= row < len(self.gpus):
             return self.node(-1), "GPU ?"
-        return self.node(self.gpus[row]["node"]), f"GPU {self.gpus[row]['index']}"
+        return self.node(self.gpus[row]["node"]), self.gpu_labels[row]
 
     def process(self, row: int) -> int:
         group = row + 1 if row >= 0 else UNKNOWN_PROCESS
@@ -401,13 +431,15 @@ def _draw_ranges(
     if not trace.rows(table):
         return
     ranges = trace.table(table, None, start, stop)
-    ranges = ranges[ranges["stop"] >= ranges["start"]]  # those that ended
+    # those that ended; no picture has times before 0, and -1 is none
+    ranges = ranges[(ranges["stop"] >= ranges["start"]) & (ranges["start"] >= 0)]
     if table == "nvtx_ranges":
         ranges = ranges[ranges["domain"] != TASK_DOMAIN]
     named = next((c for c in ("short_name", "kind", "message") if c in ranges), None)
     details = [name for name in _DETAILS if name in ranges]
     slices = []
-    for place, (begun, ended), names, more in zip(
+    for report, place, (begun, ended), names, more in zip(
+        ranges["report"].tolist(),
         plain_rows(ranges[list(_PLACE[table])]),
         plain_rows(ranges[["start", "stop"]]),
         plain_rows(ranges[[named]]) if named else itertools.repeat((None,)),
@@ -419,7 +451,10 @@ def _draw_ranges(
         else:
             group, where = tracks.gpu(place[0])
             where += f" stream {place[3]}"
-        track = tracks.lane((table == "nvtx_ranges", *place), group, where, begun, ended)
+        # what cannot be placed on the trace's time is in a group that says so, never beside tasks
+        apart = report if report in tracks.apart else -1
+        group = tracks.report(apart) if apart >= 0 else group
+        track = tracks.lane((table == "nvtx_ranges", apart, *place), group, where, begun, ended)
         told = {
             name: value
             for name, value in zip(details, more, strict=True)

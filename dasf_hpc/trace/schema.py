@@ -178,6 +178,7 @@ DICTIONARIES: dict[str, str] = {
     "diagnostics": "what a profiler says of itself, without values of variables and folders",
     "recorded_kinds": "what a report may hold",
     "recorded_states": "whether a report holds it",
+    "pids": "process ids, separated by commas",
 }
 
 _REPORT = _row("report", "reports", "the report it stands in")
@@ -318,11 +319,25 @@ _TABLES = (
         (
             _row("node", "nodes", "the host it is in"),
             Column("index", "int32", "", "NVML's index on the host; -1: not known"),
-            _text("uuid", "the GPU's UUID", "uuids"),
+            Column(
+                "nsys_id",
+                "int32",
+                "",
+                "nsys's number of it on the host, which counts in the order of buses, as NVML "
+                "does; -1: no report tells",
+            ),
+            _text("uuid", "the GPU's UUID; of a MIG instance its own", "uuids"),
+            _text("mig_of", "UUID of the GPU of which it is a MIG instance", "uuids"),
             _text("name", "product name", "gpu_names"),
             Column("memory", "int64", "bytes", "memory of the GPU; -1: not known"),
             Column("multiprocessors", "int32", "", "streaming multiprocessors; -1: not known"),
             _text("bus", "PCI address", "buses"),
+            _row(
+                "own_axis",
+                "reports",
+                "the report on whose own axis the times of what ran on it are, since nothing ties "
+                "that report's clock to the trace's; -1: they are on the trace's",
+            ),
             Column(
                 "busy",
                 "int64",
@@ -588,12 +603,24 @@ _TABLES = (
             _row("node", "nodes", "the host it was made on"),
             _text("file", "the report, relative to the run's directory", "files"),
             _text("sha256", "digest of the report's file", "sha256"),
-            _text("nsys_version", "version of the nsys that made it", "versions"),
+            _text("nsys_version", "version of the nsys that recorded it, if known", "versions"),
+            _text("exporter_version", "version of the nsys that exported it", "versions"),
             Column(
                 "session_start_utc",
                 "int64",
                 "ns",
                 "start of its session, ns since 1970-01-01 UTC; -1: not known",
+            ),
+            _text(
+                "pids",
+                "process ids of its processes, separated by commas: with its host and the start of "
+                "its session they tell which recording it is of",
+                "pids",
+            ),
+            _text(
+                "events",
+                "digest of the times of its events, where it does not say when its session began",
+                "sha256",
             ),
             _text("status", "what became of it", "report_states"),
             _text("sentence", "why it is missing or not whole", "sentences"),
@@ -601,7 +628,13 @@ _TABLES = (
             Column("compute_ranges", "int64", "", "NVTX ranges around tasks"),
             Column("linked", "int64", "", "NVTX ranges that were linked to a task"),
             Column("processes", "int32", "", "processes of the run that it covers"),
-            _text("correction_source", "where its clock correction comes from", "sources"),
+            _text(
+                "correction_source",
+                "where its clock correction comes from; own axis: nothing ties its clock, so that "
+                "its times count from the start of its session, durations are right, and when in "
+                "the run anything was is not known",
+                "sources",
+            ),
             Column("correction_offset", "int64", "ns", "trace time minus session time"),
             Column("correction_drift", "float64", "ns/ns", "change of the offset per time"),
             Column("correction_bound", "int64", "ns", "largest error; -1: unknown"),

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import held
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.trace.own_axis import reports_apart
 
 #: Of a run whose script did not use it.
 UNUSED = (
@@ -185,6 +187,10 @@ class Summary:
         That the script never used the workers; empty where it did.
     recorded
         What the reports hold and what not; empty where there is no report.
+    gpus
+        Names of the GPUs, none twice.
+    own_axis
+        Reports whose times are not the trace's, for nothing ties their clocks.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -201,6 +207,8 @@ class Summary:
     gpu: GpuTimes | None = None
     unused: str = ""
     recorded: list[Recorded] = field(default_factory=list)
+    gpus: list[str] = field(default_factory=list)
+    own_axis: list[str] = field(default_factory=list)
 
 
 def unused(trace: Trace) -> str:
@@ -241,6 +249,8 @@ def summarise(trace: Trace) -> Summary:
             Recorded(str(one.kind), str(one.state), one.count, one.reason, one.short, one.sentence)
             for one in (held(trace).values() if (trace.reports["status"] == "joined").any() else ())
         ],
+        gpus=gpu_names(trace),
+        own_axis=list(reports_apart(trace).values()),
     )
 
 
@@ -299,12 +309,18 @@ def _duration(trace: Trace, times: list[int]) -> int:
 
 
 def reports_times(trace: Trace) -> list[int]:
-    """Give the first and the last moment of each table that reports fill, in ns of trace time."""
-    times = []
+    """Give the first and the last moment of each table that reports fill, in ns of trace time.
+
+    Reports on an axis of their own have no part in it.
+    """
+    times, apart = [], list(reports_apart(trace))
     for name in OF_REPORTS:
-        for piece in trace.pieces(name, ["start", "stop"], ROWS) if name in trace.tables else ():
+        if name not in trace.tables:
+            continue
+        for piece in trace.pieces(name, ["report", "start", "stop"], ROWS):
+            placed = piece[~piece["report"].isin(apart)]
             for column in ("start", "stop"):
-                known = piece[column][piece[column] >= 0]
+                known = placed[column][placed[column] != -1]
                 times += [int(known.min()), int(known.max())] if len(known) else []
     return times
 
