@@ -15,6 +15,8 @@ TAKEN_OUT = "…"
 
 #: Characters of a text that are kept: nsys's own have up to 200, a driver's message may have more.
 MOST = 500
+#: Of a text that is longer the rest is not looked at, and not kept.
+LOOKED_AT = 2000
 
 #: What the numbers of ``DIAGNOSTIC_EVENT`` mean where the export does not say it itself.
 SEVERITIES: Mapping[int, str] = {1: "info", 2: "warning", 3: "error"}
@@ -42,7 +44,6 @@ _PATH = re.compile(
     r"(?:[^\s\"'`(){}\[\]<>,;/]*/[^\s/]*/|(?<![^\s\"'`(){}\[\]<>,;:|=])(?:~\w*)?/)[^\s]*"
     r"(?:(?<![,;:.!?])(?:[ \t]+[^\s/]*[^\s/,;:.!?]){1,4}/[^\s]*)*"
 )
-_TRAILING = "\"'`(){}[]<>,;:.!?"
 
 
 def redacted(text: str) -> str:
@@ -50,21 +51,23 @@ def redacted(text: str) -> str:
 
     Of a path the last part stays. The rest of the sentence is kept, on one line.
     """
-    text = _VALUE.sub(f"={TAKEN_OUT}", text)
+    whole = len(text) <= LOOKED_AT
+    text = _VALUE.sub(f"={TAKEN_OUT}", text[:LOOKED_AT])
     text = _SECRET.sub(rf"\1{TAKEN_OUT}", text)
     text = _ADDRESS.sub(TAKEN_OUT, text)
     text = _QUOTED_PATH.sub(lambda m: f"{m[1]}{_last_part(m[2])}{m[1]}", text)
     text = _WINDOWS_PATH.sub("", text)
     text = _PATH.sub(lambda m: _last_part(m[0]), text)
-    text = " ".join(text.split())
+    words = text.split()
+    # what was cut may end in a folder
+    text = " ".join(words if whole else [*words[:-1], TAKEN_OUT])
     return text if len(text) <= MOST else text[: MOST - 1] + TAKEN_OUT
 
 
 def _last_part(path: str) -> str:
-    """Give a path's last part, and the punctuation that ends the sentence after it."""
-    bare = path.rstrip(_TRAILING)
-    parts = [part for part in re.split(r"[/\\]", bare) if part]
-    return (parts[-1] if parts else TAKEN_OUT) + path[len(bare) :]
+    """Give a path's last part, with the punctuation that ends the sentence after it."""
+    parts = [part for part in re.split(r"[/\\]", path) if part]
+    return parts[-1] if parts else TAKEN_OUT
 
 
 # --------------------------------------------------------------------------------------- loss
@@ -113,7 +116,7 @@ def loss(text: str) -> Loss | None:
     Loss or None
         None where the text tells of none.
     """
-    said = " ".join(text.lower().split())
+    said = " ".join(text[:LOOKED_AT].lower().split())
     if _NOT_ALL.search(said):
         buffers = _BUFFERS.search(said)
         return Loss(_missing_buffers(buffers)) if buffers else Loss()
