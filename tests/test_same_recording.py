@@ -129,7 +129,7 @@ def test_nothing_is_counted_twice_however_reports_are_given(
             for copy, version in enumerate(
                 draw.draw(st.lists(st.sampled_from(timed), min_size=1, max_size=2))
             ):
-                more = draw.draw(st.sampled_from([None, 77]))
+                more = draw.draw(st.sampled_from([None, 77 + number]))  # of that recording
                 name = place / f"{number}-{copy}.sqlite"
                 files.append(recording.export(name, version, more))
         files = draw.draw(st.permutations(files))
