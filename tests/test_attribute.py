@@ -22,7 +22,7 @@ from dasf_hpc.nsight.attribute import (
     innermost,
     task_of_calls,
 )
-from dasf_hpc.nsight.reader import NONE
+from dasf_hpc.nsight.sqlite import NONE
 
 TIMES = st.integers(0, 60)
 INTERVALS = st.lists(st.tuples(TIMES, st.integers(0, 20)), max_size=12)

@@ -23,8 +23,8 @@ from dasf_hpc.cli import main
 from dasf_hpc.errors import TraceFileError
 from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.attribute import SENTENCES, Reason
-from dasf_hpc.nsight.reader import NONE
 from dasf_hpc.nsight.spool import SpooledRows, in_order
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.outcome import merge_run
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.summary import summarise

@@ -46,7 +46,8 @@ from dasf_hpc.nsight.export import (
     sha256_file,
 )
 from dasf_hpc.nsight.join import Link, join_report, report_corrections, same_host
-from dasf_hpc.nsight.reader import NONE, Report, read_report
+from dasf_hpc.nsight.reader import Report, read_report
+from dasf_hpc.nsight.sqlite import NONE
 
 PROFILED = textwrap.dedent(
     """

@@ -17,7 +17,7 @@ from dasf_hpc.analysis import analyse
 from dasf_hpc.cli import main
 from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.attribute import SENTENCES, Reason
-from dasf_hpc.nsight.reader import NONE
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.outcome import merge_run
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format

@@ -18,7 +18,8 @@ from dasf_hpc.analysis import analyse
 from dasf_hpc.cli import main
 from dasf_hpc.imports import Imported, Wishes, import_files, join_into
 from dasf_hpc.nsight.diagnostics import concerns, loss, redacted, traced
-from dasf_hpc.nsight.reader import NONE, read_report
+from dasf_hpc.nsight.reader import read_report
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.outcome import merge_run
 from dasf_hpc.show.report import report_page
 from dasf_hpc.trace.holdings import Evidence, Kind, State, held, judge

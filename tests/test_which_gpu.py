@@ -19,7 +19,7 @@ from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.executions import run_span
 from dasf_hpc.imports import Wishes, import_files, join_into
-from dasf_hpc.nsight.reader import NONE
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
 from dasf_hpc.show.picture import _gpu_rows

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dasf_hpc.nsight.reader import NONE, distinct_values
+from dasf_hpc.nsight.sqlite import NONE, distinct_values
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasf_hpc.nsight.attribute import grouped
-from dasf_hpc.nsight.reader import NONE
+from dasf_hpc.nsight.sqlite import NONE
 
 Array = npt.NDArray[Any]
 

@@ -27,11 +27,13 @@ from dasf_hpc.nsight.export import (
     reports_of,
     sha256_file,
 )
+from dasf_hpc.nsight.further import FURTHER
 from dasf_hpc.nsight.join import Link, report_corrections, same_host
-from dasf_hpc.nsight.reader import COPY_KINDS, NONE, Report, read_report
+from dasf_hpc.nsight.reader import COPY_KINDS, Report, read_report
 from dasf_hpc.nsight.recording import Recording, Recordings, written_pids
 from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
 from dasf_hpc.nsight.spool import SortedRows, in_order
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.extend import monotonic_of
 from dasf_hpc.trace.holdings import lacks
@@ -58,6 +60,7 @@ STREAMS = (
     "memsets",
     "synchronizations",
     "os_runtime",
+    *(table for sort in FURTHER for table in sort.tables),
 )
 
 #: Tables of what ran on GPUs, in the order in which equal begins count, and what their rows are;

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from dasf_hpc.nsight.reader import NONE, Ranges, Report
+from dasf_hpc.nsight.reader import Ranges, Report
+from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.trace.align import Correction, fit_marks, fit_utc
 
 COMPUTE_DOMAIN = "compute"

@@ -6,16 +6,9 @@ the profiled program's environment held is in the report too, and is never read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import os
 import re
-import sqlite3
-import threading
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,14 +25,19 @@ from dasf_hpc.nsight.diagnostics import (
     redacted,
     traced,
 )
-from dasf_hpc.nsight.errors import ReportDamaged, ReportMissing
-from dasf_hpc.nsight.export import open_journal
+from dasf_hpc.nsight.sqlite import (
+    FAR,
+    NONE,
+    Export,
+    Integers,
+    Names,
+    distinct_values,
+    encode,
+    quoted,
+)
 
 CLOCK_DOMAIN = "dasf_hpc.clock"
 """NVTX domain of the marks whose payload is the process's own CLOCK_MONOTONIC, ns."""
-
-NONE = -1
-"""What stands in an integer column where the report says nothing."""
 
 COPY_KINDS: Mapping[int, str] = {
     0: "unknown",
@@ -70,50 +68,6 @@ SYNCHRONIZATION_KINDS: Mapping[int, str] = {
 
 _MARK, _PUSH_POP, _START_END, _DOMAIN_CREATED = 34, 59, 60, 75
 """``NVTX_EVENTS.eventType``."""
-
-_ROWS_AT_ONCE = 250_000
-"""Rows fetched by one query: their digits take about 30 MB, far below SQLite's 1 GB a value."""
-
-_FAR = 2**61
-"""A number further from 0 is no time, ns: it is 73 years."""
-
-_TIMES = frozenset({"start", "stop", "payload"})
-"""Columns that stay 64 bits wide; others take 32 where their numbers fit."""
-
-Integers = npt.NDArray[Any]
-Codes = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Names:
-    """A column of strings, each distinct one kept once.
-
-    Attributes
-    ----------
-    codes
-        Index into `categories` of each row, -1 for none.
-    categories
-        The distinct strings, an object array.
-    """
-
-    codes: Codes
-    categories: npt.NDArray[np.object_]
-
-    def __len__(self) -> int:
-        """Give the number of rows."""
-        return len(self.codes)
-
-    def __getitem__(self, rows: npt.NDArray[np.integer[Any] | np.bool_] | slice) -> Names:
-        """Give the column of some of the rows."""
-        return Names(self.codes[rows], self.categories)
-
-    def values(self) -> npt.NDArray[np.object_]:
-        """Give the string of each row, "" for none."""
-        return np.append(self.categories, "")[self.codes]
-
-    def equal(self, name: str) -> npt.NDArray[np.bool_]:
-        """Say of each row whether it holds this string."""
-        return np.isin(self.codes, np.flatnonzero(self.categories == name))
 
 
 class _Table:
@@ -356,12 +310,12 @@ class Report:
     def recorded_pids(self) -> frozenset[int]:
         """Give the processes that anything was recorded of."""
         found = frozenset(self.processes.pid.tolist())
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return found | export.cuda_pids()
 
     def events_digest(self) -> str | None:
         """Give a digest of when everything was, the same from every exporter; None without any."""
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return export.events_digest(self.ranges)
 
     @property
@@ -370,7 +324,7 @@ class Report:
         if "kernels" in self._ahead:
             found: Kernels = self._ahead.pop("kernels")
             return found
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return export.kernels()
 
     @property
@@ -380,7 +334,7 @@ class Report:
             found: Memcpys = self._ahead.pop("memcpys")
             return found
         more = {"bytes": ("bytes", NONE), "kind": ("copyKind", NONE)}
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return Memcpys(**export.numbers("CUPTI_ACTIVITY_KIND_MEMCPY", _ON_DEVICE | more))
 
     @property
@@ -390,7 +344,7 @@ class Report:
             found: Memsets = self._ahead.pop("memsets")
             return found
         more = {"bytes": ("bytes", NONE)}
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return Memsets(**export.numbers("CUPTI_ACTIVITY_KIND_MEMSET", _ON_DEVICE | more))
 
     @property
@@ -400,7 +354,7 @@ class Report:
             found: Synchronizations = self._ahead.pop("synchronizations")
             return found
         table, more = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", {"kind": ("syncType", NONE)}
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return Synchronizations(**export.numbers(table, _ON_DEVICE | more))
 
     @property
@@ -410,36 +364,36 @@ class Report:
             found: CudaApi = self._ahead.pop("cuda_api")
             return found
         more = {"correlation": ("correlationId", NONE)}
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             call = export.numbers("CUPTI_ACTIVITY_KIND_RUNTIME", _CALL | more)
             return CudaApi(name=export.strings(call.pop("name")), **call)
 
     @property
     def diagnostics(self) -> list[Diagnostic] | None:
         """What nsys says of its own recording; None where its version says nothing (to 2023)."""
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return export.diagnostics()
 
     @property
     def tables(self) -> frozenset[str]:
         """Names of nsys's tables in the export, also of those without rows."""
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             return frozenset(export.columns)
 
     def count(self, table: str) -> int | None:
         """Count the rows of one of nsys's tables; None where the export has no such table."""
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             if table not in export.columns:
                 return None
             count: int = export.connection.execute(
-                f"SELECT count(*) FROM {_quoted(table)}"
+                f"SELECT count(*) FROM {quoted(table)}"
             ).fetchone()[0]
             return count
 
     @property
     def os_runtime(self) -> OsRuntime:
         """Calls of the operating system's libraries."""
-        with _opened(self.sqlite) as export:
+        with _Export.opened(self.sqlite) as export:
             call = export.numbers("OSRT_API", _CALL)
             return OsRuntime(name=export.strings(call.pop("name")), **call)
 
@@ -486,55 +440,12 @@ def read_report(sqlite: Path) -> Report:
         If the file is missing, no export, or damaged; nothing else is raised for a bad file, also
         when its tables are read later.
     """
-    with _opened(sqlite) as export:
+    with _Export.opened(sqlite) as export:
         return export.report()
 
 
-@contextlib.contextmanager
-def _opened(sqlite: Path) -> Iterator[_Export]:
-    """Open an export; whatever is wrong with it becomes one error."""
-    try:
-        with sqlite.open("rb"):
-            pass
-    except OSError as error:
-        raise ReportMissing(f"{sqlite} cannot be read ({error.strerror or error})") from error
-    try:
-        with contextlib.closing(_connect(sqlite)) as connection:
-            yield _Export(connection, sqlite)
-    except (sqlite3.Error, ValueError, TypeError, OverflowError, IndexError) as error:
-        raise ReportDamaged(
-            f"{sqlite} is no whole Nsight Systems export ({error}); export the report again"
-        ) from error
-
-
-def _connect(sqlite: Path) -> sqlite3.Connection:
-    """Open an export, which nobody changes: so without locks, which some file systems lack.
-
-    One that has a journal beside it is not whole without that, and is read with locks.
-    """
-    how = "mode=ro" if open_journal(sqlite) else "mode=ro&immutable=1"
-    connection = sqlite3.connect(f"{sqlite.absolute().as_uri()}?{how}", uri=True)
-    # one name that is no UTF-8 must not cost the report
-    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    return connection
-
-
-class _Export:
-    """An open export: which tables and columns it has, and how to read them."""
-
-    def __init__(self, connection: sqlite3.Connection, sqlite: Path) -> None:
-        self.connection, self.sqlite = connection, sqlite
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
-        #: by table, its columns and whether each may be NULL
-        self.columns: dict[str, dict[str, bool]] = {
-            table: {
-                row[1]: not row[3]
-                for row in connection.execute(f"PRAGMA table_info({_quoted(table)})")
-            }
-            for table in tables
-        }
-        if "StringIds" not in self.columns:
-            raise ValueError("it has no table StringIds")
+class _Export(Export):
+    """An open export: the tables of what was recorded."""
 
     def report(self) -> Report:
         """Read everything but what ran on GPUs and what called it."""
@@ -573,7 +484,7 @@ class _Export:
         graph = graphs.pop("graph")
         if len(graph):
             ids, index = np.unique(graph, return_inverse=True)
-            named = _encode([f"CUDA graph {i}" if i >= 0 else "CUDA graph" for i in ids], index)
+            named = encode([f"CUDA graph {i}" if i >= 0 else "CUDA graph" for i in ids], index)
             name, short_name = _joined(name, named), _joined(short_name, named)
             graphs["graph_node"] = np.full(len(graph), NONE, np.int32)
             kernel = {n: np.concatenate([kernel[n], graphs[n]]) for n in kernel}
@@ -603,7 +514,7 @@ class _Export:
         order = np.argsort(event["start"], kind="stable")
         is_range = event["type"][order] != _MARK
         payload = event["payload"][order]
-        is_time = (payload >= 0) & (payload <= _FAR) & (event["start"][order] != NONE)
+        is_time = (payload >= 0) & (payload <= FAR) & (event["start"][order] != NONE)
         is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & is_time
         marks, ranges = order[is_clock], order[is_range]
         return (
@@ -654,7 +565,7 @@ class _Export:
             others = anywhere.get(identifier, set())
             name = own.get((int(pids[pair // len(ids)]), identifier))
             names.append(name if name is not None else others.pop() if len(others) == 1 else "")
-        return _encode(names, pair_index)
+        return encode(names, pair_index)
 
     def processes(self, *seen: Integers) -> Processes:
         """List the processes that something was recorded of."""
@@ -689,7 +600,7 @@ class _Export:
             said = str(text or "")
             # a process's number stands in bits 24 to 47; what is of no process has none there
             pid = (int(process) >> 24) & 0xFFFFFF if process is not None else 0
-            placed = time is not None and clock in (None, TARGET_TIME) and abs(int(time)) <= _FAR
+            placed = time is not None and clock in (None, TARGET_TIME) and abs(int(time)) <= FAR
             what = loss(said)
             found.append(
                 Diagnostic(
@@ -704,13 +615,6 @@ class _Export:
                 )
             )
         return found
-
-    def enum(self, table: str) -> dict[int, str]:
-        """Read what the numbers of a column mean."""
-        if not {"id", "name"} <= self.columns.get(table, {}).keys():
-            return {}
-        rows = self.connection.execute(f"SELECT id, name FROM {table}")
-        return {int(number): redacted(str(name)).lower() for number, name in rows if name}
 
     def recorder_version(self) -> str | None:
         """Give the version in the name of the folder from which the recording nsys ran.
@@ -738,14 +642,10 @@ class _Export:
         for table, columns in self.columns.items():
             for column in {"globalPid", "globalTid"} & columns.keys():
                 if table.startswith("CUPTI_ACTIVITY_KIND_"):
-                    query = f"SELECT DISTINCT ({column} >> 24) & 0xffffff FROM {_quoted(table)}"
+                    query = f"SELECT DISTINCT ({column} >> 24) & 0xffffff FROM {quoted(table)}"
                     found = self.query(f"{query} WHERE {column} IS NOT NULL")
                     pids.update(int(pid) for (pid,) in found)
         return frozenset(pids)
-
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Give all that a query finds."""
-        return self.connection.execute(sql).fetchall()
 
     def events_digest(self, ranges: Ranges) -> str | None:
         """Hash the times of ranges, calls and what ran on GPUs, in an order of their own.
@@ -808,202 +708,6 @@ class _Export:
 
         return Gpus(integers(0), texts(1), texts(2), texts(3), integers(4), integers(5))
 
-    def numbers(
-        self,
-        table: str,
-        columns: Mapping[str, tuple[str, int]],
-        extra: Mapping[str, str] | None = None,
-        where: str = "1",
-        global_ids: bool = True,
-    ) -> dict[str, Integers]:
-        """Read integer columns in order of rowid, a few hundred thousand rows at a time.
-
-        SQLite itself joins a column's digits into one text, which NumPy parses: measured at 0.7 s
-        for 6 columns of 1 million rows, against 1.6 s for the quickest way over rows as tuples.
-        Each core reads a stretch of a large table, since SQLite works without Python's lock.
-
-        Parameters
-        ----------
-        table
-            Its name; without such a table the columns are empty.
-        columns
-            Name here → its name in the table and what stands for NULL or a missing column.
-        extra
-            Name here → SQL expression that is never NULL.
-        where
-            Which rows, SQL.
-        global_ids
-            Whether ``pid`` and ``tid`` are to be unpacked from nsys's global ids.
-        """
-        present = self.columns.get(table, {})
-        expressions = {
-            name: _never_null(column, present.get(column), default)
-            for name, (column, default) in columns.items()
-        } | dict(extra or {})
-        if not present:
-            return {name: np.empty(0, np.int64) for name in expressions}
-        # what two columns are made of is read once
-        place = {sql: number for number, sql in enumerate(dict.fromkeys(expressions.values()))}
-        inner = ", ".join(f"{sql} AS c{number}" for sql, number in place.items())
-        joined = ", ".join(f"group_concat(c{number})" for number in range(len(place)))
-        # keyset pages stay right whatever the rowids are
-        query = (
-            f"SELECT count(*), max(r), {joined} FROM (SELECT rowid AS r, {inner} FROM "
-            f"{_quoted(table)} WHERE rowid > ? AND rowid <= ? AND ({where}) ORDER BY rowid LIMIT ?)"
-        )
-
-        bounds = self.stretches(table)
-        # no row takes fewer than 4 bytes of the file
-        most = self.sqlite.stat().st_size // 4 + 1
-        rooms = [min(end - last, most) for last, end in bounds]
-        filled = _Filled(expressions, sum(rooms))
-
-        def stretch(number: int) -> int:
-            last, end = bounds[number]
-            begin = row = sum(rooms[:number])
-            count = _ROWS_AT_ONCE
-            with contextlib.closing(_connect(self.sqlite)) as connection:
-                while count == _ROWS_AT_ONCE:
-                    page = connection.execute(query, (last, end, _ROWS_AT_ONCE)).fetchone()
-                    count, last, texts = page[0], page[1], page[2:]
-                    values = [_parse(text, count, table) for text in texts]
-                    for name, sql in expressions.items():
-                        own = values[place[sql]]
-                        if global_ids and name in ("pid", "tid"):
-                            # pid in bits 24 to 47, tid in bits 0 to 23; above is the machine
-                            shift = 24 if name == "pid" else 0
-                            own = np.where(own == NONE, NONE, (own >> shift) & 0xFFFFFF)
-                        if name in ("start", "stop"):
-                            own[(own > _FAR) | (own < -_FAR)] = NONE
-                        filled.put(name, row, own)
-                    row += count
-            return row - begin
-
-        if len(bounds) == 1:
-            counts = [stretch(0)]
-        else:
-            with ThreadPoolExecutor(len(bounds)) as pool:
-                counts = list(pool.map(stretch, range(len(bounds))))
-        return filled.columns(rooms, counts)
-
-    def stretches(self, table: str) -> list[tuple[int, int]]:
-        """Divide a table's rowids among the cores: after which and up to which each reads."""
-        name = _quoted(table)
-        first, last = self.connection.execute(
-            f"SELECT (SELECT min(rowid) FROM {name}), (SELECT max(rowid) FROM {name})"
-        ).fetchone()
-        if first is None:
-            return [(0, 0)]
-        cores = len(os.sched_getaffinity(0)) if last - first >= _ROWS_AT_ONCE else 1
-        cuts = [first - 1 + (last - first + 1) * n // cores for n in range(cores + 1)]
-        cuts[0] = max(cuts[0], -(2**63))
-        return list(itertools.pairwise(cuts))
-
-    def first_of(self, table: str, columns: list[str]) -> str:
-        """Give the SQL of the first of these columns that holds something, -1 for none."""
-        present = [column for column in columns if column in self.columns.get(table, ())]
-        return f"coalesce({', '.join([*present, str(NONE)])})" if present else str(NONE)
-
-    def inline_texts(self, table: str, where: str) -> dict[int, str]:
-        """Read the texts that stand in the rows themselves: place among the rows → text."""
-        if "text" not in self.columns.get(table, ()):
-            return {}
-        has_text = f"SELECT 1 FROM {table} WHERE text IS NOT NULL AND ({where}) LIMIT 1"
-        if self.connection.execute(has_text).fetchone() is None:
-            return {}
-        rows = self.connection.execute(f"SELECT text FROM {table} WHERE {where} ORDER BY rowid")
-        return {place: text for place, (text,) in enumerate(rows) if text is not None}
-
-    def strings(self, ids: Integers, inline: Mapping[int, str] | None = None) -> Names:
-        """Look up the strings of these ids; only strings that an event names are kept."""
-        distinct, index = distinct_values(ids)
-        wanted = set(distinct.tolist()) - {NONE}
-        found: dict[int, str] = {}
-        if wanted:
-            for identifier, value in self.connection.execute("SELECT id, value FROM StringIds"):
-                if identifier in wanted:
-                    found[identifier] = value
-        names = [found.get(identifier, "") for identifier in distinct.tolist()]
-        if inline:
-            place_of: dict[str, int] = {}
-            index = index.copy()
-            for row, text in inline.items():
-                place = place_of.setdefault(text, len(names) + len(place_of))
-                index[row] = place
-            names += place_of
-        return _encode(names, index)
-
-    def named_value(self, table: str, name: str) -> str | None:
-        """Read the one row of this name: the others may hold the user's environment."""
-        if not {"name", "value"} <= self.columns.get(table, {}).keys():
-            return None
-        query = f"SELECT value FROM {table} WHERE name = ? LIMIT 1"
-        row = self.connection.execute(query, (name,)).fetchone()
-        return str(row[0]) if row is not None and row[0] else None
-
-    def single_number(self, table: str, column: str) -> int | None:
-        """Read a number from a table of one row."""
-        if column not in self.columns.get(table, ()):
-            return None
-        row = self.connection.execute(f"SELECT {column} FROM {table} LIMIT 1").fetchone()
-        return int(row[0]) if row is not None and row[0] is not None else None
-
-
-class _Filled:
-    """Columns that several threads fill, each its stretch; room that is never used costs nothing.
-
-    Parameters
-    ----------
-    names
-        Of the columns. All but times take 32 bits a row where these hold the numbers: ten million
-        rows are held by the column.
-    room
-        How many rows there may be.
-    """
-
-    def __init__(self, names: Iterable[str], room: int) -> None:
-        self._columns = {n: np.empty(room, np.int64 if n in _TIMES else np.int32) for n in names}
-        self._lock = threading.Lock()
-
-    def put(self, name: str, first: int, values: Integers) -> None:
-        """Fill rows from `first` on."""
-        limits = np.iinfo(np.int32)
-        with self._lock:
-            column = self._columns[name]
-            narrow = column.dtype != np.int64 and len(values) > 0
-            if narrow and (values.min() < limits.min or values.max() > limits.max):
-                column = self._columns[name] = column.astype(np.int64)
-            column[first : first + len(values)] = values
-
-    def columns(self, rooms: Sequence[int], counts: Sequence[int]) -> dict[str, Integers]:
-        """Give the columns, stretches of `counts` rows that lie `rooms` apart put together."""
-        starts = [sum(rooms[:number]) for number in range(len(rooms))]
-        for column in self._columns.values():
-            row = 0
-            for start, count in zip(starts, counts, strict=True):
-                if start != row:
-                    column[row : row + count] = column[start : start + count]
-                row += count
-        return {name: column[: sum(counts)] for name, column in self._columns.items()}
-
-
-def _never_null(column: str, nullable: bool | None, default: int) -> str:
-    """Give the SQL of a column that has the default for NULL, or where there is none (None)."""
-    if nullable is None:
-        return str(default)
-    return f"coalesce({_quoted(column)}, {default})" if nullable else _quoted(column)
-
-
-def distinct_values(ids: Integers) -> tuple[Integers, npt.NDArray[np.intp]]:
-    """Give the distinct ids, sorted, and the position of each row's among them."""
-    low, high = (int(ids.min()), int(ids.max())) if len(ids) else (0, -1)
-    if high - low > 4 * len(ids):
-        return np.unique(ids, return_inverse=True)
-    # ids of strings and processes are small: 8 times as fast as sorting them
-    seen = np.zeros(high - low + 1, bool)
-    seen[ids - low] = True
-    return np.flatnonzero(seen) + low, (np.cumsum(seen, dtype=np.int32) - 1)[ids - low]
-
 
 def _joined(one: Names, other: Names) -> Names:
     """Give the rows of two columns of strings, which share none, one after the other."""
@@ -1012,31 +716,3 @@ def _joined(one: Names, other: Names) -> Names:
         np.concatenate([one.codes, shifted.astype(np.int32)]),
         np.concatenate([one.categories, other.categories]),
     )
-
-
-def _parse(text: str | None, count: int, what: str) -> Integers:
-    """Parse what ``group_concat`` joined; anything but integers is an error, never a wrong one."""
-    if count == 0:
-        return np.empty(0, np.int64)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)
-            values = np.fromstring(text or "", dtype=np.int64, sep=",")
-    except (ValueError, DeprecationWarning):  # which of them depends on NumPy's version
-        values = np.empty(0, np.int64)
-    if len(values) != count:
-        raise ValueError(f"{what} holds something else than integers")
-    return values
-
-
-def _encode(names: Iterable[str], index: npt.NDArray[np.intp]) -> Names:
-    """Make a column from the strings that `index` points to; "" becomes none."""
-    code_of: dict[str, int] = {}
-    codes = [code_of.setdefault(name, len(code_of)) if name else NONE for name in names]
-    categories = np.empty(len(code_of), object)
-    categories[:] = list(code_of)
-    return Names(np.array(codes, np.int32)[index], categories)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

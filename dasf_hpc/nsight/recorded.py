@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dasf_hpc.nsight.reader import NONE, Diagnostic, Names, Report
+from dasf_hpc.nsight.reader import Diagnostic, Report
+from dasf_hpc.nsight.sqlite import NONE, Names
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.holdings import (
     CALLS_FOR,

@@ -18,8 +18,9 @@ import numpy as np
 
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.join import same_host
-from dasf_hpc.nsight.reader import NONE, Report, read_report
+from dasf_hpc.nsight.reader import Report, read_report
 from dasf_hpc.nsight.rows import Additions
+from dasf_hpc.nsight.sqlite import NONE
 
 SAME_FILE = "the trace holds it already"
 SAME_RECORDING = "it is of the same recording as {file}, which the trace holds: it is not added"

@@ -20,6 +20,7 @@ from dasf_hpc.nsight.attribute import (
     grouped,
     task_of_calls,
 )
+from dasf_hpc.nsight.further import FURTHER
 from dasf_hpc.nsight.join import (
     COMPUTE_DOMAIN,
     START_UNCERTAINTY_NS,
@@ -32,18 +33,16 @@ from dasf_hpc.nsight.join import (
 )
 from dasf_hpc.nsight.reader import (
     COPY_KINDS,
-    NONE,
     SYNCHRONIZATION_KINDS,
     Kernels,
     Memcpys,
     Memsets,
-    Names,
     Report,
     Synchronizations,
-    distinct_values,
 )
 from dasf_hpc.nsight.recorded import Known, add_recorded, calls_for
 from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, SpooledRows
+from dasf_hpc.nsight.sqlite import NONE, Names, distinct_values
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
 from dasf_hpc.trace.gpus import bus_address
 from dasf_hpc.trace.holdings import Holding, Kind, lost_on_gpu
@@ -245,10 +244,12 @@ def place_report(
     untied
         Its correction where no clock of the trace can be told from it, before UTC is asked.
     """
-    return _Placing(report, number, additions, untied).place(os_runtime)
+    return Placing(report, number, additions, untied).place(os_runtime)
 
 
-class _Placing:
+class Placing:
+    """A report that is being put into files: its processes, GPUs and times in the trace's terms."""
+
     def __init__(
         self, report: Report, number: int, additions: Additions, untied: Correction | None
     ) -> None:
@@ -277,7 +278,7 @@ class _Placing:
         hosts = np.array([*self.additions.hostnames(), ""], object)[processes["node"]]
         known = {"id": np.arange(len(hosts)), "hostname": hosts, "pid": processes["pid"]}
         joined = join_report(report, known, self.additions.task_places)
-        self._meet(pid for pid in report.processes.pid.tolist() if pid in self.known)
+        self.meet(pid for pid in report.processes.pid.tolist() if pid in self.known)
         self._ranges(joined)
         self._cuda_api()
         self._on_gpu("kernels", report.kernels)
@@ -286,6 +287,8 @@ class _Placing:
         self._on_gpu("synchronizations", report.synchronizations)
         if os_runtime:
             self._os_runtime()
+        for sort in FURTHER:
+            sort.place(self)
         for gpu in report.gpus.id.tolist():
             if gpu not in self.mig_of:  # what ran there ran on its instances
                 self._gpu(NONE, gpu)
@@ -360,7 +363,7 @@ class _Placing:
         here &= table["pid"] != NONE
         return {int(table["pid"][row]): int(row) for row in np.flatnonzero(here)}
 
-    def _meet(self, pids: Iterable[int]) -> None:
+    def meet(self, pids: Iterable[int]) -> None:
         """Give processes that come up for the first time a row and a correction."""
         new = [pid for pid in pids if pid != NONE and pid not in self.corrections]
         if not new:
@@ -476,19 +479,19 @@ class _Placing:
             points=int(clocks["points"][row]),
         )
 
-    def _by_process(self, pid: Array, value: Callable[[int], int]) -> Array:
+    def by_process(self, pid: Array, value: Callable[[int], int]) -> Array:
         """Give a number for each row that depends on its process."""
         found = np.full(len(pid), NONE, np.int32)
         for number, rows in grouped(pid):
             found[rows] = value(number)
         return found
 
-    def _process(self, pid: Array) -> Array:
+    def process(self, pid: Array) -> Array:
         """Give the row of each process."""
-        self._meet(distinct_values(pid)[0].tolist())
-        return self._by_process(pid, lambda number: self.row_of_pid.get(number, NONE))
+        self.meet(distinct_values(pid)[0].tolist())
+        return self.by_process(pid, lambda number: self.row_of_pid.get(number, NONE))
 
-    def _times(self, pid: Array, *times: Array) -> None:
+    def times(self, pid: Array, *times: Array) -> None:
         """Put times on the trace's clock, in place; what nothing ties stays, as -1 does."""
         for number, rows in grouped(pid):
             correction = self.corrections.get(number) or self.of_report
@@ -500,7 +503,7 @@ class _Placing:
 
     # ------------------------------------------------------------------ what
 
-    def _spool(self, table: str, columns: dict[str, Array]) -> None:
+    def spool(self, table: str, columns: dict[str, Array]) -> None:
         count = len(columns["start"])
         if not count:
             return
@@ -510,9 +513,9 @@ class _Placing:
 
     def _ranges(self, joined: JoinedReport) -> None:
         ranges = self.report.ranges
-        process = self._process(ranges.pid)
+        process = self.process(ranges.pid)
         start, stop = ranges.start.copy(), ranges.stop.copy()
-        self._times(ranges.pid, start, stop)
+        self.times(ranges.pid, start, stop)
         task = np.full(len(ranges), NONE, np.int64)
         reason = np.full(len(ranges), NONE, np.int32)
         around = np.flatnonzero(ranges.domain.equal(COMPUTE_DOMAIN))
@@ -533,7 +536,7 @@ class _Placing:
             if self.own_axis:  # the others' times are the trace's
                 tasks = {name: values[np.unique(found)] for name, values in tasks.items()}
             self.running[pid] = _running(tasks)
-        self._spool(
+        self.spool(
             "nvtx_ranges",
             {
                 "process": process,
@@ -548,7 +551,7 @@ class _Placing:
             },
         )
 
-    def _tasks(self, pid: int) -> RunningTasks:
+    def tasks(self, pid: int) -> RunningTasks:
         """Give when the tasks of a process ran."""
         if pid not in self.running:
             row = self.row_of_pid.get(pid, NONE)
@@ -565,20 +568,20 @@ class _Placing:
         reason = np.full(count, Reason.NO_PROCESS, np.int8)
         for part in _parts(count):
             pid = call.pid[part]
-            process[part] = self._process(pid)
-            self._times(pid, call.start[part], call.stop[part])
+            process[part] = self.process(pid)
+            self.times(pid, call.start[part], call.stop[part])
             for number, rows in grouped(pid):
                 if number != NONE:
                     rows += part.start
                     task[rows], reason[rows] = task_of_calls(
-                        self._tasks(number), call.tid[rows], call.start[rows]
+                        self.tasks(number), call.tid[rows], call.start[rows]
                     )
                     if self.own_axis and number in self.known:
                         other = rows[reason[rows] != Reason.BY_THREAD]
                         task[other], reason[other] = NONE, Reason.NOT_TIED
         self.asked = calls_for(call.name)
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
-        self._spool(
+        self.spool(
             "cuda_api",
             {
                 "process": process,
@@ -603,9 +606,9 @@ class _Placing:
         added = {n: np.empty(count, np.int32) for n in ("process", "thread", "gpu", "task")}
         added |= {"launched": np.empty(count, np.int64), "reason": np.empty(count, np.int32)}
         for part in _parts(count):
-            added["process"][part] = self._process(pid[part])
-            added["gpu"][part] = self._gpus(pid[part], device[part])
-            self._times(pid[part], columns["start"][part], columns["stop"][part])
+            added["process"][part] = self.process(pid[part])
+            added["gpu"][part] = self.gpus(pid[part], device[part])
+            self.times(pid[part], columns["start"][part], columns["stop"][part])
             launches = self.calls.launching(pid[part], columns["correlation"][part])
             added["thread"][part], added["launched"][part] = launches.thread, launches.start
             added["task"][part] = launches.task
@@ -615,15 +618,15 @@ class _Placing:
             if name in columns:
                 columns[name] = self.additions.names("kernel_names", columns[name])
         if table == "memcpys":
-            columns["kind"] = self._kinds("copy_kinds", COPY_KINDS, columns["kind"])
+            columns["kind"] = self.kinds("copy_kinds", COPY_KINDS, columns["kind"])
         if table == "synchronizations":
             kinds = SYNCHRONIZATION_KINDS
-            columns["kind"] = self._kinds("synchronization_kinds", kinds, columns["kind"])
+            columns["kind"] = self.kinds("synchronization_kinds", kinds, columns["kind"])
         columns.update(added)
         del added
-        self._spool(table, columns)
+        self.spool(table, columns)
 
-    def _kinds(self, dictionary: str, kinds: Mapping[int, str], values: Array) -> Array:
+    def kinds(self, dictionary: str, kinds: Mapping[int, str], values: Array) -> Array:
         strings = self.additions.strings(dictionary)
         distinct, index = distinct_values(values)
         codes = [
@@ -634,9 +637,9 @@ class _Placing:
 
     def _os_runtime(self) -> None:
         call = self.report.os_runtime
-        process = self._process(call.pid)
-        self._times(call.pid, call.start, call.stop)
-        self._spool(
+        process = self.process(call.pid)
+        self.times(call.pid, call.start, call.stop)
+        self.spool(
             "os_runtime",
             {
                 "process": process,
@@ -649,7 +652,7 @@ class _Placing:
 
     # ------------------------------------------------------------------ GPUs
 
-    def _gpus(self, pid: Array, device: Array) -> Array:
+    def gpus(self, pid: Array, device: Array) -> Array:
         """Give the row of each GPU."""
         found = np.full(len(pid), NONE, np.int32)
         for process, rows in grouped(pid):
