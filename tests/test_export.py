@@ -26,7 +26,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace as PerfettoT
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackEvent
 from synthetic import SyntheticRun, write_run
 
-from dasf_hpc.errors import ProgramMissingError, RunDirectoryError, TraceFileError
+from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
 from dasf_hpc.trace.foreign import import_dasf
@@ -392,7 +392,8 @@ def test_csv_holds_every_table_with_units(run_folder: Path, trace: Trace, tmp_pa
 def test_parquet_holds_every_table_with_units_and_bounds(
     run_folder: Path, trace: Trace, tmp_path: Path
 ) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     folder = export(run_folder, Format.PARQUET, tmp_path / "parquet")
     for name in trace.tables:
         table = parquet.read_table(folder / f"{name}.parquet")
@@ -404,19 +405,6 @@ def test_parquet_holds_every_table_with_units_and_bounds(
     assert tasks.column("exception").null_count == trace.tasks["exception"].isna().sum()
     assert tasks.schema.field("start").metadata[b"unit"] == b"ns"
     assert "(probes)" in tasks.schema.metadata[b"about"].decode()
-
-
-def test_parquet_without_pyarrow_says_how_to_get_it(run_folder: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['pyarrow'] = None; from dasf_hpc.cli import main; "
-        f"sys.argv = ['dasf-hpc', 'export', {str(run_folder)!r}, '--to', 'parquet', "
-        f"'-o', {str(tmp_path / 'out')!r}]; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == ProgramMissingError.exit_code
-    assert "pip install 'dasf-hpc[parquet]'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------ OpenTelemetry

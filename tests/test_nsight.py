@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from dasf_hpc.nsight.export import (
     NsysProgram,
     NsysState,
     _find_importer,
+    export_command,
     export_sqlite,
     find_nsys,
     import_stream,
@@ -48,6 +51,7 @@ from dasf_hpc.nsight.export import (
 from dasf_hpc.nsight.join import Link, join_report, report_corrections, same_host
 from dasf_hpc.nsight.reader import Report, read_report
 from dasf_hpc.nsight.sqlite import NONE
+from dasf_hpc.nsight.sqlite import Export as ReportExport
 
 PROFILED = textwrap.dedent(
     """
@@ -305,8 +309,42 @@ class TestExport:
         magic = b"NVIDIA Tegra Profiler Report "
         newer.write_bytes(magic + b"2099@1@2@3-feed.\n" + report_file.read_bytes()[30:])
         assert report_version(newer) == (2099, 1, 2, 3)
-        with pytest.raises(ReportTooNew, match=r"written by nsys 2099\.1\.2\.3"):
+        with pytest.raises(ReportTooNew, match=r"written by nsys 2099\.1\.2\.3") as raised:
             export_sqlite(newer, program)
+        command = "nsys export --type sqlite --output newer.sqlite newer.nsys-rep"
+        assert command in str(raised.value)
+
+    def test_the_command_that_a_sentence_names_makes_what_is_read_then(
+        self, report_file: Path, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "a report.nsys-rep"
+        shutil.copy(report_file, report)
+        with pytest.raises(NsysUnavailable) as raised:
+            export_sqlite(report, find_nsys(str(tmp_path / "none")), places=())
+        command = export_command(report)
+        assert command in str(raised.value)
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
+        exported = export_sqlite(report, find_nsys(str(tmp_path / "none")), places=())
+        assert exported == tmp_path / "a report.sqlite"
+        assert len(read_report(exported).ranges) > 0
+
+    def test_a_newer_nsys_of_the_machine_exports_what_is_too_new(
+        self, report_file: Path, program: NsysProgram, tmp_path: Path
+    ) -> None:
+        report = tmp_path / "made.nsys-rep"
+        shutil.copy(report_file, report)
+        old = _executable(
+            tmp_path / "old" / "nsys",
+            'case $1 in --version) echo "NVIDIA Nsight Systems version 2019.1.1";; '
+            '*) echo "Version number is invalid: 1" >&2; exit 1;; esac',
+        )
+        (tmp_path / "cuda-12" / "bin").mkdir(parents=True)
+        (tmp_path / "cuda-12" / "bin" / "nsys").symlink_to(str(program.path))
+        found = find_nsys(str(old))
+        with pytest.raises(ReportTooNew):
+            export_sqlite(report, found, places=())
+        exported = export_sqlite(report, found, places=(f"{tmp_path}/cuda*/bin/nsys",))
+        assert len(read_report(exported).ranges) > 0
 
     def test_an_export_that_takes_too_long_is_stopped(
         self, report_file: Path, tmp_path: Path
@@ -411,6 +449,26 @@ class TestBadFiles:
         with pytest.raises(ReportDamaged, match="something else than integers"):
             read_report(path)
 
+    @pytest.mark.parametrize("odd", [1.5, "late", b"7", 1e300])
+    @pytest.mark.parametrize("place", [0, 70_000, 199_999])
+    def test_what_is_no_integer_is_found_wherever_it_is(
+        self, tmp_path: Path, place: int, odd: Any
+    ) -> None:
+        path = _column(tmp_path / "odd.sqlite", [*range(place), odd, *range(199_999 - place)])
+        with pytest.raises(ReportDamaged, match=r"NUMBERS .*(else than integers|INT64)"):
+            _numbers(path)
+
+    @pytest.mark.parametrize("place", [0, 70_000, 199_999])
+    def test_integers_of_all_sizes_and_none_are_read_as_they_are(
+        self, tmp_path: Path, place: int
+    ) -> None:
+        values: list[Any] = [5] * 200_000
+        some = [None, 2**63 - 1, -(2**63), 0, -1, 3.0, "12"]
+        values[place : place + len(some)] = some
+        found = _numbers(_column(tmp_path / "all.sqlite", values))
+        # SQLite keeps what is a whole number in a column of integers as one
+        assert found.tolist() == [NONE if v is None else int(v) for v in values]
+
     def test_the_hash_is_the_files(self, tmp_path: Path) -> None:
         (tmp_path / "abc").write_text("abc")
         assert sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
@@ -468,6 +526,21 @@ class TestFindingNsys:
         importer = _executable(tmp_path / "host-linux-x64" / "QdstrmImporter", "exit 0")
         found = find_nsys(str(_nsys(tmp_path / "bin" / "nsys")))
         assert (found.state, found.importer) == (NsysState.READY, importer)
+
+
+def _column(path: Path, values: Sequence[Any]) -> Path:
+    """Write an export of one table of one column."""
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE StringIds (id INTEGER NOT NULL, value TEXT NOT NULL)")
+        database.execute("CREATE TABLE NUMBERS (x INTEGER)")
+        database.executemany("INSERT INTO NUMBERS VALUES (?)", [(value,) for value in values])
+    database.close()
+    return path
+
+
+def _numbers(path: Path) -> Any:
+    with ReportExport.opened(path) as export:
+        return export.numbers("NUMBERS", {"payload": ("x", NONE)})["payload"]
 
 
 def _executable(path: Path, script: str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import glob
 import hashlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -40,6 +42,15 @@ STREAM_SUFFIX = ".qdstrm"
 
 EXPORT_GROWTH = 12
 """Room that an export is given, in sizes of its report; 3.5 and 4.5 of them were measured."""
+
+NSYS_PLACES = (
+    "/opt/nvidia/nsight-systems/*/bin/nsys",
+    "/opt/nvidia/nsight-systems/*/target-linux-*/nsys",
+    "/opt/nvidia/nsight-systems-cli/*/bin/nsys",
+    "/opt/nvidia/nsight-systems-cli/*/target-linux-*/nsys",
+    "/usr/local/cuda*/bin/nsys",
+)
+"""Where NVIDIA's packages put nsys, each version in a folder of its own."""
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _LOG, _JOURNAL, _INDEX_OF_LOG = "-wal", "-journal", "-shm"
@@ -179,6 +190,32 @@ def find_nsys(path: str | None = None) -> NsysProgram:
     return NsysProgram(state, program, version, importer)
 
 
+def newer_nsys(nsys: NsysProgram, places: Sequence[str] | None = None) -> list[NsysProgram]:
+    """Find other nsys of this machine that can export and are newer than one, the newest first.
+
+    Parameters
+    ----------
+    nsys
+        The one; where it has no version or does not work, any other will do.
+    places
+        Patterns of paths to look at; None: all of PATH and `NSYS_PLACES`.
+    """
+    if places is None:
+        folders = [Path(folder or ".").absolute() for folder in os.get_exec_path()]
+        places = (*(glob.escape(f"{folder}/nsys") for folder in folders), *NSYS_PLACES)
+    root = Path("/")
+    paths = [path for place in places for path in sorted(root.glob(place.lstrip("/")))]
+    known = {os.path.realpath(nsys.path)} if nsys.path is not None else set[str]()
+    found: list[NsysProgram] = []
+    for path in paths:
+        if (real := os.path.realpath(path)) not in known and os.access(path, os.X_OK):
+            known.add(real)
+            found.append(find_nsys(str(path)))
+    oldest = nsys.version or () if nsys.profiles else ()
+    usable = [n for n in found if n.profiles and n.version is not None and n.version > oldest]
+    return sorted(usable, key=lambda n: n.version or (), reverse=True)
+
+
 def reports_of(folder: Path, name: str) -> list[str]:
     """Give the reports that an nsys left, which was given a name; without suffix, in their order.
 
@@ -239,6 +276,7 @@ def export_sqlite(
     nsys: NsysProgram,
     into: Path | None = None,
     timeout_s: float = EXPORT_TIMEOUT_S,
+    places: Sequence[str] | None = None,
 ) -> Path:
     """Export a report to SQLite, unless that was done since the report was written.
 
@@ -248,11 +286,14 @@ def export_sqlite(
         A ``.nsys-rep`` (or ``.qdrep``), a ``.qdstrm``, which is imported first, or an export, which
         is returned as it is, unless it is not whole and its report lies beside it.
     nsys
-        What to export with; need not be usable where nothing has to be exported.
+        What to export with; need not be usable where nothing has to be exported. Where it is too
+        old for the report, or PATH has none, a newer one of this machine does it (`newer_nsys`).
     into
         Folder for what is written; ``None`` writes beside the report.
     timeout_s
         Time limit of each program that is run, s.
+    places
+        As for `newer_nsys`.
 
     Returns
     -------
@@ -272,7 +313,7 @@ def export_sqlite(
             return report
         for source in (report.with_suffix(suffix) for suffix in REPORT_SUFFIXES):
             if source.is_file():
-                return export_sqlite(source, nsys, into, timeout_s)
+                return export_sqlite(source, nsys, into, timeout_s, places)
         raise ReportDamaged(
             f"{report} is being written, or was left half written; export the report again"
         )
@@ -287,7 +328,16 @@ def export_sqlite(
     fresh = _fresh_export(report, into)
     if fresh is not None:
         return fresh
-    return _export(report, nsys, _beside(report, into, EXPORTED_SUFFIX), timeout_s)
+    target = _beside(report, into, EXPORTED_SUFFIX)
+    try:
+        return _export(report, nsys, target, timeout_s)
+    except (ReportTooNew, NsysUnavailable) as error:
+        # one that was named and does not work is to be known
+        if isinstance(error, ReportTooNew) or nsys.path is None:
+            for newer in newer_nsys(nsys, places):
+                with contextlib.suppress(ReportTooNew):
+                    return _export(report, newer, target, timeout_s)
+        raise
 
 
 def newer_beside(export: Path) -> Path | None:
@@ -361,7 +411,10 @@ def _export(report: Path, nsys: NsysProgram, target: Path, timeout_s: float) -> 
     without ``-o flock``): there it says "database is locked". Local disks have them.
     """
     if not nsys.profiles or nsys.path is None:
-        raise NsysUnavailable(f"{report} has to be exported, and {nsys.sentence}")
+        raise NsysUnavailable(
+            f"{report} has to be exported, and {nsys.sentence} (or run where there is an nsys: "
+            f"{export_command(report)}, and put what it writes beside the report)"
+        )
     error: NsightError = ExportFailed(f"{report} could not be exported: no folder takes it")
     with _written_beside(target) as unfinished:
         for place in _scratch_places(report, target.parent):
@@ -427,7 +480,8 @@ def _too_new_or_failed(
         needed = f"nsys {_dotted(written_by)}" if written_by else "a newer nsys"
         return ReportTooNew(
             f"{report} was written by {needed} and nsys {nsys.version_text} is too old for it; "
-            f"name that nsys or a newer one with --nsys-path"
+            "name that nsys or a newer one with --nsys-path, or run where there is one: "
+            f"{export_command(report)}, and put what it writes beside the report"
         )
     if re.search(r"Cannot read from stream|magic number|Version tag|corrupt|incomplete", output):
         return ReportDamaged(
@@ -440,6 +494,12 @@ def _too_new_or_failed(
             f"system has locks; name one of a local disk in TMPDIR"
         )
     return ExportFailed(f"{report} could not be {done} by {nsys.path} ({said})")
+
+
+def export_command(report: Path) -> str:
+    """Give the command that exports a report, to be run beside it on any machine."""
+    made = report.with_suffix(EXPORTED_SUFFIX).name
+    return shlex.join(["nsys", "export", "--type", "sqlite", "--output", made, report.name])
 
 
 def _fresh_export(report: Path, into: Path | None) -> Path | None:

@@ -52,7 +52,7 @@ class SpooledRows:
         out = ColumnFileWriter(path)
         for name in list(columns):
             values = columns.pop(name)
-            out.put(name, values if order is None else values[order])
+            out.put(name, values, order)
         out.close()
         self._path, self._columns = path, out.columns
 

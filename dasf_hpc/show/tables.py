@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dasf_hpc.errors import ProgramMissingError
 from dasf_hpc.show.timeline import facts, time_windows
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.open import Trace
@@ -39,20 +38,10 @@ def write_csv(trace: Trace, folder: Path, told: Told) -> None:
 
 
 def write_parquet(trace: Trace, folder: Path, told: Told) -> None:
-    """Write a Parquet file a table; the schema's metadata holds units, meanings and clock bounds.
-
-    Raises
-    ------
-    ProgramMissingError
-        If pyarrow is not installed.
-    """
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ProgramMissingError(
-            "Parquet needs the package pyarrow: pip install 'dasf-hpc[parquet]'."
-        ) from None
+    """Write a Parquet file a table; its metadata holds units, meanings and clock bounds."""
+    # only this export pays for loading it
+    import pyarrow as arrow
+    from pyarrow import parquet
 
     about = json.dumps(facts(trace))
     for name in _tables(trace, told):

@@ -133,6 +133,9 @@ class Correction:
             since = int(local_ns) - self.origin_ns
             return int(local_ns) + self.offset_ns + round(self.drift * since)
         local = np.asarray(local_ns, np.int64)
+        if self.drift == 0.0:
+            moved: Integers = local + np.int64(self.offset_ns)
+            return moved
         # a float holds 53 bits: only the short way from the origin is multiplied, never a time
         drifted = np.rint(self.drift * (local - np.int64(self.origin_ns))).astype(np.int64)
         corrected: Integers = local + np.int64(self.offset_ns) + drifted

@@ -156,6 +156,9 @@ ROW_COUNTS = {
 
 _INDEX = struct.Struct("<QQ")
 
+#: Rows of a column that are put in order at once.
+_ROWS_AT_ONCE = 1 << 20
+
 
 class ColumnFile:
     """Columns that lie one after the other in a file, and after them their index.
@@ -218,13 +221,26 @@ class ColumnFileWriter:
         self._file = self._beside.open("wb")
         self._offset = 0
 
-    def put(self, name: str, values: Array) -> None:
-        """Append a column."""
-        values = np.ascontiguousarray(values)
+    def put(self, name: str, values: Array, order: Array | None = None) -> None:
+        """Append a column.
+
+        Parameters
+        ----------
+        name
+            Its name.
+        values
+            Its rows.
+        order
+            Which row comes when; without it they stay as they are. Of a long column only a part
+            is put in order at once.
+        """
         self._file.write(bytes(-self._offset % 8))
         self._offset += -self._offset % 8
         self.columns[name] = (self._offset, values.dtype.str, len(values))
-        self._file.write(values.data if len(values) else b"")
+        for first in range(0, len(values), _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            chosen = values[part] if order is None else values[order[part]]
+            self._file.write(np.ascontiguousarray(chosen).data)
         self._offset += values.nbytes
 
     def close(self) -> None:

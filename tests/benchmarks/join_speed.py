@@ -2,9 +2,10 @@
 
     python tests/benchmarks/join_speed.py [--sizes 1 10] [--json FILE]
 
-A report of so many million kernels, each with the call that launched it, of two workers with two
-GPUs whose journals have a task for every hundred. Reading it alone and merging the run with it are
-processes of their own; "merge" is the merge without a report, for what it takes anyway.
+A report of so many million kernels, each with the call that launched it, a copy and a range of the
+user's for every ten, of two workers with two GPUs whose journals have a task for every hundred.
+Reading it alone and merging the run with it are processes of their own; "merge" is the merge
+without a report, for what it takes anyway.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from exports import Export, global_id
-from synthetic import BEGIN, PlainWorker, write_workers
+from synthetic import BEGIN, BEGIN_UTC, PlainWorker, write_workers
 
 PIDS = (4000, 4001)
 #: Time from one kernel to the next, and kernels a task.
@@ -91,8 +92,10 @@ def write(run: Path, kernels: int) -> Path:
     path = run / "report.sqlite"
     with Export(path, "2023.4") as report:
         database: sqlite3.Connection = report.database
+        report.begun(BEGIN_UTC)
         for number, pid in enumerate(PIDS):
             report.gpu(number, f"GPU-{number}")
+            report.context(pid)
             for n in range(10):
                 report.mark(pid, n * 1000, BEGIN + n * 1000)
             # the tables are made by their first rows
