@@ -260,30 +260,6 @@ def _after(rows: Columns | None, limit: int) -> Columns | None:
     return {name: values[left] for name, values in rows.items()} if left.any() else None
 
 
-class _Steps:
-    """The times of samples of one metric that do not overlap, and where moments are in them."""
-
-    def __init__(self, start: Ints, stop: Ints, at: Ints) -> None:
-        self.start, self.stop = start, stop
-        self.lasts = stop - start
-        self.covered = np.concatenate([[0], np.cumsum(self.lasts)])
-        self._place = np.searchsorted(start, at, "right")
-        self._before = np.maximum(self._place - 1, 0)
-        # of the sample that a moment is in, what comes after that
-        self._beyond = np.where(self._place > 0, np.maximum(stop[self._before] - at, 0), 0)
-        self.until: Ints = self.covered[self._place] - self._beyond
-
-    def same(self, start: Ints, stop: Ints) -> bool:
-        """Say whether another metric has the same times, as those of one GPU have."""
-        return np.array_equal(start, self.start) and np.array_equal(stop, self.stop)
-
-    def integral(self, value: Ints) -> Floats:
-        """Give the integral of a metric up to each moment."""
-        total = np.concatenate([[0.0], np.cumsum(self.lasts * value.astype(np.float64))])
-        result: Floats = total[self._place] - self._beyond * value[self._before].astype(np.float64)
-        return result
-
-
 def _add_window(
     found: Sampled, busy: Columns | None, sampled: Columns | None, window: tuple[int, int]
 ) -> None:
@@ -295,50 +271,78 @@ def _add_window(
         if busy is not None:
             here = np.flatnonzero(busy["gpu"] == gpu)
             own = {name: values[here] for name, values in busy.items()} if len(here) else None
-        at = np.empty(0, np.int64)
-        if own is not None:
-            at = np.clip(np.concatenate([own["start"], own["stop"]]), *window)
-        steps: _Steps | None = None
+            if own is not None:
+                own["start"], own["stop"] = (np.clip(own[n], *window) for n in ("start", "stop"))
+        parts: _Parts | None = None
         for metric, places in grouped(sampled["metric"][rows]):
             mine = rows[places]
-            mine = mine[np.argsort(sampled["start"][mine], kind="stable")]
             start, stop = (np.clip(sampled[n][mine], *window) for n in ("start", "stop"))
-            value = sampled["value"][mine]
-            if not (inside := stop > start).all():
-                start, stop, value = start[inside], stop[inside], value[inside]
+            inside = np.flatnonzero(stop > start)
+            inside = inside[np.argsort(start[inside], kind="stable")]
+            start, stop, value = start[inside], stop[inside], sampled["value"][mine[inside]]
             if not len(start):
                 continue
-            if steps is None or not steps.same(start, stop):
-                steps = _Steps(start, stop, at)
-            found.whole.covered[metric, gpu] += int(steps.covered[-1])
-            found.whole.integral[metric, gpu] += float(steps.lasts @ value.astype(np.float64))
-            if own is not None:
-                _add_owners(found, own, steps, value, (metric, gpu))
+            if parts is None or not parts.same(start, stop):
+                parts = _Parts(start, stop, own)
+            parts.add_to(found, value.astype(np.float64), metric, gpu)
 
 
-def _add_owners(
-    found: Sampled, own: Columns, steps: _Steps, value: Ints, where: tuple[int, int]
-) -> None:
-    metric, gpu = where
-    count = len(own["start"])
-    covered = steps.until[count:] - steps.until[:count]
-    some = np.flatnonzero(covered)
-    if not len(some):
-        return
-    until = steps.integral(value)
-    integral = (until[count:] - until[:count])[some]
-    covered = covered[some]
-    found.busy.covered[metric, gpu] += int(covered.sum())
-    found.busy.integral[metric, gpu] += float(integral.sum())
-    kernel = own["kernel"][some] == 1
-    place = own["place"][some]
-    for means, group, chosen in (
-        (found.kernels, own["owner"][some], kernel),
-        (found.others, own["owner"][some], ~kernel),
-        (found.tasks, place, kernel & (place >= 0)),
-    ):
-        width = means.covered.shape[1]
-        if not width or not chosen.any():
-            continue
-        np.add.at(means.covered[metric], group[chosen], covered[chosen])
-        means.integral[metric] += np.bincount(group[chosen], integral[chosen], width)
+class _Parts:
+    """Which part of each sample of a metric belongs to whom; those of one GPU mostly share times.
+
+    Parameters
+    ----------
+    start, stop
+        Of the samples, which do not overlap; in order of time.
+    own
+        Stretches of the GPU's busy time, which do not overlap; in order of time.
+    """
+
+    def __init__(self, start: Ints, stop: Ints, own: Columns | None) -> None:
+        self._start, self._stop = start, stop
+        self._lasts = stop - start
+        self._groups: list[tuple[str, Ints, Ints, Floats]] = []
+        self._busy: tuple[Ints, Floats] | None = None
+        if own is None:
+            return
+        # a stretch may be of several samples, and a sample of several stretches
+        first = np.searchsorted(stop, own["start"], "right")
+        count = np.maximum(np.searchsorted(start, own["stop"], "left") - first, 0)
+        stretch = np.repeat(np.arange(len(first)), count)
+        before = np.cumsum(count) - count
+        sample = np.arange(len(stretch)) - np.repeat(before - first, count)
+        both = np.minimum(own["stop"][stretch], stop[sample])
+        both -= np.maximum(own["start"][stretch], start[sample])
+        kernel, place = own["kernel"][stretch] == 1, own["place"][stretch]
+        self._busy = sample, both.astype(np.float64)
+        for name, group, chosen in (
+            ("kernels", own["owner"][stretch], kernel),
+            ("others", own["owner"][stretch], ~kernel),
+            ("tasks", place, kernel & (place >= 0)),
+        ):
+            if chosen.any():
+                # many short kernels of one owner lie in a sample: they are one part of it
+                key, which = np.unique(
+                    group[chosen] * len(start) + sample[chosen], return_inverse=True
+                )
+                took = np.bincount(which, both[chosen]).astype(np.float64)
+                self._groups.append((name, key // len(start), key % len(start), took))
+
+    def same(self, start: Ints, stop: Ints) -> bool:
+        """Say whether another metric has the same times."""
+        return np.array_equal(start, self._start) and np.array_equal(stop, self._stop)
+
+    def add_to(self, found: Sampled, value: Floats, metric: int, gpu: int) -> None:
+        """Add a metric's samples."""
+        found.whole.covered[metric, gpu] += int(self._lasts.sum())
+        found.whole.integral[metric, gpu] += float(self._lasts @ value)
+        if self._busy is not None:
+            sample, took = self._busy
+            found.busy.covered[metric, gpu] += int(took.sum())
+            found.busy.integral[metric, gpu] += float(took @ value[sample])
+        for name, group, sample, took in self._groups:
+            means: Means = getattr(found, name)
+            width = means.covered.shape[1]
+            # whole numbers below 2**53 are exact
+            means.covered[metric] += np.bincount(group, took, width).astype(np.int64)
+            means.integral[metric] += np.bincount(group, took * value[sample], width)
