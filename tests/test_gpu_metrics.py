@@ -19,6 +19,7 @@ from test_recorded import import_one
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.sampled import _Rows, add_up
+from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.metrics import Metric
 from dasf_hpc.outcome import merge_run
 from dasf_hpc.trace.holdings import Kind, State, held
@@ -283,6 +284,71 @@ def test_functions_that_use_little_of_their_gpu_are_found(tmp_path: Path) -> Non
             (finding,) = analyse("gpu_metrics", trace).findings
             assert words in finding.sentence
             assert "8 ms" in finding.sentence
+
+
+def test_without_a_list_of_gpus_samples_are_of_the_one_that_kernels_ran_on(tmp_path: Path) -> None:
+    with Export(tmp_path / "r.sqlite", "2026.2") as made:
+        made.begun(utc=10**18)
+        made.device(7, 0, 3, "GPU-c")
+        made.kernel(7, 1000, 2000)
+        made.metric_name(SM, NAMES[SM], 3)
+        for number in range(11, 25):
+            made.metric(100 * number, SM, 40, 3)
+    _, path = import_one(tmp_path)
+    with open_trace(path) as trace:
+        assert len(trace.gpus) == 1
+        (row,) = analyse("gpu_metrics", trace).table.to_dict("records")
+        assert (row["held"], row["coverage"]) == (1000, 100)
+
+
+def test_samples_of_a_divided_gpu_are_not_those_of_an_instance(tmp_path: Path) -> None:
+    with Export(tmp_path / "r.sqlite", "2025.1") as made:
+        made.begun(utc=10**18)
+        made.gpu(0, "GPU-aaaa")
+        made.device(7, 0, 0, "MIG-a")
+        made.kernel(7, 1000, 2000)
+        for number in range(11, 25):
+            made.metric(100 * number, SM, 40, 0)
+    _, path = import_one(tmp_path)
+    with open_trace(path) as trace:
+        assert set(trace.gpu_metrics["gpu"]).isdisjoint(trace.kernels["gpu"])
+        answer = analyse("gpu_metrics", trace)
+        assert answer.table["coverage"].tolist() == [0]
+        assert "no samples of it" in answer.unanswered[0]
+
+
+def test_a_report_that_is_joined_later_finds_the_metrics_that_are_there(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        with Export(tmp_path / f"{name}.sqlite", "2025.1", f"node-{name}") as made:
+            made.begun(utc=10**18 + number)
+            made.gpu(0, f"GPU-{name}")
+            for metric in (ODD, SM) if number else (SM,):
+                made.metric_name(metric, NAMES[metric], 0)
+                made.metric(1000, metric, 1 + number, 0)
+                made.metric(1100, metric, 1 + number, 0)
+    trace_path = tmp_path / "trace.h5"
+    import_files([tmp_path / "a.sqlite"], trace_path, Wishes())
+    join_into([tmp_path / "b.sqlite"], trace_path, Wishes())
+    with open_trace(trace_path) as trace:
+        assert trace.metrics["name"].tolist() == [NAMES[SM], NAMES[ODD]]
+        rows = trace.gpu_metrics
+        assert sorted(zip(rows["gpu"], rows["metric"], rows["value"], strict=True)) == [
+            (0, 0, 1), (0, 0, 1), (1, 0, 2), (1, 0, 2), (1, 1, 2), (1, 1, 2),
+        ]  # fmt: skip
+
+
+def test_what_nsys_says_it_lost_of_metrics_is_told_of_them_alone(tmp_path: Path) -> None:
+    with Export(tmp_path / "r.sqlite", "2025.1") as made:
+        made.begun(utc=10**18)
+        made.kernel(7, 1000, 2000)
+        made.metric(1000, SM, 40, 0)
+        made.say("GPU Metrics [0]: buffer overflow, samples were dropped", 7)
+    _, path = import_one(tmp_path)
+    with open_trace(path) as trace:
+        found = held(trace)
+        assert found[Kind.METRICS].state is State.PARTLY
+        assert found[Kind.KERNELS].state is State.RECORDED
+        assert [str(kind) for kind in trace.gaps["kind"]] == ["lost by nsys"]
 
 
 # --------------------------------------------------------------------- sums, whatever comes

@@ -207,6 +207,12 @@ def _gpu_row(placing: Placing, number: int) -> int:
 
     The metrics of a GPU that is divided into MIG instances are those of all of it.
     """
+    if number not in placing.mig_of:
+        # without a list of GPUs only what ran there tells which one it is
+        of_nsys = placing.run.tables["gpus"]["nsys_id"]
+        for row in placing.gpu_rows.values():
+            if row != NONE and of_nsys[row] == number:
+                return row
     row = int(placing.gpus(np.array([NONE]), np.array([number]))[0])
     if number in placing.mig_of:
         # what ran there ran on its instances: that it was idle is not known of it

@@ -167,7 +167,7 @@ def judge(evidence: Evidence) -> list[Holding]:
 
 def _untraced(kind: Kind) -> str:
     if kind is Kind.METRICS:
-        return "no GPU was sampled: ask for it with --gpu-metrics"
+        return "nsys was not asked for them (--gpu-metrics), or could not take them"
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
 
