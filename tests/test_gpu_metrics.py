@@ -351,6 +351,24 @@ def test_what_nsys_says_it_lost_of_metrics_is_told_of_them_alone(tmp_path: Path)
         assert [str(kind) for kind in trace.gaps["kind"]] == ["lost by nsys"]
 
 
+def test_where_another_tool_samples_the_gpus_nsys_says_so(tmp_path: Path) -> None:
+    with Export(tmp_path / "r.sqlite", "2025.1") as made:
+        made.begun(utc=10**18)
+        made.kernel(7, 1000, 2000)
+        made.enum("ENUM_DIAGNOSTIC_SEVERITY_LEVEL", {1: "Info", 2: "Warning", 3: "Error"})
+        made.say("GPU Metrics [0]: profiling started", severity=1)
+        # a text of nsys 2022.4
+        said = "GPU metrics sampling hardware unit is already in use by another instance of nsys"
+        made.say(f"{said} or other tool.", severity=3)
+    _, path = import_one(tmp_path)
+    with open_trace(path) as trace:
+        holding = held(trace)[Kind.METRICS]
+        assert holding.state is State.MISSING
+        assert holding.reason == f"nsys says: {said} or other tool"
+        (why,) = analyse("gpu_metrics", trace).unanswered
+        assert "already in use" in why
+
+
 # --------------------------------------------------------------------- sums, whatever comes
 
 SPANS = st.lists(

@@ -117,6 +117,7 @@ def add_recorded(
             asked,
             _traced(report, told or ()),
             _losses(told or (), known),
+            _refused(told or ()),
         )
     )
     additions.add_all(
@@ -182,6 +183,12 @@ def _losses(told: Sequence[Diagnostic], known: Known) -> dict[str, str]:
             for about in one.concerns:
                 found.setdefault(about, one.text.rstrip("."))
     return found
+
+
+def _refused(told: Sequence[Diagnostic]) -> str:
+    """Give the first text that warns of GPU metrics and tells of no loss; empty without any."""
+    about = (one for one in told if "metrics" in one.concerns and one.lost is None)
+    return next((one.text.rstrip(".") for one in about if one.severity != "info"), "")
 
 
 def _traced(report: Report, told: Sequence[Diagnostic]) -> frozenset[str]:

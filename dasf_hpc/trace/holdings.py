@@ -51,6 +51,7 @@ CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
     Kind.COPIES: ("cudaMemcpy", "cuMemcpy"),
     Kind.FILLS: ("cudaMemset", "cuMemset"),
 }
+_SAYS = "nsys says: "
 _ASKS = {Kind.KERNELS: "launch kernels", Kind.COPIES: "copy", Kind.FILLS: "fill memory"}
 
 
@@ -123,12 +124,15 @@ class Evidence:
         there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
+    refused
+        What nsys says of sampling GPUs that it could not do, as where another tool samples them.
     """
 
     counts: Mapping[Kind, int]
     asked: Mapping[Kind, int] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     losses: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
 
 
 def judge(evidence: Evidence) -> list[Holding]:
@@ -151,13 +155,15 @@ def judge(evidence: Evidence) -> list[Holding]:
             )
         elif owed:
             calls = f"calls to {_ASKS[kind]}: {asked:,}, and nothing of it was recorded"
-            why = f"nsys says: {loss}" if loss else "it was lost, or recording it was not permitted"
+            why = f"{_SAYS}{loss}" if loss else "it was lost, or recording it was not permitted"
             found.append(Holding(kind, State.LOST, 0, f"{calls}; {why}"))
         elif loss and not any(counts[other] for other in _CUDA if kind in _CUDA):
             found.append(Holding(kind, State.LOST, 0, loss))
         elif loss:
             # others of its sort came: that it was among what is lost nothing says
             found.append(Holding(kind, State.NONE, 0, loss))
+        elif kind is Kind.METRICS and evidence.refused:
+            found.append(Holding(kind, State.MISSING, 0, f"{_SAYS}{evidence.refused}"))
         elif traced[kind]:
             found.append(Holding(kind, State.NONE, 0))
         else:
@@ -228,7 +234,8 @@ def held(trace: Trace) -> dict[Kind, Holding]:
             state = State.PARTLY
             reason = str(own[own["state"] == State.LOST]["reason"].iloc[0])
         elif state is State.MISSING:
-            reason = _why_missing(kind, reports)
+            said = [str(one) for one in own["reason"].dropna() if str(one).startswith(_SAYS)]
+            reason = said[0] if said else _why_missing(kind, reports)
         found[kind] = Holding(kind, state, rows, reason)
     return found
 
