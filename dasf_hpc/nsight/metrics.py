@@ -72,6 +72,9 @@ CLOCKS = frozenset({"gpc_clock", "sys_clock"})
 #: A sample that comes later than this many periods after the one before follows a gap.
 GAP_PERIODS = 2
 
+#: So many of a metric's samples say how far apart they are.
+ENOUGH = 100_000
+
 #: The most that a column of 32 bits holds, and more: nsys puts clocks in Hz into one with a sign.
 _WRAPS = 1 << 32
 
@@ -170,7 +173,12 @@ def _gpu_metrics(placing: Placing, export: Export) -> None:
     start = stop.copy()
     gpu, metric = np.full(len(stop), NONE, np.int32), np.full(len(stop), NONE, np.int32)
     number, kept = rows.pop("metric"), np.ones(len(stop), bool)
-    for kind, of_kind in grouped(rows.pop("type")):
+    types = rows.pop("type")
+    # those of a report differ in their last bytes, and small numbers are grouped quickly
+    least = int(types.min())
+    types -= least
+    for above, of_kind in grouped(types):
+        kind = least + above
         groups = [(one, of_kind[places]) for one, places in grouped(number[of_kind])]
         period = _period(stop[places] for _, places in groups)
         gpu[of_kind] = _gpu_row(placing, kind & 0xFF)
@@ -222,8 +230,11 @@ def _gpu_row(placing: Placing, number: int) -> int:
 
 def _period(times: Iterator[Array]) -> int:
     """Give the time from a sample to the next, of most samples; 0 where there are not two."""
-    gaps = [np.diff(np.unique(one)) for one in times]
-    medians = [int(np.median(one)) for one in gaps if len(one)]
+    medians = []
+    for one in times:
+        gaps = np.diff(np.sort(one[:ENOUGH]))
+        if len(gaps := gaps[gaps > 0]):
+            medians.append(int(np.median(gaps)))
     return min(medians, default=0)
 
 
