@@ -10,6 +10,7 @@ from pathlib import Path
 from dasf_hpc.errors import DasfHpcError, RunDirectoryError, SettingsError
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.credentials import credentials_in
+from dasf_hpc.launch.gpu_metrics import OPTIONS, Sampling, sampling_words
 from dasf_hpc.launch.head import head_script, submit_head
 from dasf_hpc.launch.image import Container, open_image
 from dasf_hpc.launch.job import find_job
@@ -51,9 +52,13 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
         script += f"\n\n# Note: {unchecked}"
     if settings.nsys is False:
         return script
+    sampling = None
+    if settings.gpu_metrics:
+        words = sampling_words(OPTIONS[0], "THOSE OF THE JOB", settings.gpu_metrics_frequency)
+        sampling = Sampling(words)
     profile = nsys_command(
         settings.nsys_path or "nsys",
-        choose_nsys(settings.nsys_arg, has_gpu=True),
+        choose_nsys(settings.nsys_arg, True, sampling),
         str(place.directory / "nsight" / "HOST-JOBID"),
         ["WORKER COMMAND"],
     )

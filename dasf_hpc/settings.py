@@ -259,6 +259,17 @@ class Settings(BaseSettings):
     nsys_arg: list[str] = Field(
         [], description="One more argument for nsys profile, such as '--trace=nvtx'; repeatable."
     )
+    gpu_metrics: bool = Field(
+        False,
+        description="Have nsys sample what the nodes' GPUs do (SMs, tensor cores, memory, NVLink, "
+        "PCIe), where a node permits it.",
+    )
+    gpu_metrics_frequency: int = Field(
+        1000,
+        ge=10,
+        le=200_000,
+        description="Samples of GPU metrics a second; each has some 20 values.",
+    )
     nvtx_message: Literal["prefix", "key"] = Field(
         "prefix",
         description="Message of the NVTX range around a task; key costs 0.7 kB and 10 us a task.",
@@ -626,6 +637,8 @@ OF_WORKERS = frozenset(
 #: Settings of a run that say nothing of how its nodes are got.
 OF_RECORDING = OF_WORKERS | frozenset(
     {
+        "gpu_metrics",
+        "gpu_metrics_frequency",
         "gpus_per_node",
         "head_walltime",
         "min_workers",

@@ -33,6 +33,17 @@ RUNTIME = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NO
 DIAGNOSTIC = """timestamp INTEGER NOT NULL, timestampType INTEGER NOT NULL,
     source INTEGER NOT NULL, severity INTEGER NOT NULL, text TEXT NOT NULL, globalPid INTEGER"""
 METRICS = "timestamp INTEGER, typeId INTEGER NOT NULL, metricId INTEGER NOT NULL, value INTEGER"
+TYPE = 0x1000000000000 | 9 << 8
+"""Of the ids of GPU metrics' types, the last byte is the GPU's number."""
+METRIC_NAMES_OLD = """typeId INTEGER NOT NULL, typeName TEXT NOT NULL, metricId INTEGER NOT NULL,
+    metricName TEXT NOT NULL"""
+METRIC_NAMES = f"sourceId INTEGER NOT NULL, {METRIC_NAMES_OLD}"
+NIC = "nicId INTEGER NOT NULL, name TEXT NOT NULL"
+NIC_METRICS = """start INTEGER NOT NULL, end INTEGER NOT NULL, globalId INTEGER NOT NULL,
+    portId INTEGER NOT NULL, metricsListId INTEGER NOT NULL, metricsIdx INTEGER NOT NULL,
+    value INTEGER NOT NULL"""
+NIC_METRIC_NAMES = """metricsListId INTEGER NOT NULL, metricsIdx INTEGER NOT NULL,
+    name TEXT NOT NULL, description TEXT NOT NULL, unit TEXT NOT NULL"""
 SYSTEM_ENV = "devStateName TEXT NOT NULL, name TEXT NOT NULL, nameEnum INTEGER, value TEXT NOT NULL"
 GPU_2020 = "vmId INTEGER NOT NULL, deviceId INTEGER NOT NULL, name TEXT, busLocation TEXT"
 GPU = """vmId INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT, busLocation TEXT,
@@ -259,10 +270,47 @@ class Export:
         for number, text in values.items():
             self._row(name, id=number, name=text, label=text)
 
-    def metric(self, at: int, metric: int, value: int) -> None:
+    def metric(self, at: int | None, metric: int, value: Any, gpu: int = 1) -> None:
         """Add a sample of a GPU's metrics."""
         self._table("GPU_METRICS", METRICS)
-        self._row("GPU_METRICS", timestamp=at, typeId=1, metricId=metric, value=value)
+        self._row("GPU_METRICS", timestamp=at, typeId=TYPE | gpu, metricId=metric, value=value)
+
+    def metric_name(self, metric: int, name: str, gpu: int = 1) -> None:
+        """Say what a number of a metric means."""
+        columns = METRIC_NAMES if self.version >= "2023.4" else METRIC_NAMES_OLD
+        self._table("TARGET_INFO_GPU_METRICS", columns)
+        more = {"sourceId": 5} if columns is METRIC_NAMES else {}
+        told = {"typeId": TYPE | gpu, "typeName": "GPU Metrics [gh100]", "metricId": metric}
+        self._row("TARGET_INFO_GPU_METRICS", **told, metricName=name, **more)
+
+    def no_metrics(self) -> None:
+        """Have the table of GPU metrics, without rows."""
+        self._table("GPU_METRICS", METRICS)
+
+    def nic(self, number: int, name: str) -> None:
+        """Add a network adapter; to 2023 its own table holds what counters name it by."""
+        if self.version < "2024":
+            self._table("TARGET_INFO_NIC_INFO", f"globalId INTEGER, {NIC}")
+            self._row("TARGET_INFO_NIC_INFO", globalId=9000 + number, nicId=number, name=name)
+            return
+        self._table("TARGET_INFO_NIC_INFO", f"GUID INTEGER NOT NULL, {NIC}")
+        self._table("NIC_ID_MAP", "nicId INTEGER NOT NULL, globalId INTEGER NOT NULL")
+        self._row("TARGET_INFO_NIC_INFO", GUID=77, nicId=number, name=name)
+        self._row("NIC_ID_MAP", nicId=number, globalId=9000 + number)
+
+    def nic_metric(
+        self, start: int, stop: int, nic: int, metric: tuple[str, str], value: int
+    ) -> None:
+        """Add what an adapter counted of a metric, its name and unit, in an interval."""
+        self._table("TARGET_INFO_NETWORK_METRICS", NIC_METRIC_NAMES)
+        self._table("NET_NIC_METRIC", NIC_METRICS)
+        number = self.string(metric[0])
+        told = {"metricsListId": 3, "metricsIdx": number}
+        self._row(
+            "TARGET_INFO_NETWORK_METRICS", **told, name=metric[0], description="", unit=metric[1]
+        )
+        row = {"start": start, "end": stop, "globalId": 9000 + nic, "portId": 1}
+        self._row("NET_NIC_METRIC", **row, **told, value=value)
 
     def context(self, pid: int) -> None:
         """Say that a process had a CUDA context, which nsys does where CUDA was traced."""

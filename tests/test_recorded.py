@@ -361,7 +361,7 @@ R, N, L, M = State.RECORDED, State.NONE, State.LOST, State.MISSING
         (
             _metrics,
             [M, M, M, M, M, M, R],
-            "it holds samples of GPU metrics and nothing else, for which a trace has no table",
+            "",
             "not recorded (the reports hold samples of GPU metrics and nothing of CUDA)",
         ),
         (_ranges, [R, M, M, M, M, M, M], "", "not recorded (CUDA was not traced"),

@@ -32,6 +32,12 @@ why. Times and durations are int64 ns, times on the trace's clock.
     idle, launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total,
     mean, max, share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``:
     time, gpu, used, utilization; ``recorded``: what, state, count, reason.
+``gpu_metrics(trace, tasks=1000)``
+    Tables ``functions``: function, held, copying, coverage and a column for each measure that was
+    sampled (sm_active, tensor_active, dram_read …), means over its kernels' time; ``tasks``: task,
+    function, worker, held, coverage and the same; ``metrics``: gpu, metric, measure, unit, samples,
+    covered, mean, busy_covered, busy, idle; ``function_metrics``: function, metric, unit, covered,
+    mean, of metrics that are no measure.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
@@ -74,6 +80,7 @@ ANALYSES: dict[str, Question] = {
     "critical_path": Question("What did the run's length depend on?", "critical_path"),
     "what_if": Question("What would a faster function bring?", "what_if"),
     "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
+    "gpu_metrics": Question("Which functions use the GPU that they hold?", "gpu_metrics"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),

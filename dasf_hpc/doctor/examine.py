@@ -184,7 +184,7 @@ def look_into_image(settings: Settings) -> tuple[list[Check], Container | None, 
     checks.append(compare_versions(IMAGE, [("it", answer["versions"]) for answer in answers]))
     for answer in answers:
         # What the kernel says is the same inside and outside.
-        inside = ("scratch folder", "nsys", "nsys report", "nvtx range")
+        inside = ("scratch folder", "nsys", "gpu metrics", "nsys report", "nvtx range")
         checks += [check for check in checks_of(answer) if check.name in inside]
     return checks, container, settings
 

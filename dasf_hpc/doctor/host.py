@@ -25,6 +25,7 @@ from typing import Any
 
 from dasf_hpc.doctor.check import Check, Status, could_not_look, fail, ok, warn
 from dasf_hpc.launch.environment import versions_here
+from dasf_hpc.launch.gpu_metrics import ask_nsys, only_administrators
 from dasf_hpc.launch.node import NSYS_STARTS, has_nvidia_driver
 from dasf_hpc.launch.worker_command import choose_nsys, file_stem, nsys_command
 from dasf_hpc.nsight.errors import NsightError
@@ -137,7 +138,7 @@ def scratch(where: str, folder: str | None) -> Check:
 
 def nsys_checks(where: str, request: HostRequest) -> list[Check]:
     """Look for nsys, capture one NVTX range with it, export that, and look for the range."""
-    names = ("nsys", "nsys report", "nvtx range")
+    names = ("nsys", "gpu metrics", "nsys report", "nvtx range")
     if request.nsys is False:
         return [could_not_look(name, where, "left out by --no-nsys") for name in names]
     nsys = find_nsys(request.nsys_path)
@@ -152,8 +153,30 @@ def nsys_checks(where: str, request: HostRequest) -> list[Check]:
     else:
         remedy = "reports are imported when the run is merged, where the head has the importer"
         checks = [warn(names[0], where, nsys.sentence, remedy)]
+    checks.append(gpu_metrics(where, nsys, has_nvidia_driver()))
     with tempfile.TemporaryDirectory(prefix="dasf-hpc-doctor-") as folder:
         return [*checks, *captured(where, nsys, Path(folder))]
+
+
+def gpu_metrics(where: str, nsys: NsysProgram, has_gpu: bool) -> Check:
+    """Ask nsys which GPUs it can sample, and the driver who may."""
+    name = "gpu metrics"
+    if not has_gpu:
+        return could_not_look(name, where, "there is no NVIDIA driver here")
+    assert nsys.path is not None
+    offer, admins = ask_nsys(nsys.path), only_administrators()
+    driver = {
+        None: "",
+        True: "; the driver lets only administrators (RmProfilingAdminOnly: 1)",
+        False: "; the driver lets everybody (RmProfilingAdminOnly: 0)",
+    }[admins]
+    if offer.gpus:
+        can = f"nsys can sample {len(offer.gpus)} GPU(s) (--gpu-metrics)"
+        if not offer.why_not:
+            return ok(name, where, can + driver)
+        return warn(name, where, f"{can}, not all: {offer.why_not}{driver}", "see the sentence")
+    remedy = "runs go on without them; leave --gpu-metrics out, or ask the site's operators"
+    return warn(name, where, offer.why_not + driver, remedy)
 
 
 def captured(where: str, nsys: NsysProgram, folder: Path) -> list[Check]:

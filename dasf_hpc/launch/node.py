@@ -28,10 +28,12 @@ from typing import Any, NamedTuple
 import psutil
 
 from dasf_hpc.launch.deadline import set_deadline
+from dasf_hpc.launch.gpu_metrics import Claims, Sampling, ask_nsys, choose_sampling
 from dasf_hpc.launch.late import RUN_OVER, run_is_over
 from dasf_hpc.launch.node_watch import ORDERLY
 from dasf_hpc.launch.quoting import shell_word
 from dasf_hpc.launch.worker_command import (
+    asks_for_gpu_metrics,
     choose_nsys,
     file_stem,
     nsys_command,
@@ -115,6 +117,22 @@ def has_nvidia_driver() -> bool:
     return loaded or nvml_devices()[1] is NvmlState.READY
 
 
+#: GPUs that this node's nsys samples.
+_CLAIMS = Claims()
+
+
+def _sampling(arguments: argparse.Namespace, nsys: Path, has_gpu: bool) -> Sampling | None:
+    """Choose what nsys is to sample on GPUs, None where that is not asked for."""
+    if arguments.gpu_metrics is None or asks_for_gpu_metrics(arguments.nsys_arg):
+        return None
+    if not has_gpu:
+        why = "no GPU metrics: there is no NVIDIA driver on this node"
+        return Sampling(sentences=(why,))
+    devices, _ = nvml_devices()
+    offer = ask_nsys(nsys)
+    return choose_sampling(offer, arguments.gpu_metrics, devices, os.environ, _CLAIMS)
+
+
 def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Decide what this node runs.
 
@@ -155,7 +173,10 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             raise NsysUnusable(lacks)
         record["notes"].append(f"{lacks}: the workers run without it")
         return command, record
-    choice = choose_nsys(arguments.nsys_arg, has_nvidia_driver())
+    has_gpu = has_nvidia_driver()
+    sampling = _sampling(arguments, nsys.path, has_gpu)
+    record["gpu_metrics"] = bool(sampling is not None and sampling.words)
+    choice = choose_nsys(arguments.nsys_arg, has_gpu, sampling)
     report = claim_report(arguments.run / "nsight", host, job)
     record["notes"] += choice.reductions
     record["report"] = f"nsight/{report.name}.nsys-rep"
@@ -193,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument("--nsys", action=argparse.BooleanOptionalAction, default=None)
     parsed.add_argument("--nsys-path", default=None)
     parsed.add_argument("--nsys-arg", action="append", default=[])
+    parsed.add_argument("--gpu-metrics", type=int, default=None, help="samples a second")
     parsed.add_argument("--walltime", type=float, default=None, help="seconds")
     parsed.add_argument("--margin", type=float, default=0.0, help="seconds")
     parsed.add_argument("command", nargs=argparse.REMAINDER)
@@ -542,6 +564,11 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
                 failures = [died]
                 if done := make_way(record["nsys_version"], ended.process):
                     failures.append(done)
+                if record["gpu_metrics"] and attempt:
+                    # once it may have been as above NSYS_STARTS; twice it is what it was asked for
+                    arguments.gpu_metrics = None
+                    _CLAIMS.give_up()
+                    failures.append("no GPU metrics: nsys did not start with them")
         if asked.by is not None:
             _asked_too_early(arguments.run, record, asked.by)
             return ended.code or 128 + asked.by

@@ -55,6 +55,7 @@ class NodeScripts(ABC):
                 settings.nsys_arg,
                 None if self.local else (walltime, margin),
                 place.container.words() if place.container else (),
+                settings.gpu_metrics_frequency if settings.gpu_metrics else None,
             ),
             "job_script_prologue": [
                 f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",

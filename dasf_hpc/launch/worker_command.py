@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dasf_hpc.launch.gpu_metrics import OPTIONS, Sampling
 from dasf_hpc.launch.quoting import nsys_output
 
 #: What nsys traces by default, and what it does not do: sample and trace the CPU, which needs
@@ -90,7 +91,14 @@ def why_not_together(extra: Sequence[str]) -> str | None:
     )
 
 
-def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
+def asks_for_gpu_metrics(extra: Sequence[str]) -> bool:
+    """Say whether the user's own arguments for nsys ask for GPU metrics."""
+    return any(_sets(extra, option, None) for option in OPTIONS)
+
+
+def choose_nsys(
+    extra: Sequence[str], has_gpu: bool, sampling: Sampling | None = None
+) -> NsysChoice:
     """Choose nsys's arguments for a node.
 
     Parameters
@@ -99,6 +107,8 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
         The user's ``--nsys-arg``; what they set is not set by us.
     has_gpu
         Whether the node has an NVIDIA driver.
+    sampling
+        What to sample on GPUs, where that is asked for.
     """
     arguments: list[str] = []
     reductions: list[str] = []
@@ -115,6 +125,12 @@ def choose_nsys(extra: Sequence[str], has_gpu: bool) -> NsysChoice:
     if not _sets(extra, "--wait", "-w"):
         # Ends with the worker, not with whatever a task left running.
         arguments.append("--wait=primary")
+    if sampling is not None and not asks_for_gpu_metrics(extra):
+        words = sampling.words
+        if _sets(extra, "--gpu-metrics-frequency", None):
+            words = words[:1]
+        arguments += words
+        reductions += sampling.sentences
     part = records_in_part(extra)
     if part is not None and not _sets(extra, "--kill", None):
         # nsys profile --help: by default it sends SIGTERM at the session's end. With 2022.4 the
@@ -138,13 +154,15 @@ def node_command(
     nsys_arg: Sequence[str],
     walltime: tuple[float, float] | None,
     container: Sequence[str] = (),
+    gpu_metrics: int | None = None,
 ) -> str:
     """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
 
     dask-jobqueue pastes it in front of ``-m distributed.cli.dask_worker …``, so every word is
     quoted for the shell here. ``walltime`` is the job's time limit and the margin before it, in
     seconds; None where there is no limit. ``container`` are the words that run a command inside an
-    image: then the node step, nsys and the workers are inside.
+    image: then the node step, nsys and the workers are inside. ``gpu_metrics`` is how often in
+    a second GPUs are sampled; None: they are not.
     """
     words = [
         *container,
@@ -161,6 +179,8 @@ def node_command(
     if nsys_path:
         words += ["--nsys-path", nsys_path]
     words += [f"--nsys-arg={argument}" for argument in nsys_arg]
+    if gpu_metrics is not None:
+        words.append(f"--gpu-metrics={gpu_metrics}")
     if walltime is not None:
         words += ["--walltime", f"{walltime[0]:g}", "--margin", f"{walltime[1]:g}"]
     return shlex.join([*words, "--", python])

@@ -136,10 +136,12 @@ def _missing_buffers(found: re.Match[str]) -> int:
 
 
 def concerns(text: str) -> frozenset[str]:
-    """Say what a text is about: of ``nvtx`` and ``cuda``."""
+    """Say what a text is about: of ``nvtx``, ``cuda`` and ``metrics`` (those of GPUs)."""
     said = text.lower()
     about = {"nvtx"} if "nvtx" in said else set()
-    if "cuda" in said or "cupti" in said or "gpu" in said:
+    if "gpu metrics" in said:
+        about.add("metrics")
+    elif "cuda" in said or "cupti" in said or "gpu" in said:
         about.add("cuda")
     return frozenset(about)
 

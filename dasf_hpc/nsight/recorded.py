@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 #: Column ``lost`` of what tells of no loss.
 NO_LOSS = -2
 
-#: Tables that an export has only where CUDA, or NVTX, was traced, whether or not with rows.
+#: Tables that an export has only where CUDA, NVTX or GPU metrics were recorded, whether or not with
+#: rows.
 _TRACES = {
     "cuda": (
         "CUPTI_ACTIVITY_KIND_RUNTIME",
@@ -41,6 +42,7 @@ _TRACES = {
         "TARGET_INFO_CUDA_STREAM",
     ),
     "nvtx": ("NVTX_EVENTS",),
+    "metrics": ("GPU_METRICS", "TARGET_INFO_GPU_METRICS"),
 }
 
 
@@ -111,10 +113,11 @@ def add_recorded(
         additions.add_all("diagnostics", [_row(one, number, known) for one in told])
     holdings = judge(
         Evidence(
-            {**{kind: rows.get(table, 0) for kind, table in TABLE_OF.items()}, **_metrics(report)},
+            {kind: rows.get(table, 0) for kind, table in TABLE_OF.items()},
             asked,
             _traced(report, told or ()),
             _losses(told or (), known),
+            _refused(told or ()),
         )
     )
     additions.add_all(
@@ -182,11 +185,13 @@ def _losses(told: Sequence[Diagnostic], known: Known) -> dict[str, str]:
     return found
 
 
+def _refused(told: Sequence[Diagnostic]) -> str:
+    """Give the first text that warns of GPU metrics and tells of no loss; empty without any."""
+    about = (one for one in told if "metrics" in one.concerns and one.lost is None)
+    return next((one.text.rstrip(".") for one in about if one.severity != "info"), "")
+
+
 def _traced(report: Report, told: Sequence[Diagnostic]) -> frozenset[str]:
     tables = report.tables
     proven = {what for what, names in _TRACES.items() if tables & set(names)}
     return frozenset(proven.union(*(one.traced for one in told)))
-
-
-def _metrics(report: Report) -> dict[Kind, int]:
-    return {Kind.METRICS: report.count("GPU_METRICS") or 0}

@@ -22,6 +22,7 @@ from dasf_hpc.analysis.executions import (
     run_span,
     workers,
 )
+from dasf_hpc.show.counters import COUNTERS, Counter, curves_of
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
@@ -359,6 +360,9 @@ def curves(trace: Trace, executions: Executions) -> list[dict[str, Any]]:
     ):
         samples = trace.table(source, ["time", owner, column])
         charts.append(_chart(title, unit, samples, owner, column, owners, span))
+    owners_of = {"gpu": gpus, "node": nodes, "process": of_worker}
+    for counter in COUNTERS:
+        charts += _counter_charts(trace, counter, owners_of[counter.owner], span)
     return [chart for chart in charts if chart["curves"]]
 
 
@@ -379,6 +383,24 @@ def _executing(executions: Executions, table: pd.DataFrame, span: Span) -> dict[
     chart = _drawn("Threads that execute tasks", "", {"executing": busy} if len(starts) else {})
     chart["top"] = int(table["threads"].sum()) if len(table) else 0
     return chart
+
+
+def _counter_charts(
+    trace: Trace, counter: Counter, owners: dict[int, str], span: Span
+) -> list[dict[str, Any]]:
+    """Draw curves of a table of samples, a chart each title that the report is to have."""
+    drawn = []
+    found = [c for c in curves_of(trace, counter) if c.apart < 0] if counter.charts else []
+    for title in counter.charts:
+        own: dict[str, Floats] = {}
+        these = [curve for curve in found if curve.title == title and curve.owner in owners]
+        lengths = [len(curve.times) for curve in these] or [0]
+        bins = int(np.clip(np.median(lengths) // 2, 1, POINTS))
+        for curve in these:
+            own[owners[curve.owner]] = _means(curve.times, curve.values, span, bins)
+        own = {name: own[name] for name in sorted(own, key=_natural)}
+        drawn.append(_drawn(title, these[0].unit if these else "", own))
+    return drawn
 
 
 def _chart(

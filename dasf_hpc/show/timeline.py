@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dasf_hpc.show.counters import COUNTERS, Counter, curves_of
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.gpus import gpu_labels
 from dasf_hpc.trace.open import Trace
@@ -136,6 +137,8 @@ def draw(trace: Trace, drawing: Drawing, told: Told = lambda step: None) -> None
             _draw_ranges(trace, drawing, tracks, table, start, stop)
         for table in GAUGES:
             _draw_samples(trace, drawing, tracks, table, start, stop)
+    for counter in COUNTERS:
+        _draw_counters(trace, drawing, tracks, counter)
     told(Step("Exporting", len(windows), len(windows)))
 
 
@@ -494,6 +497,17 @@ def _draw_samples(
             if good.any():
                 track = tracks.counter((table, row, column), group, prefix + name, "bytes/s")
                 drawing.values(track, *_rates(tracks, track, times[good], values[good] * size))
+
+
+def _draw_counters(trace: Trace, drawing: Drawing, tracks: _Tracks, counter: Counter) -> None:
+    for curve in curves_of(trace, counter):
+        group, prefix = _owner(tracks, counter.owner, curve.owner)
+        if curve.apart >= 0:
+            group = tracks.report(curve.apart)
+        if group is not None:
+            identity = (counter.table, curve.owner, curve.apart, curve.title)
+            track = tracks.counter(identity, group, prefix + curve.title, curve.unit)
+            drawing.values(track, curve.times.tolist(), curve.values.tolist())
 
 
 def _owner(tracks: _Tracks, owner: str, row: int) -> tuple[int | None, str]:

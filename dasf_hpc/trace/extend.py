@@ -32,6 +32,7 @@ GROWING = (
     "report_clocks",
     "diagnostics",
     "recorded",
+    "metrics",
     "task_gpu",
 )
 

@@ -28,7 +28,7 @@ class Kind(StrEnum):
     METRICS = "GPU metrics"
 
 
-#: The trace's table of each kind; of GPU metrics there is none.
+#: The trace's table of each kind.
 TABLE_OF: Mapping[Kind, str] = {
     Kind.RANGES: "nvtx_ranges",
     Kind.CALLS: "cuda_api",
@@ -36,11 +36,14 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.COPIES: "memcpys",
     Kind.FILLS: "memsets",
     Kind.WAITS: "synchronizations",
+    Kind.METRICS: "gpu_metrics",
 }
 
 #: What keeps a GPU busy.
 ON_GPU = (Kind.KERNELS, Kind.COPIES, Kind.FILLS)
 _CUDA = (Kind.CALLS, *ON_GPU, Kind.WAITS)
+#: What evidence calls the kinds that are not recorded with CUDA.
+_OTHERS = {Kind.RANGES: "nvtx", Kind.METRICS: "metrics"}
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
 CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
@@ -48,6 +51,7 @@ CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
     Kind.COPIES: ("cudaMemcpy", "cuMemcpy"),
     Kind.FILLS: ("cudaMemset", "cuMemset"),
 }
+_SAYS = "nsys says: "
 _ASKS = {Kind.KERNELS: "launch kernels", Kind.COPIES: "copy", Kind.FILLS: "fill memory"}
 
 
@@ -116,16 +120,19 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was traced beyond doubt, of ``nvtx`` and ``cuda``: a table of it is there, if without
-        rows, or nsys says so.
+        What was recorded beyond doubt, of ``nvtx``, ``cuda`` and ``metrics``: a table of it is
+        there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
+    refused
+        What nsys says of sampling GPUs that it could not do, as where another tool samples them.
     """
 
     counts: Mapping[Kind, int]
     asked: Mapping[Kind, int] = field(default_factory=dict)
     traced: frozenset[str] = frozenset()
     losses: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
 
 
 def judge(evidence: Evidence) -> list[Holding]:
@@ -133,11 +140,12 @@ def judge(evidence: Evidence) -> list[Holding]:
     counts = {kind: evidence.counts.get(kind, 0) for kind in Kind}
     cuda = "cuda" in evidence.traced or any(counts[kind] for kind in _CUDA)
     traced = dict.fromkeys(_CUDA, cuda)
-    traced |= {Kind.RANGES: "nvtx" in evidence.traced, Kind.METRICS: False}
+    for kind, about in _OTHERS.items():
+        traced[kind] = about in evidence.traced
     on_gpu = any(counts[kind] for kind in ON_GPU)
     found = []
     for kind in Kind:
-        about = {Kind.RANGES: "nvtx", Kind.METRICS: ""}.get(kind, "cuda")
+        about = _OTHERS.get(kind, "cuda")
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -147,13 +155,15 @@ def judge(evidence: Evidence) -> list[Holding]:
             )
         elif owed:
             calls = f"calls to {_ASKS[kind]}: {asked:,}, and nothing of it was recorded"
-            why = f"nsys says: {loss}" if loss else "it was lost, or recording it was not permitted"
+            why = f"{_SAYS}{loss}" if loss else "it was lost, or recording it was not permitted"
             found.append(Holding(kind, State.LOST, 0, f"{calls}; {why}"))
         elif loss and not any(counts[other] for other in _CUDA if kind in _CUDA):
             found.append(Holding(kind, State.LOST, 0, loss))
         elif loss:
             # others of its sort came: that it was among what is lost nothing says
             found.append(Holding(kind, State.NONE, 0, loss))
+        elif kind is Kind.METRICS and evidence.refused:
+            found.append(Holding(kind, State.MISSING, 0, f"{_SAYS}{evidence.refused}"))
         elif traced[kind]:
             found.append(Holding(kind, State.NONE, 0))
         else:
@@ -163,7 +173,7 @@ def judge(evidence: Evidence) -> list[Holding]:
 
 def _untraced(kind: Kind) -> str:
     if kind is Kind.METRICS:
-        return ""
+        return "nsys was not asked for them (--gpu-metrics), or could not take them"
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
 
@@ -191,10 +201,7 @@ def lacks(holdings: Sequence[Holding]) -> str:
             return f"what ran on GPUs is lost: {lost[0].reason}"
     if of[Kind.RANGES].state is State.LOST:
         return f"its NVTX ranges are lost: {of[Kind.RANGES].reason}"
-    used = [h for kind, h in of.items() if kind is not Kind.METRICS and h.there]
-    if not used and of[Kind.METRICS].there:
-        return "it holds samples of GPU metrics and nothing else, for which a trace has no table"
-    if not used:
+    if not any(h.there for h in holdings):
         return (
             "it holds no NVTX range and no call of CUDA: were none made, or were they not traced?"
         )
@@ -210,16 +217,13 @@ def held(trace: Trace) -> dict[Kind, Holding]:
     reports = len(trace.reports)
     found = {}
     for kind in Kind:
-        name = TABLE_OF.get(kind)
-        rows = trace.rows(name) if name else 0
+        rows = trace.rows(TABLE_OF[kind])
         own = table[table["what"] == kind]
         states = {State(str(state)) for state in own["state"]}
         if not states:
             states = {State.RECORDED if rows else State.MISSING}
         state = next(state for state in _ORDER if state in states)
-        if not name:
-            rows = int(own["count"].clip(lower=0).sum())
-        elif not rows and state in (State.RECORDED, State.PARTLY):
+        if not rows and state in (State.RECORDED, State.PARTLY):
             state = State.MISSING  # a report says so that the trace did not take
         reason = ""
         if state in (State.PARTLY, State.LOST):
@@ -230,7 +234,8 @@ def held(trace: Trace) -> dict[Kind, Holding]:
             state = State.PARTLY
             reason = str(own[own["state"] == State.LOST]["reason"].iloc[0])
         elif state is State.MISSING:
-            reason = _why_missing(kind, reports)
+            said = [str(one) for one in own["reason"].dropna() if str(one).startswith(_SAYS)]
+            reason = said[0] if said else _why_missing(kind, reports)
         found[kind] = Holding(kind, state, rows, reason)
     return found
 

@@ -178,6 +178,10 @@ DICTIONARIES: dict[str, str] = {
     "diagnostics": "what a profiler says of itself, without values of variables and folders",
     "recorded_kinds": "what a report may hold",
     "recorded_states": "whether a report holds it",
+    "metrics": "names of what a profiler samples, as it calls them",
+    "measures": "what a metric measures, one name over all products and versions",
+    "units": "units of numbers",
+    "nics": "names of network adapters",
     "pids": "process ids, separated by commas",
 }
 
@@ -776,6 +780,49 @@ _TABLES = (
             _START,
             _STOP,
             _text("name", "the function", "os_calls"),
+        ),
+        order="start",
+    ),
+    Table(
+        "metrics",
+        "A metric that nsys sampled, of a GPU or of a network adapter.",
+        (
+            _text("name", "nsys's name of it", "metrics"),
+            _text(
+                "measure",
+                "what it measures, whatever GPU and version of nsys; the metrics of one measure "
+                "are parts of it, which add up; none: it has no other name than nsys's",
+                "measures",
+            ),
+            _text("unit", "unit of its values, %: of the most there can be", "units"),
+        ),
+    ),
+    Table(
+        "gpu_metrics",
+        "A sample of a metric of a GPU: a mean over the time from start to stop. Of several reports"
+        " that sampled a GPU at once each has its rows.",
+        (
+            _REPORT,
+            _row("gpu", "gpus", "the GPU"),
+            _row("metric", "metrics", "what was sampled"),
+            _START,
+            _STOP,
+            Column("value", "int64", "", "the mean, in the unit of the metric"),
+        ),
+        order="start",
+    ),
+    Table(
+        "nic_metrics",
+        "A sample of a counter of a network adapter, over the time from start to stop.",
+        (
+            _REPORT,
+            _row("node", "nodes", "the host it is in; -1: the report does not say"),
+            _text("nic", "the adapter's name", "nics"),
+            Column("port", "int32", "", "its port; -1: not told"),
+            _row("metric", "metrics", "what was sampled"),
+            _START,
+            _STOP,
+            Column("value", "int64", "", "what was counted, in the unit of the metric"),
         ),
         order="start",
     ),

@@ -26,7 +26,10 @@ LONGEST = 10
 REASONS = 3
 
 #: Tables that reports fill, without the operating system's calls.
-OF_REPORTS = ("kernels", "memcpys", "memsets", "synchronizations", "cuda_api", "nvtx_ranges")
+OF_REPORTS = (
+    *("kernels", "memcpys", "memsets", "synchronizations", "cuda_api", "nvtx_ranges"),
+    *("gpu_metrics", "nic_metrics"),
+)
 
 #: Rows that are looked at together.
 ROWS = 1 << 18
