@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dasf_hpc.nsight.messages import TRACED_BY
 from dasf_hpc.nsight.reader import Diagnostic, Report
 from dasf_hpc.nsight.sqlite import NONE, Names
 from dasf_hpc.trace.align import Correction
@@ -41,6 +42,7 @@ _TRACES = {
         "TARGET_INFO_CUDA_STREAM",
     ),
     "nvtx": ("NVTX_EVENTS",),
+    "messages": TRACED_BY,
 }
 
 

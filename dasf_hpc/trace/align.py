@@ -92,8 +92,8 @@ class Correction:
     ----------
     source
         Where it comes from: "reference" (it is the target clock), "same-host" (another process's
-        clock is the same), "probes", "utc", "marks", "system-clock"; corrections one after the
-        other are joined with "+".
+        clock is the same), "probes", "utc", "marks", "system-clock", "collectives"; corrections
+        one after the other are joined with "+".
     origin_ns
         Local time at which the correction is just `offset_ns`, ns.
     offset_ns
@@ -281,6 +281,99 @@ def fit_marks(
     singles = np.column_stack((session[best], clock[best] + lag, clock[best], session[best]))
     fitted = _fit(np.concatenate((pairs, singles)), span, "marks", np.stack((session, clock)))
     return replace(fitted, points=len(session))
+
+
+@dataclass(frozen=True)
+class TiedClock:
+    """A clock that collectives tie to another one.
+
+    Attributes
+    ----------
+    correction
+        How to read it on the other one; its bound holds from `first` to `last`.
+    first, last
+        Local times, ns.
+    at_first, at_last
+        How far the clock may be from the correction at both ends, ns; between them no further than
+        the straight line between these.
+    """
+
+    correction: Correction
+    first: int
+    last: int
+    at_first: float
+    at_last: float
+
+    def within(self, local_ns: Integers) -> Floats:
+        """Give how far the corrected times may be off, ns."""
+        since = (np.asarray(local_ns, np.int64) - np.int64(self.first)) / max(
+            1, self.last - self.first
+        )
+        part = np.clip(since, 0.0, 1.0)
+        found: Floats = self.at_first * (1.0 - part) + self.at_last * part
+        return found
+
+
+def fit_ties(
+    upper_at: Integers,
+    upper: Integers,
+    lower_at: Integers,
+    lower: Integers,
+    span: tuple[int, int],
+) -> TiedClock:
+    """Fit a correction to limits of which each stands alone, as those of collectives do.
+
+    ``D(upper_at) <= upper - upper_at`` and ``D(lower_at) >= lower - lower_at``. The correction is
+    the line in the middle, at both ends of the span, of all lines between the limits whose drift is
+    within `DRIFT_LIMIT`; so half of what lies between the outermost lines is the bound.
+
+    A clock whose rate changes by no more than `RATE_WANDER` is nowhere further from one of its
+    lines than an eighth of that times the span: so far the limits are moved apart first, and so
+    much is added to the bound. Jumps are not allowed for, as they are for probes: limits that no
+    line keeps give a `residual_ns`, and a correction that should not be used.
+
+    Parameters
+    ----------
+    upper_at, upper, lower_at, lower : (n,) int64
+        Local times, and readings of the reference that are no earlier, or no later, than these, ns;
+        at least one of each.
+    span
+        Local times, ns, between which the bound has to hold.
+    """
+    first = min(int(upper_at.min()), int(lower_at.min()), span[0])
+    last = max(int(upper_at.max()), int(lower_at.max()), span[1])
+    origin = (first + last) // 2
+    level = int(upper[0] - upper_at[0])
+    wander = RATE_WANDER * (last - first) / 8
+    limits = _Limits(
+        (upper_at - origin).astype(np.float64),
+        (upper - upper_at - level).astype(np.float64) + wander,
+        (lower_at - origin).astype(np.float64),
+        (lower - lower_at - level).astype(np.float64) - wander,
+    )
+    lines = limits.lines()
+    begin, end = float(first - origin), float(last - origin)
+    low_first, high_first = lines.range(begin)
+    low_last, high_last = lines.range(end)
+    middle_first, middle_last = (low_first + high_first) / 2, (low_last + high_last) / 2
+    drift = (middle_last - middle_first) / (end - begin) if end > begin else 0.0
+    offset = middle_first - drift * begin
+    # 1: the offset and the drift's part are rounded
+    at_first, at_last = (
+        (high - low) / 2 + wander + 1
+        for low, high in ((low_first, high_first), (low_last, high_last))
+    )
+    residual = math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0
+    correction = Correction(
+        source="collectives",
+        origin_ns=origin,
+        offset_ns=level + round(offset),
+        drift=drift,
+        bound_ns=math.ceil(max(at_first, at_last)),
+        residual_ns=residual,
+        points=len(upper_at),
+    )
+    return TiedClock(correction, first, last, at_first, at_last)
 
 
 def bounds_between(

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     FILLS = "fills"
     WAITS = "waits"
     METRICS = "GPU metrics"
+    MESSAGES = "messages"
 
 
 #: The trace's table of each kind; of GPU metrics there is none.
@@ -36,6 +37,7 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.COPIES: "memcpys",
     Kind.FILLS: "memsets",
     Kind.WAITS: "synchronizations",
+    Kind.MESSAGES: "messages",
 }
 
 #: What keeps a GPU busy.
@@ -116,8 +118,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was traced beyond doubt, of ``nvtx`` and ``cuda``: a table of it is there, if without
-        rows, or nsys says so.
+        What was traced beyond doubt, of ``nvtx``, ``cuda`` and ``messages``: a table of it is
+        there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     """
@@ -134,10 +136,11 @@ def judge(evidence: Evidence) -> list[Holding]:
     cuda = "cuda" in evidence.traced or any(counts[kind] for kind in _CUDA)
     traced = dict.fromkeys(_CUDA, cuda)
     traced |= {Kind.RANGES: "nvtx" in evidence.traced, Kind.METRICS: False}
+    traced[Kind.MESSAGES] = "messages" in evidence.traced
     on_gpu = any(counts[kind] for kind in ON_GPU)
     found = []
     for kind in Kind:
-        about = {Kind.RANGES: "nvtx", Kind.METRICS: ""}.get(kind, "cuda")
+        about = {Kind.RANGES: "nvtx", Kind.METRICS: "", Kind.MESSAGES: ""}.get(kind, "cuda")
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -164,6 +167,8 @@ def judge(evidence: Evidence) -> list[Holding]:
 def _untraced(kind: Kind) -> str:
     if kind is Kind.METRICS:
         return ""
+    if kind is Kind.MESSAGES:
+        return "neither MPI, UCX nor NCCL was traced, or no process that was traced used them"
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
 
@@ -237,7 +242,11 @@ def held(trace: Trace) -> dict[Kind, Holding]:
 
 def _why_missing(kind: Kind, reports: int) -> str:
     if not reports:
-        what = {Kind.RANGES: "NVTX", Kind.METRICS: "GPU metrics"}.get(kind, "CUDA")
+        what = {
+            Kind.RANGES: "NVTX",
+            Kind.METRICS: "GPU metrics",
+            Kind.MESSAGES: "messages",
+        }.get(kind, "CUDA")
         return f"no {what} table in this trace"
     return _untraced(kind)
 
