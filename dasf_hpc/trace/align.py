@@ -293,25 +293,39 @@ class TiedClock:
         How to read it on the other one; its bound holds from `first` to `last`.
     first, last
         Local times, ns.
-    at_first, at_last
-        How far the clock may be from the correction at both ends, ns; between them no further than
-        the straight line between these.
+    drifts, lowest, highest
+        Lines that hold all that the clock can be: of each the drift, and at the correction's origin
+        the least and the greatest value, ns, relative to `level_ns`.
+    level_ns
+        What `lowest` and `highest` count from, ns.
     """
 
     correction: Correction
     first: int
     last: int
-    at_first: float
-    at_last: float
+    drifts: Floats
+    lowest: Floats
+    highest: Floats
+    level_ns: int
 
-    def within(self, local_ns: Integers) -> Floats:
-        """Give how far the corrected times may be off, ns."""
-        since = (np.asarray(local_ns, np.int64) - np.int64(self.first)) / max(
-            1, self.last - self.first
-        )
-        part = np.clip(since, 0.0, 1.0)
-        found: Floats = self.at_first * (1.0 - part) + self.at_last * part
-        return found
+    def earliest(self, local_ns: Integers) -> Integers:
+        """Give the earliest times of the other clock at which this one may have read these, ns."""
+        return self._read(local_ns, self.lowest, np.minimum, np.floor)
+
+    def latest(self, local_ns: Integers) -> Integers:
+        """Give the latest times of the other clock at which this one may have read these, ns."""
+        return self._read(local_ns, self.highest, np.maximum, np.ceil)
+
+    def _read(
+        self, local_ns: Integers, values: Floats, outer: np.ufunc, rounded: np.ufunc
+    ) -> Integers:
+        local = np.asarray(local_ns, np.int64)
+        since = (local - np.int64(self.correction.origin_ns)).astype(np.float64)
+        away = np.full(len(local), values[0]) + self.drifts[0] * since
+        for drift, value in zip(self.drifts[1:].tolist(), values[1:].tolist(), strict=True):
+            outer(away, value + drift * since, out=away)
+        read: Integers = local + np.int64(self.level_ns) + rounded(away).astype(np.int64)
+        return read
 
 
 def fit_ties(
@@ -353,27 +367,41 @@ def fit_ties(
     )
     lines = limits.lines()
     begin, end = float(first - origin), float(last - origin)
-    low_first, high_first = lines.range(begin)
-    low_last, high_last = lines.range(end)
+    # at any time the outermost line has the least or the greatest drift, or goes through an edge
+    # of the limits' hulls
+    drifts = np.unique(
+        np.clip(
+            np.concatenate(([lines.least, lines.most], *map(_steepness, lines.limits.sides()))),
+            lines.least,
+            lines.most,
+        )
+    )
+    lowest = np.array([lines.limits.lowest(drift, 0.0) for drift in drifts.tolist()]) - wander
+    highest = np.array([lines.limits.highest(drift, 0.0) for drift in drifts.tolist()]) + wander
+    low_first, low_last = ((lowest + drifts * at).min() for at in (begin, end))
+    high_first, high_last = ((highest + drifts * at).max() for at in (begin, end))
     middle_first, middle_last = (low_first + high_first) / 2, (low_last + high_last) / 2
     drift = (middle_last - middle_first) / (end - begin) if end > begin else 0.0
-    offset = middle_first - drift * begin
-    # 1: the offset and the drift's part are rounded
-    at_first, at_last = (
-        (high - low) / 2 + wander + 1
-        for low, high in ((low_first, high_first), (low_last, high_last))
-    )
-    residual = math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0
+    bound = max(high_first - low_first, high_last - low_last) / 2
     correction = Correction(
         source="collectives",
         origin_ns=origin,
-        offset_ns=level + round(offset),
-        drift=drift,
-        bound_ns=math.ceil(max(at_first, at_last)),
-        residual_ns=residual,
+        offset_ns=level + round(middle_first - drift * begin),
+        drift=float(drift),
+        # 1: the offset and the drift's part are rounded
+        bound_ns=math.ceil(bound) + 1,
+        residual_ns=math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0,
         points=len(upper_at),
     )
-    return TiedClock(correction, first, last, at_first, at_last)
+    return TiedClock(correction, first, last, drifts, lowest, highest, level)
+
+
+def _steepness(side: tuple[Floats, Floats]) -> Floats:
+    """Give the drifts of the lines through neighbours of these points, in order of time."""
+    at, value = side
+    apart = np.diff(at)
+    steep: Floats = np.diff(value)[apart > 0] / apart[apart > 0]
+    return steep
 
 
 def bounds_between(
@@ -687,6 +715,10 @@ class _Limits:
     def room(self, drift: float) -> float:
         """Give how far a line of this drift can be moved between all; negative: it misses some."""
         return self.highest(drift, 0.0) - self.lowest(drift, 0.0)
+
+    def sides(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """Give the upper and the lower limits, times and values."""
+        return (self.upper_at, self.upper), (self.lower_at, self.lower)
 
     def lines(self) -> _Lines:
         """Find the lines between all, or, where there is none, the one that misses them least."""

@@ -161,11 +161,9 @@ def _tie(
 def _narrow(entered: Array, left: Array, earliest: Array, latest: Array, clock: TiedClock) -> None:
     """Limit the instants by a clock's entries and returns, in place."""
     rows = np.flatnonzero(entered != NEVER)
-    times = clock.correction.apply(entered[rows]) - np.ceil(clock.within(entered[rows]))
-    earliest[rows] = np.maximum(earliest[rows], times.astype(np.int64))
+    earliest[rows] = np.maximum(earliest[rows], clock.earliest(entered[rows]))
     rows = np.flatnonzero(left != NEVER)
-    times = clock.correction.apply(left[rows]) + np.ceil(clock.within(left[rows]))
-    latest[rows] = np.minimum(latest[rows], times.astype(np.int64))
+    latest[rows] = np.minimum(latest[rows], clock.latest(left[rows]))
 
 
 def _tightest(entered: Array, left: Array) -> Array:
