@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from dasf_hpc import open_trace
+from dasf_hpc.analysis import analyse
 from dasf_hpc.imports import Imported, Wishes, import_files
 from dasf_hpc.nsight.export import export_sqlite, find_nsys
 from dasf_hpc.trace.align import DRIFT_LIMIT, RATE_WANDER
@@ -535,6 +537,64 @@ def test_a_broadcast_says_that_none_leaves_before_its_root_entered(tmp_path: Pat
     trace, _ = imported(job.write())
     assert second(trace)["correction_source"] == "collectives"
     assert job.error(trace, 1) <= second(trace)["correction_bound"] < MS
+
+
+# ----------------------------------------------------------------------------- who waited
+
+
+def test_who_came_last_and_how_long_the_others_waited_is_told(tmp_path: Path) -> None:
+    """Rank 3 is always 8 ms late."""
+    job = two(tmp_path)
+    for number in range(20):
+        at = job.time = (2 + number / 50) * S
+        for rank in job.ranks:
+            entered = at + (8 * MS if rank == 3 else rank * US)
+            job.calls.append((rank, entered, at + 8 * MS + 10 * US, "MPI_Barrier", {}))
+    trace, _ = imported(job.write())
+    answer = analyse("collectives", trace)
+    (row,) = answer.tables["collectives"].to_dict("records")
+    bound = second(trace)["correction_bound"]
+    truth = 20 * (3 * 8 * MS - 3 * US)
+    assert (row["operation"], row["ranks"], row["count"], row["calls"]) == (
+        "MPI_Barrier",
+        4,
+        20,
+        80,
+    )
+    assert row["wait"] == pytest.approx(truth, abs=60 * int(bound))
+    waiting = answer.tables["waiting"]
+    assert waiting["rank"].tolist()[0] == 3
+    assert waiting["last"].tolist() == [20, 0, 0, 0]
+    assert waiting["caused"].sum() == waiting["wait"].sum() == row["wait"]
+    assert waiting["calls"].sum() == row["calls"]
+    assert waiting["time"].sum() == row["time"]
+    (finding,) = answer.findings
+    assert "process 1003 on n2 (rank 3) came last 20 times" in finding.sentence
+    assert answer.tables["clocks"]["points"].tolist() == [20]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_nothing_that_was_waited_is_counted_twice_or_lost(seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        job = two(Path(folder), seed=seed)
+        job.program(6)
+        job.collective("MPI_Bcast", rootRank=0, size=4)
+        trace, _ = imported(job.write())
+        messages = trace.table("messages", ["start", "stop", "collective", "operation"])
+        answer = analyse("collectives", trace)
+        trace.close()
+    waited = 0
+    for _, calls in messages[messages["collective"] >= 0].groupby("collective"):
+        if calls["operation"].iloc[0] != "MPI_Bcast":
+            last = calls["start"].max()
+            waited += int((np.minimum(last, calls["stop"]) - calls["start"]).clip(lower=0).sum())
+    tables = answer.tables
+    assert tables["collectives"]["wait"].sum() == waited
+    assert tables["waiting"]["wait"].sum() == tables["waiting"]["caused"].sum() == waited
+    assert tables["collectives"]["calls"].sum() == 13 * 4
+    assert tables["operations"]["calls"].sum() == len(messages)
+    assert tables["operations"]["time"].sum() == (messages["stop"] - messages["start"]).sum()
 
 
 # -------------------------------------------------------------------------------- messages

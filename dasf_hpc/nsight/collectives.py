@@ -38,13 +38,9 @@ from dasf_hpc.nsight.messages import LIBRARIES, MPI, TRACED_BY, Messages, read_m
 from dasf_hpc.nsight.sqlite import FAR, NONE, Export, Integers
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
 from dasf_hpc.trace.causality import Order
-from dasf_hpc.trace.ties import NEVER, Prior, Tied, tie_clocks
+from dasf_hpc.trace.ties import EVERYONE_WAITS, NEVER, Prior, Tied, tie_clocks
 
-#: Collectives in which every rank waits for every other, if there is anything to exchange.
-_ALL = frozenset(
-    {"MPI_Barrier", "MPI_Allreduce", "MPI_Allgather", "MPI_Alltoall", "MPI_Reduce_scatter_block"}
-)
-#: Those in which all wait for the root, and those in which the root waits for all.
+#: Collectives in which all wait for the root, and those in which the root waits for all.
 _FROM_ROOT = frozenset({"MPI_Bcast", "MPI_Scatter"})
 _TO_ROOT = frozenset({"MPI_Reduce", "MPI_Gather"})
 #: Those whose size is the same at every rank.
@@ -572,7 +568,7 @@ def _roles(calls: Messages, rows: Integers) -> tuple[Integers, Integers]:
     root, rank = calls.root[rows], calls.rank[rows]
     known = (root != NONE) & (rank != NONE)
     is_root, other = known & (root == rank), known & (root != rank)
-    from_root, to_root, every = among(_FROM_ROOT), among(_TO_ROOT), among(_ALL)
+    from_root, to_root, every = among(_FROM_ROOT), among(_TO_ROOT), among(EVERYONE_WAITS)
     enters = moves & (every | (from_root & is_root) | (to_root & other))
     waits = moves & (every | (from_root & other) | (to_root & is_root))
     return enters, waits

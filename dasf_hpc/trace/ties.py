@@ -25,6 +25,11 @@ from dasf_hpc.trace.align import TiedClock, fit_ties
 
 Array = NDArray[Any]
 
+#: Collectives in which every rank waits for every other, if there is anything to exchange.
+EVERYONE_WAITS = frozenset(
+    {"MPI_Barrier", "MPI_Allreduce", "MPI_Allgather", "MPI_Alltoall", "MPI_Reduce_scatter_block"}
+)
+
 #: Stands for the time of who did not take part, or of whom the others do not wait.
 NEVER = np.iinfo(np.int64).max
 
