@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from exports import Export
+from exports import MPI_COMMUNICATORS, Export
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -667,6 +667,33 @@ def test_odd_payloads_cost_no_report(tmp_path: Path, content: str, bytes_: int) 
         )
     trace, _ = imported([path])
     assert trace.table("messages")["sent"].tolist() == [bytes_]
+
+
+@pytest.mark.parametrize("value", ["NULL", "-1", "0", "9223372036854775807", "-9e18", "'text'"])
+@pytest.mark.parametrize(
+    "column",
+    ["start", "end", "globalTid", "textId", "commHandle", "rootRank", "size", "rank", "commUid"],
+)
+def test_odd_contents_cost_at_most_their_report(tmp_path: Path, column: str, value: str) -> None:
+    job = two(tmp_path, version="2026.2")
+    job.program(3)
+    paths = job.write()
+    with sqlite3.connect(paths[1]) as database:
+        database.execute(f"CREATE TABLE MPI_COMMUNICATORS ({MPI_COMMUNICATORS})")
+        database.execute("INSERT INTO MPI_COMMUNICATORS (rank, commHandle) VALUES (2, 4002)")
+        for table in ("MPI_COLLECTIVES_EVENTS", "MPI_RANKS", "MPI_COMMUNICATORS"):
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            if column in columns:
+                definition = ", ".join(columns)
+                database.execute(f"CREATE TABLE odd AS SELECT {definition} FROM {table}")
+                database.execute(f"UPDATE odd SET {column} = {value} WHERE rowid % 2 = 1")
+                database.execute(f"DROP TABLE {table}")
+                database.execute(f"ALTER TABLE odd RENAME TO {table}")
+    trace, done = imported(paths)
+    analyse("collectives", trace)
+    statuses = [entry.status for entry in done.reports]
+    assert statuses[0] == "joined"
+    assert statuses[1] == ("joined" if value not in ("'text'", "-9e18") else statuses[1])
 
 
 def test_what_was_not_traced_is_not_recorded_and_what_is_empty_is_none(tmp_path: Path) -> None:

@@ -642,8 +642,8 @@ def _refused(tied: Tied, untold: bool) -> str:
 def _span(source: Source) -> tuple[int, int]:
     """Give from when to when a report's times have to be right: all of its session."""
     start, stop = source.calls.start, source.calls.stop
-    times = np.concatenate([start[start != NONE], stop[stop != NONE]])
-    return min(0, int(times.min())), max(source.stop, int(times.max()))
+    times = np.concatenate([[0], start[start != NONE], stop[stop != NONE]])
+    return int(times.min()), max(source.stop, int(times.max()))
 
 
 def _prior(anchor: Source, source: Source) -> Prior | None:

@@ -232,7 +232,7 @@ def _ranks(export: Export) -> dict[int, int]:
 
 
 def _of_process(pid: Integers, values: Mapping[int, int]) -> Integers:
-    found = np.full(len(pid), NONE, np.int32)
+    found = np.full(len(pid), NONE, np.int64)
     for number, rows in grouped(pid):
         found[rows] = values.get(number, NONE)
     return found
@@ -419,8 +419,9 @@ def _layouts(export: Export) -> dict[tuple[int, int], list[tuple[str, int]]]:
         f"SELECT domainId, schemaId, name, offset FROM {table}"
     ):
         part = _PARTS.get(str(name).lower())
-        if part is not None and offset is not None:
-            found.setdefault((int(domain), int(schema)), []).append((part, int(offset)))
+        place = (domain, schema, offset)
+        if part is not None and all(isinstance(n, int) for n in place) and offset >= 0:
+            found.setdefault((domain, schema), []).append((part, offset))
     return found
 
 
@@ -468,6 +469,11 @@ def _together(parts: Sequence[dict[str, Any]]) -> Messages:
         for name in Messages.__dataclass_fields__
         if name != "operation"
     }
+    limit = np.iinfo(np.int32).max
+    for name in ("rank", "root"):
+        # no job has as many: something else stands there
+        columns[name] = np.where(np.abs(columns[name]) > limit, NONE, columns[name])
+        columns[name] = columns[name].astype(np.int32)
     # the last one stands for -1
     return Messages(operation=encode([*categories, ""], index), **columns)
 
