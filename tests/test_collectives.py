@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linprog
+from synthetic import BEGIN, BEGIN_UTC, PlainWorker, write_workers
 
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
-from dasf_hpc.imports import Imported, Wishes, import_files
+from dasf_hpc.imports import Imported, Wishes, import_files, join_into
 from dasf_hpc.nsight.export import export_sqlite, find_nsys
+from dasf_hpc.outcome import merge_run
 from dasf_hpc.trace.align import DRIFT_LIMIT, RATE_WANDER
 from dasf_hpc.trace.causality import COLLECTIVE
 from dasf_hpc.trace.holdings import Kind, State, held
@@ -537,6 +539,75 @@ def test_a_broadcast_says_that_none_leaves_before_its_root_entered(tmp_path: Pat
     trace, _ = imported(job.write())
     assert second(trace)["correction_source"] == "collectives"
     assert job.error(trace, 1) <= second(trace)["correction_bound"] < MS
+
+
+# ------------------------------------------------------------------------- runs with journals
+
+
+RUNNER = PlainWorker(1000, [(1000, BEGIN + 2 * S, BEGIN + 2 * S + 900 * MS)], [])
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_in_a_run_collectives_check_what_journals_tie_and_tie_what_they_do_not(
+    tmp_path: Path, merged: bool
+) -> None:
+    """Rank 0 is a worker with a journal, ranks 2 and 3 are processes of another host."""
+    job = Job(tmp_path, [("node7", 0, 0, 0.0, (0,)), ("n2", S, 5 * MS, 3e-5, (2, 3))])
+    job.program(20)
+    paths = job.write()
+    run = tmp_path / "run"
+    write_workers(run / "journals", [RUNNER])
+    for path, host in zip(paths, job.hosts, strict=True):
+        if host[0] == "node7":
+            with Export(tmp_path / "marks.sqlite", "2025.1") as marks:
+                for n in range(10):
+                    marks.mark(1000, MS + n * 1000, BEGIN + MS + n * 1000)
+            _move_ranges(tmp_path / "marks.sqlite", path)
+        with sqlite3.connect(path) as database:
+            # UTC of the run
+            database.execute(
+                "UPDATE TARGET_INFO_SESSION_START_TIME SET utcEpochNs = utcEpochNs + ?",
+                (BEGIN_UTC - UTC,),
+            )
+    if merged:
+        (run / "nsight").mkdir()
+        for path in paths:
+            report = run / "nsight" / f"{path.stem}.nsys-rep"
+            report.write_bytes(path.name.encode())
+            shutil.copyfile(path, report.with_suffix(".sqlite"))
+        merge_run(run, str(run / "no nsys"))
+    else:
+        merge_run(run)
+        join_into(paths, run, NO_NSYS)
+    with open_trace(run) as trace:
+        reports = trace.reports
+        first = reports[reports["file"].str.contains("node7")].iloc[0]
+        other = reports[reports["file"].str.contains("n2")].iloc[0]
+        assert first["correction_source"] == "marks"
+        assert other["correction_source"] == "collectives+marks"
+        assert other["correction_bound"] < MS
+        orders = trace.causality.set_index("order")
+        assert len(orders) == 5
+        assert orders.loc[COLLECTIVE, "checked"] == 2 * 40
+        assert orders["violations"].sum() == 0
+        messages = trace.table("messages")
+        mine = messages[(messages["rank"] == 0) & (messages["operation"] != "MPI_Init")]
+        inside = (mine["start"] + BEGIN >= RUNNER.tasks[0][1]) & (
+            mine["start"] + BEGIN < RUNNER.tasks[0][2]
+        )
+        assert inside.any()
+        assert ((mine["task"] >= 0) == inside).all()
+        waiting = analyse("collectives", trace).tables["waiting"]
+        assert waiting["calls"][waiting["function"] == "task"].sum() == inside.sum()
+
+
+def _move_ranges(source: Path, target: Path) -> None:
+    """Add the NVTX events and strings of one export to another one that has none."""
+    with sqlite3.connect(target) as database:
+        database.execute("ATTACH ? AS other", (str(source),))
+        database.execute("CREATE TABLE NVTX_EVENTS AS SELECT * FROM other.NVTX_EVENTS")
+        database.execute("UPDATE NVTX_EVENTS SET textId = textId + 10000")
+        database.execute("INSERT INTO StringIds SELECT id + 10000, value FROM other.StringIds")
 
 
 # ----------------------------------------------------------------------------- who waited
