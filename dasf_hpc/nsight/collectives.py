@@ -34,7 +34,7 @@ import numpy as np
 from dasf_hpc.nsight.attribute import grouped
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.join import START_UNCERTAINTY_NS, same_host
-from dasf_hpc.nsight.messages import LIBRARIES, MPI, TRACED_BY, Messages, read_messages
+from dasf_hpc.nsight.messages import LIBRARIES, MPI, Messages, read_messages
 from dasf_hpc.nsight.sqlite import FAR, NONE, Export, Integers
 from dasf_hpc.trace.align import UTC_DISAGREEMENT_NS, Correction
 from dasf_hpc.trace.causality import Order
@@ -90,18 +90,12 @@ class Source:
     @classmethod
     def read(cls, sqlite: Path) -> Source | None:
         """Read a report; None: it has no call of MPI."""
-        with Export.opened(sqlite) as export:
-            domains = "SELECT 1 FROM NVTX_EVENTS WHERE eventType = 75"
-            if not export.columns.keys() & set(TRACED_BY) and not (
-                "eventType" in export.columns.get("NVTX_EVENTS", {}) and export.query(domains)
-            ):
-                return None
-            host = export.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname")
-            start = export.single_number("TARGET_INFO_SESSION_START_TIME", "utcEpochNs")
         calls = read_messages(sqlite)
         if not (calls.library == LIBRARIES.index(MPI)).any():
             return None
         with Export.opened(sqlite) as export:
+            host = export.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname")
+            start = export.single_number("TARGET_INFO_SESSION_START_TIME", "utcEpochNs")
             return cls(host, start, calls, _end(export))
 
 

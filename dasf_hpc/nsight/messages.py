@@ -104,8 +104,9 @@ def read_messages(sqlite: Path) -> Messages:
         If the export is missing, none, or damaged.
     """
     with Export.opened(sqlite) as export:
-        ranks = _ranks(export)
-        found = [*_mpi(export, ranks), *_ucx(export), *_nvtx(export, ranks)]
+        domains = _domains(export)
+        ranks = _ranks(export, MPI in domains.values())
+        found = [*_mpi(export, ranks), *_ucx(export), *_nvtx(export, ranks, domains)]
     return _together(found)
 
 
@@ -211,12 +212,13 @@ class _Communicators:
         call["communicator"], call["rank"] = found, local
 
 
-def _ranks(export: Export) -> dict[int, int]:
-    """Give the rank of each process, by table MPI_RANKS or the names of threads."""
+def _ranks(export: Export, ranges: bool) -> dict[int, int]:
+    """Give the rank of each process, by table MPI_RANKS, or for ranges the names of threads."""
     found = export.numbers("MPI_RANKS", {"pid": ("globalTid", NONE), "rank": ("rank", NONE)})
     ranks = dict(zip(found["pid"].tolist(), found["rank"].tolist(), strict=True))
     if (
         ranks
+        or not ranges
         or not {"text", "globalTid", "eventType"} <= export.columns.get("NVTX_EVENTS", {}).keys()
     ):
         return ranks
@@ -258,10 +260,11 @@ def _ucx(export: Export) -> Iterator[dict[str, Any]]:
 # --------------------------------------------------------------------------------- NVTX ranges
 
 
-def _nvtx(export: Export, ranks: Mapping[int, int]) -> Iterator[dict[str, Any]]:
+def _nvtx(
+    export: Export, ranks: Mapping[int, int], domains: Mapping[tuple[int, int], str]
+) -> Iterator[dict[str, Any]]:
     """Read the ranges of libraries' domains."""
     table = "NVTX_EVENTS"
-    domains = _domains(export)
     if not domains:
         return
     numbers = ", ".join(str(number) for _, number in sorted(domains))
@@ -483,7 +486,11 @@ def _together(parts: Sequence[dict[str, Any]]) -> Messages:
 
 def place(placing: Placing) -> None:
     """Put a report's messages into files."""
-    found = read_messages(placing.report.sqlite)
+    report = placing.report
+    domains = set(report.ranges.domain.categories.tolist())
+    if not report.tables & set(TRACED_BY) and not domains & _DOMAINS.keys():
+        return
+    found = read_messages(report.sqlite)
     matched = placing.tie.of(len(found))
     count = len(found)
     if not count:
