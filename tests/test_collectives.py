@@ -127,6 +127,36 @@ def test_no_clock_is_off_by_more_than_its_bound(
             assert tied.clock.correction.residual_ns == 0
 
 
+@pytest.mark.parametrize("seconds", [60, 600])
+def test_a_clock_whose_rate_wanders_is_within_its_bound(seconds: int) -> None:
+    """Its rate changes by 2e-6 in the middle, as a machine's does that warms up."""
+    middle = seconds / 2 * S
+    at = np.arange(0.0, seconds * S, S / 4)
+
+    def ahead(times: Array) -> Array:
+        found: Array = 3 * MS + RATE_WANDER * np.maximum(times - middle, 0.0)
+        return found
+
+    entered = np.column_stack([at, at - ahead(at)]).astype(np.int64)
+    left = entered + 3 * US
+    (tied,) = tie_clocks(entered, left, [(0, 1), (0, seconds * S)], [None, None])[1:]
+    assert tied is not None
+    assert tied.clock.correction.residual_ns == 0
+    local = entered[:, 1]
+    off = np.abs(tied.clock.correction.apply(local) - entered[:, 0])
+    assert off.max() <= tied.clock.correction.bound_ns + 2
+    # half of it is what no straight line can follow
+    assert tied.clock.correction.bound_ns < 3 * RATE_WANDER * seconds * S / 8
+
+
+def test_clocks_that_no_steady_rate_explains_are_not_tied() -> None:
+    at = np.arange(0, 20 * S, S)
+    entered = np.column_stack([at, at + np.where(at > 10 * S, 50 * MS, 0)])
+    found = tie_clocks(entered, entered + 10 * US, [(0, 1), (0, 20 * S)], [None, None])
+    assert found[1] is not None
+    assert found[1].clock.correction.residual_ns > MS
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), off=st.integers(-9 * MS, 9 * MS))
 def test_what_is_known_beforehand_only_tightens(seed: int, off: int) -> None:
@@ -505,6 +535,59 @@ def test_ranks_that_made_other_calls_are_of_another_program(tmp_path: Path) -> N
     trace, _ = imported(job.write())
     assert second(trace)["correction_source"] == "utc"
     assert "are others than those of rank" in second(trace)["sentence"]
+
+
+def test_a_clock_that_jumped_is_not_tied_and_that_is_said(tmp_path: Path) -> None:
+    job = two(tmp_path)
+    job.program(20)
+    middle = job.time / 2 + S
+    paths = job.write()
+    with sqlite3.connect(paths[1]) as database:
+        database.execute(
+            "UPDATE MPI_COLLECTIVES_EVENTS SET start = start + 30000000, end = end + 30000000 "
+            "WHERE start > ?",
+            (round(middle) - S,),
+        )
+    trace, _ = imported(paths)
+    assert second(trace)["correction_source"] == "utc"
+    assert "no steady clock fits its collectives" in second(trace)["sentence"]
+
+
+def test_groups_that_nsys_does_not_tell_apart_tie_nothing(tmp_path: Path) -> None:
+    """Ranks of one report share a clock, which shows that they did not wait for each other."""
+    job = two(tmp_path, version="2022.4", handles=False)
+    for number in range(20):
+        job.time = (2 + number / 10) * S
+        job.collective("MPI_Barrier", (0, 2))
+        job.time = (2 + number / 10) * S + 30 * MS
+        job.collective("MPI_Barrier", (1, 3))
+    trace, _ = imported(job.write())
+    assert second(trace)["correction_source"] == "utc"
+    assert "go over several communicators" in second(trace)["sentence"]
+    assert (trace.table("messages")["collective"] == -1).all()
+
+
+def test_a_recording_in_two_files_is_one(tmp_path: Path) -> None:
+    job = two(tmp_path)
+    job.program(20)
+    paths = job.write()
+    again = tmp_path / "again.sqlite"
+    shutil.copyfile(paths[1], again)
+    trace, _ = imported([*paths, again])
+    assert len(trace.reports) == 2
+    assert second(trace)["correction_source"] == "collectives"
+    assert job.error(trace, 1) <= second(trace)["correction_bound"]
+
+
+def test_a_report_without_utc_is_placed_by_its_collectives(tmp_path: Path) -> None:
+    job = two(tmp_path)
+    job.program(20)
+    paths = job.write()
+    with sqlite3.connect(paths[1]) as database:
+        database.execute("DROP TABLE TARGET_INFO_SESSION_START_TIME")
+    trace, _ = imported(paths)
+    assert second(trace)["correction_source"] == "collectives"
+    assert job.error(trace, 1) <= second(trace)["correction_bound"] < MS
 
 
 def test_reports_of_two_jobs_tie_nothing(tmp_path: Path) -> None:
