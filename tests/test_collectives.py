@@ -611,13 +611,28 @@ def test_collectives_with_nothing_to_exchange_say_nothing(tmp_path: Path) -> Non
 
 
 def test_a_broadcast_says_that_none_leaves_before_its_root_entered(tmp_path: Path) -> None:
-    """Two ranks broadcast in turn; the root itself leaves at once."""
-    job = Job(tmp_path, [("n1", 0, 0, 0.0, (0,)), ("n2", S, 5 * MS, 0.0, (1,))])
+    """Two ranks broadcast in turn and leave at once; the third one comes late, and none waits."""
+    job = Job(tmp_path, [("n1", 0, 0, 0.0, (0,)), ("n2", S, 5 * MS, 0.0, (1, 2))])
     for number in range(30):
         root, other = number % 2, 1 - number % 2
         at, more = job.time, {"rootRank": root, "size": 64}
         job.calls.append((root, at, at + 2 * US, "MPI_Bcast", more))
         job.calls.append((other, at - MS, at + 10 * US, "MPI_Bcast", more))
+        job.calls.append((2, at + 5 * MS, at + 5 * MS + US, "MPI_Bcast", more))
+        job.time += 20 * MS
+    trace, _ = imported(job.write())
+    assert second(trace)["correction_source"] == "collectives"
+    assert job.error(trace, 1) <= second(trace)["correction_bound"] < MS
+
+
+def test_a_reduction_says_that_its_root_leaves_when_all_have_entered(tmp_path: Path) -> None:
+    job = Job(tmp_path, [("n1", 0, 0, 0.0, (0,)), ("n2", S, 5 * MS, 0.0, (1, 2))])
+    for number in range(30):
+        root, other = number % 2, 1 - number % 2
+        at, more = job.time, {"rootRank": root, "size": 64}
+        job.calls.append((other, at, at + 2 * US, "MPI_Reduce", more))
+        job.calls.append((root, at - MS, at + 10 * US, "MPI_Reduce", more))
+        job.calls.append((2, at - 5 * MS, at - 5 * MS + US, "MPI_Reduce", more))
         job.time += 20 * MS
     trace, _ = imported(job.write())
     assert second(trace)["correction_source"] == "collectives"
