@@ -348,49 +348,75 @@ _PARTS = {
 }
 
 
+#: Payloads that are looked at together.
+_AT_ONCE = 1 << 16
+
+
 def _payloads(
     export: Export, where: str, chosen: Integers, nccl: Integers, call: dict[str, Any]
 ) -> None:
     """Read what NCCL's ranges carry: bytes, communicator, root or peer."""
     columns = export.columns.get("NVTX_EVENTS", {})
-    wanted = [name for name in ("jsonText", "binaryData", "jsonTextId") if name in columns]
+    wanted = [name for name in ("jsonText", "jsonTextId", "binaryData") if name in columns]
     if not wanted:
         return
     layouts = _layouts(export)
-    strings: dict[int, str] = {}
-    own_rank: dict[tuple[int, int], int] = {}
-    place_of = {row: place for place, row in enumerate(chosen.tolist())}
-    selected = ", ".join(wanted)
-    rows = export.connection.execute(
-        f"SELECT {selected} FROM NVTX_EVENTS WHERE {where} ORDER BY rowid"
+    parts = {part: np.full(len(chosen), NONE, np.int64) for part in set(_PARTS.values())}
+    cursor = export.connection.execute(
+        f"SELECT {', '.join(wanted)} FROM NVTX_EVENTS WHERE {where} ORDER BY rowid"
     )
-    for row, values in enumerate(rows):
-        place = place_of.get(row)
-        if place is None or not nccl[place]:
-            continue
-        parts: dict[str, int] = {}
-        for name, value in zip(wanted, values, strict=True):
-            if value is None or parts:
-                continue
-            if name == "jsonTextId":
-                if value not in strings:
-                    found = export.query(f"SELECT value FROM StringIds WHERE id = {int(value)}")
-                    strings[value] = str(found[0][0]) if found else ""
-                value = strings[value]
-            parts = _binary(value, layouts) if name == "binaryData" else _json(value)
-        for part, number in parts.items():
-            call[part][place] = number
-        pid, communicator = int(call["pid"][place]), parts.get("communicator", NONE)
-        if "rank" in parts and communicator != NONE:
-            own_rank[pid, communicator] = parts["rank"]
-        # of its communicator each process tells its rank once, when it makes it
-        call["rank"][place] = own_rank.get((pid, communicator), NONE)
+    first = 0
+    while batch := cursor.fetchmany(_AT_ONCE):
+        number = np.arange(first, first + len(batch))
+        first += len(batch)
+        places = np.minimum(np.searchsorted(chosen, number), len(chosen) - 1)
+        own = np.flatnonzero((chosen[places] == number) & nccl[places])
+        for column, name in enumerate(wanted):
+            values = [(int(places[row]), batch[row][column]) for row in own.tolist()]
+            values = [(place, value) for place, value in values if value is not None]
+            if name == "binaryData":
+                _put_binary(values, layouts, parts)
+            else:
+                _put_json(export, values, name == "jsonTextId", parts)
+    told = parts.pop("rank")
+    for part, numbers in parts.items():
+        call[part] = np.where(nccl & (numbers != NONE), numbers, call[part])
+    # of its communicator each process tells its rank once, when it makes it
+    communicator = call["communicator"]
+    makes = np.flatnonzero(nccl & (told != NONE) & (communicator != NONE))
+    own_rank = dict(
+        zip(
+            zip(call["pid"][makes].tolist(), communicator[makes].tolist(), strict=True),
+            told[makes].tolist(),
+            strict=True,
+        )
+    )
+    ours = np.flatnonzero(nccl)
+    for pid, rows in grouped(call["pid"][ours]):
+        for uid, inner in grouped(communicator[ours[rows]]):
+            call["rank"][ours[rows[inner]]] = own_rank.get((pid, uid), NONE)
     # NCCL's number of a communicator is a hash that all its ranks share
-    call["everywhere"] |= nccl & (call["communicator"] != NONE)
-    taken = nccl & (call["sent"] != NONE)
+    call["everywhere"] |= nccl & (communicator != NONE)
     names = call["operation"].values()
-    receives = np.array([str(name) == "ncclRecv" for name in names], bool) & taken
+    receives = np.array([str(name) == "ncclRecv" for name in names], bool) & nccl
+    receives &= call["sent"] != NONE
     call["received"][receives], call["sent"][receives] = call["sent"][receives], NONE
+
+
+def _put_json(
+    export: Export, values: Sequence[tuple[int, Any]], by_id: bool, parts: dict[str, Integers]
+) -> None:
+    """Put what texts of JSON tell where it belongs; each distinct one is read once."""
+    rows: dict[Any, list[int]] = {}
+    for place, value in values:
+        rows.setdefault(value, []).append(place)
+    for value, places in rows.items():
+        text = value
+        if by_id:
+            found = export.connection.execute("SELECT value FROM StringIds WHERE id = ?", (value,))
+            text = (found.fetchone() or ("",))[0]
+        for part, number in _json(text).items():
+            parts[part][places] = number
 
 
 def _signed(number: int) -> int:
@@ -431,31 +457,51 @@ def _layouts(export: Export) -> dict[tuple[int, int], list[tuple[str, int]]]:
 #: Bytes of the parts of NCCL's payloads: sizes and communicators are 64 bits, ranks 32.
 _WIDTHS = {"sent": 8, "communicator": 8, "root": 4, "peer": 4, "rank": 4}
 
-#: Before a payload stand its domain, schema, length and begin, each of 64 bits.
+#: Before a payload stand its domain, schema, length and begin, each of 64 bits. Taken from what other
+#: readers of such exports expect: no nsys that writes them was at hand.
 _HEADER = 32
 
 
-def _binary(
-    value: Any, layouts: Mapping[tuple[int, int], Sequence[tuple[str, int]]]
-) -> dict[str, int]:
+def _put_binary(
+    values: Sequence[tuple[int, Any]],
+    layouts: Mapping[tuple[int, int], Sequence[tuple[str, int]]],
+    parts: dict[str, Integers],
+) -> None:
+    """Put what binary payloads tell where it belongs; those of one length are read together."""
+    of_length: dict[int, tuple[list[int], list[bytes]]] = {}
+    for place, value in values:
+        raw = _bytes(value)
+        if len(raw) >= _HEADER:
+            places, payloads = of_length.setdefault(len(raw), ([], []))
+            places.append(place)
+            payloads.append(raw)
+    for length, (places, payloads) in of_length.items():
+        data = np.frombuffer(b"".join(payloads), np.uint8).reshape(-1, length)
+        header = _numbers(data, 0, _HEADER, "<u8").astype(np.int64)
+        for (domain, schema), layout in layouts.items():
+            same = (header[:, 0] == domain) & (header[:, 1] == schema)
+            for begin in np.unique(header[same, 3]).tolist():
+                rows = np.flatnonzero(same & (header[:, 3] == begin))
+                for part, offset in layout:
+                    at, width = begin + offset, _WIDTHS[part]
+                    if at >= _HEADER and at + width <= length:
+                        kind = "<i8" if width == 8 else "<i4"
+                        found = _numbers(data[rows], at, width, kind)
+                        parts[part][np.array(places)[rows]] = found[:, 0]
+
+
+def _bytes(value: Any) -> bytes:
     if isinstance(value, str):
         try:
-            value = bytes.fromhex(value)
+            return bytes.fromhex(value)
         except ValueError:
-            return {}
-    if not isinstance(value, bytes) or len(value) < _HEADER:
-        return {}
-    domain, schema, length, begin = (
-        int.from_bytes(value[at : at + 8], "little") for at in range(0, _HEADER, 8)
-    )
-    payload = value[begin : begin + length]
-    found = {}
-    for part, offset in layouts.get((domain, schema), ()):
-        width = _WIDTHS[part]
-        if offset + width <= len(payload):
-            number = int.from_bytes(payload[offset : offset + width], "little", signed=width == 4)
-            found[part] = _signed(number) if width == 8 else number
-    return found
+            return b""
+    return value if isinstance(value, bytes) else b""
+
+
+def _numbers(data: Integers, at: int, width: int, kind: str) -> Integers:
+    """Read numbers that begin at a byte of each row."""
+    return np.ascontiguousarray(data[:, at : at + width]).view(kind)
 
 
 def _together(parts: Sequence[dict[str, Any]]) -> Messages:
