@@ -457,8 +457,8 @@ def _layouts(export: Export) -> dict[tuple[int, int], list[tuple[str, int]]]:
 #: Bytes of the parts of NCCL's payloads: sizes and communicators are 64 bits, ranks 32.
 _WIDTHS = {"sent": 8, "communicator": 8, "root": 4, "peer": 4, "rank": 4}
 
-#: Before a payload stand its domain, schema, length and begin, each of 64 bits. Taken from what other
-#: readers of such exports expect: no nsys that writes them was at hand.
+#: Before a payload stand its domain, schema, length and begin, each of 64 bits. Taken from what
+#: other readers of such exports expect: no nsys that writes them was at hand.
 _HEADER = 32
 
 
