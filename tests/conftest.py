@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ INSTALL = "bash tests/testbed/install.sh"
 ELSEWHERE = {
     "environments": "run this where pip reaches an index of packages",
     "gpu": "run this on a machine with one",
+    "mpi": "apt-get install openmpi-bin libopenmpi-dev, pip install mpi4py",
 }
 """How to get what `INSTALL` does not install."""
 
@@ -72,6 +74,13 @@ def why_no_browser() -> str | None:
     if None not in reasons:
         return reasons[0]
     return _why_not_running("chromedriver")
+
+
+def why_no_mpi() -> str | None:
+    """Say what keeps two ranks of MPI from being started from Python here."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return "the Python package mpi4py is not installed"
+    return _why_not_running("mpirun")
 
 
 def why_no_zsh() -> str | None:
@@ -111,6 +120,7 @@ WHY_NOT: dict[str, Callable[[], str | None]] = {
     "apptainer": functools.cache(why_no_apptainer),
     "browser": functools.cache(why_no_browser),
     "environments": functools.cache(why_no_environments),
+    "mpi": functools.cache(why_no_mpi),
     "zsh": functools.cache(why_no_zsh),
     "gpu": functools.cache(why_no_gpu),
 }

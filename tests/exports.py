@@ -50,6 +50,23 @@ GPU = """vmId INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT, busLocation TEXT
     totalMemory INTEGER, smCount INTEGER, uuid TEXT, cuDevice INTEGER"""
 START = "utcEpochNs INTEGER, utcTime TEXT, localTime TEXT"
 
+EVENT = "start INTEGER NOT NULL, end INTEGER, globalTid INTEGER, textId INTEGER"
+MPI_TABLES = {
+    "COLLECTIVES": f"{EVENT}, commHandle INTEGER, rootRank INTEGER, size INTEGER, "
+    "recvSize INTEGER, requestHandle INTEGER",
+    "P2P": f"{EVENT}, commHandle INTEGER, tag INTEGER, remoteRank INTEGER, size INTEGER, "
+    "requestHandle INTEGER",
+    "START_WAIT": f"{EVENT}, requestHandle INTEGER",
+    "OTHER": EVENT,
+}
+MPI_COMMUNICATORS = """rank INTEGER, timestamp INTEGER, commHandle INTEGER, parentHandle INTEGER,
+    localRank INTEGER, size INTEGER, groupRoot INTEGER, groupRootUid INTEGER, members TEXT,
+    commUid INTEGER"""
+UCP = f"{EVENT}, bufferAddr INTEGER, packedSize INTEGER, peerWorkerUid INTEGER, tag INTEGER"
+PAYLOAD_ENTRIES = """domainId INTEGER NOT NULL, schemaId INTEGER NOT NULL, idx INTEGER NOT NULL,
+    flags INTEGER, type INTEGER, name TEXT, description TEXT, arrayOrUnionDetail INTEGER,
+    offset INTEGER"""
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "2020.3": {"gpu": GPU_2020, "cuda": True, "meta": None, "start": None, "tables": "KMSRY"},
     "2022.4": {
@@ -269,6 +286,62 @@ class Export:
         self._table(name, "id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT")
         for number, text in values.items():
             self._row(name, id=number, name=text, label=text)
+
+    def mpi_rank(self, pid: int, rank: int) -> None:
+        """Say which rank a process is; 2022 does in the name of a thread."""
+        if self.version == "2022.4":
+            self._event(39, 0, None, f"MPI Rank {rank}", globalTid=global_id(pid, pid))
+            return
+        self._table("MPI_RANKS", "globalTid INTEGER NOT NULL, rank INTEGER NOT NULL")
+        self._row("MPI_RANKS", globalTid=global_id(pid, pid), rank=rank)
+
+    def mpi(
+        self, kind: str, pid: int, start: int, stop: int | None, name: str, **more: Any
+    ) -> None:
+        """Add a call of MPI, of one of the kinds of `MPI_TABLES`; 2022 has ranges instead."""
+        thread = global_id(pid, pid)
+        if self.version == "2022.4":
+            domain = self._domain(pid, "MPI")
+            self._event(59, start, stop, name, globalTid=thread, domainId=domain)
+            return
+        table = f"MPI_{kind}_EVENTS"
+        self._table(table, MPI_TABLES[kind])
+        given = {"start": start, "end": stop, "globalTid": thread, "textId": self.string(name)}
+        self._row(table, **given, **more)
+
+    def mpi_communicator(self, rank: int, handle: int, uid: int, local: int, at: int = 0) -> None:
+        """Say what a handle of a rank stands for, as the newest versions do."""
+        self._table("MPI_COMMUNICATORS", MPI_COMMUNICATORS)
+        told = {"rank": rank, "timestamp": at, "commHandle": handle, "localRank": local}
+        self._row("MPI_COMMUNICATORS", **told, commUid=uid)
+
+    def ucp(self, kind: str, pid: int, start: int, stop: int, name: str, **more: Any) -> None:
+        """Add a call of UCX: SUBMIT or PROGRESS."""
+        self._table(f"UCP_{kind}_EVENTS", UCP)
+        given = {"start": start, "end": stop, "globalTid": global_id(pid, pid)}
+        self._row(f"UCP_{kind}_EVENTS", **given, textId=self.string(name), **more)
+
+    def nccl(
+        self, pid: int, start: int, stop: int, name: str, payload: dict[str, tuple[int, int]]
+    ) -> None:
+        """Add a range of NCCL; the payload's parts have a value and a width in bytes."""
+        domain = self._domain(pid, "NCCL")
+        if "binaryData" not in NVTX_2020 and "NVTX_BINARY" not in self._tables:
+            self._tables.add("NVTX_BINARY")
+            self.database.execute("ALTER TABLE NVTX_EVENTS ADD COLUMN binaryData TEXT")
+        self._table("NVTX_PAYLOAD_SCHEMA_ENTRIES", PAYLOAD_ENTRIES)
+        schema = self.string(f"{domain} {name}")
+        offset, data = 0, b""
+        for place, (part, (value, width)) in enumerate(payload.items()):
+            entry = {"domainId": domain, "schemaId": schema, "idx": place}
+            self._row("NVTX_PAYLOAD_SCHEMA_ENTRIES", **entry, name=part, offset=offset)
+            data += value.to_bytes(width, "little")
+            offset += width
+        header = b"".join(n.to_bytes(8, "little") for n in (domain, schema, len(data), 32))
+        thread = global_id(pid, pid)
+        self._event(
+            59, start, stop, name, globalTid=thread, domainId=domain, binaryData=header + data
+        )
 
     def metric(self, at: int | None, metric: int, value: Any, gpu: int = 1) -> None:
         """Add a sample of a GPU's metrics."""

@@ -41,6 +41,10 @@ why. Times and durations are int64 ns, times on the trace's clock.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
+``collectives(trace)``
+    Tables ``collectives``: library, operation, communicator, ranks, count, calls, sent, time, wait;
+    ``waiting``: worker, node, rank, function, calls, time, wait, last, caused; ``operations``:
+    library, operation, calls, sent, received, time; ``clocks``: report, source, bound, points.
 ``energy(trace)``
     Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power, idle_energy; ``nodes``:
     node, gpus, energy; ``functions``: function, energy, share, count, each.
@@ -82,6 +86,7 @@ ANALYSES: dict[str, Question] = {
     "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
     "gpu_metrics": Question("Which functions use the GPU that they hold?", "gpu_metrics"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
+    "collectives": Question("Who waited for whom between ranks?", "collectives"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasf_hpc.nsight import busy
+from dasf_hpc.nsight.collectives import Collectives, ReportTie, read_collectives
 from dasf_hpc.nsight.errors import NsightError
 from dasf_hpc.nsight.export import (
     EXPORTED_SUFFIX,
@@ -35,6 +36,7 @@ from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_repor
 from dasf_hpc.nsight.spool import SortedRows, in_order
 from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.trace.align import Correction
+from dasf_hpc.trace.causality import COLLECTIVE
 from dasf_hpc.trace.extend import monotonic_of
 from dasf_hpc.trace.holdings import lacks
 from dasf_hpc.trace.own_axis import OWN_AXIS, SENTENCE
@@ -213,6 +215,15 @@ def join_reports(
             for number, (name, path) in enumerate(reports)
         ]
         following = reader.submit(_read, exports[0]) if exports else None
+        # what ties reports to each other has to be known before any is put on the trace's time
+        exported: dict[int, Path] = {}
+        for number, (name, _) in enumerate(reports if len(reports) > 1 else ()):
+            progress(number, len(reports), f"waiting for the export of {name}")
+            sqlite = exports[number].result()[1]
+            if sqlite is not None:
+                exported[number] = sqlite
+        collectives = read_collectives(exported)
+        corrections: dict[int, Correction | None] = {}
         for number, (name, _) in enumerate(reports):
             progress(number, len(reports), name)
             assert following is not None
@@ -220,16 +231,29 @@ def join_reports(
             if number + 1 < len(exports):
                 following = reader.submit(_read, exports[number + 1])
             row = len(run.tables["reports"]["file"])
-            placed = None
+            placed, untied = None, first if number == 0 else None
             recording = Recording.of(name, entry.sha256, report)
             if (sentence := held.known(recording)) is not None:
                 entries.append(replace(entry, sentence=sentence))
                 continue
             if report is not None:
-                untied = first if number == 0 else None
-                entry, placed = _place(entry, report, row, additions, os_runtime, untied)
+                entry, placed = _place(
+                    entry,
+                    report,
+                    row,
+                    additions,
+                    os_runtime,
+                    untied,
+                    number,
+                    collectives,
+                    corrections,
+                )
             del report
             if placed is not None:
+                corrections[number] = placed.correction
+                if untied is not None and placed.correction is not None:
+                    # the trace's time is what this one's session time is taken for
+                    corrections[number] = replace(placed.correction, bound_ns=0)
                 told |= placed.gpus
                 for table, rows in placed.rows.items():
                     sources[table].append(rows)
@@ -239,6 +263,7 @@ def join_reports(
             if entry.status == "joined":
                 held.add(recording)
             entries.append(entry)
+    _check_collectives(collectives, corrections, additions)
     progress(len(reports), len(reports), "adding up GPU times")
     _add_up(run, additions, sources, told)
     for table, files in sources.items():
@@ -308,9 +333,14 @@ def _place(
     additions: Additions,
     os_runtime: bool,
     untied: Correction | None,
+    number: int,
+    collectives: Collectives,
+    corrections: Mapping[int, Correction | None],
 ) -> tuple[ReportEntry, PlacedReport | None]:
+    tie = collectives.of(number)
+    tied = tie.correction(corrections)
     try:
-        placed = place_report(report, row, additions, os_runtime, untied)
+        placed = place_report(report, row, additions, os_runtime, untied, tie, tied)
     except NsightError as error:
         return replace(entry, status="unreadable", sentence=str(error)), None
     start = report.session_start_utc_ns
@@ -327,8 +357,34 @@ def _place(
         unmatched=tuple(placed.unmatched),
         correction=placed.correction,
     )
-    said = [entry.sentence, _what_lacks(entry, placed)]
+    said = [entry.sentence, _what_lacks(entry, placed), _of_ties(tie, tied, placed)]
     return replace(entry, sentence="; ".join(filter(None, said))), placed
+
+
+def _of_ties(tie: ReportTie, tied: Correction | None, placed: PlacedReport) -> str:
+    """Say what is to say of a report's collectives: that they contradict UTC, or tie nothing."""
+    if tie.said:
+        return f"its collectives tie no clock: {tie.said}" if tie.matters else ""
+    used = (
+        tied is not None
+        and placed.correction is not None
+        and (placed.correction.source == tied.source)
+    )
+    if used and tie.tied is not None and tie.tied.contradicts:
+        return (
+            f"its collectives contradict what UTC tells of its clock by "
+            f"{tie.tied.contradicts / 1e6:.3g} ms beyond UTC's bound: they were used"
+        )
+    return ""
+
+
+def _check_collectives(
+    collectives: Collectives, corrections: Mapping[int, Correction | None], additions: Additions
+) -> None:
+    """Say in table ``causality`` whether any rank left a collective before all had entered."""
+    order = collectives.check(corrections)
+    if order.checked or order.unchecked:
+        additions.add_all("causality", [{"order": COLLECTIVE, **asdict(order)}])
 
 
 def _what_lacks(entry: ReportEntry, placed: PlacedReport) -> str:

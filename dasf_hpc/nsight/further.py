@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dasf_hpc.nsight import metrics
+from dasf_hpc.nsight import messages, metrics
 
 if TYPE_CHECKING:
     from dasf_hpc.nsight.rows import Placing
@@ -30,4 +30,7 @@ class Further:
     place: Callable[[Placing], None]
 
 
-FURTHER: tuple[Further, ...] = (Further(("gpu_metrics", "nic_metrics"), metrics.place),)
+FURTHER: tuple[Further, ...] = (
+    Further(("gpu_metrics", "nic_metrics"), metrics.place),
+    Further(("messages",), messages.place),
+)

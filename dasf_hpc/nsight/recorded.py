@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dasf_hpc.nsight.messages import TRACED_BY
 from dasf_hpc.nsight.reader import Diagnostic, Report
 from dasf_hpc.nsight.sqlite import NONE, Names
 from dasf_hpc.trace.align import Correction
@@ -43,6 +44,7 @@ _TRACES = {
     ),
     "nvtx": ("NVTX_EVENTS",),
     "metrics": ("GPU_METRICS", "TARGET_INFO_GPU_METRICS"),
+    "messages": TRACED_BY,
 }
 
 

@@ -20,6 +20,7 @@ from dasf_hpc.nsight.attribute import (
     grouped,
     task_of_calls,
 )
+from dasf_hpc.nsight.collectives import UNTIED, ReportTie
 from dasf_hpc.nsight.further import FURTHER
 from dasf_hpc.nsight.join import (
     COMPUTE_DOMAIN,
@@ -228,6 +229,8 @@ def place_report(
     additions: Additions,
     os_runtime: bool = False,
     untied: Correction | None = None,
+    tie: ReportTie = UNTIED,
+    tied: Correction | None = None,
 ) -> PlacedReport:
     """Put a report's events into files, in the trace's terms.
 
@@ -243,18 +246,28 @@ def place_report(
         Whether to store the calls of the operating system's libraries.
     untied
         Its correction where no clock of the trace can be told from it, before UTC is asked.
+    tie
+        Which of its calls are collectives with other reports' ranks.
+    tied
+        Its correction by those, None where they give none.
     """
-    return Placing(report, number, additions, untied).place(os_runtime)
+    return Placing(report, number, additions, untied, tie, tied).place(os_runtime)
 
 
 class Placing:
     """A report that is being put into files: its processes, GPUs and times in the trace's terms."""
 
     def __init__(
-        self, report: Report, number: int, additions: Additions, untied: Correction | None
+        self,
+        report: Report,
+        number: int,
+        additions: Additions,
+        untied: Correction | None,
+        tie: ReportTie = UNTIED,
+        tied: Correction | None = None,
     ) -> None:
         self.report, self.number, self.additions = report, number, additions
-        self.untied = untied
+        self.untied, self.tie, self.tied = untied, tie, tied
         self.run = additions.run
         self.node = self._node()
         self.row_of_pid = self._known_processes()
@@ -429,6 +442,22 @@ class Placing:
         return nodes - {NONE, self.node}
 
     def _to_trace(self, pid: int, local: Correction | None) -> Correction | None:
+        """Give the correction from session time to the trace's.
+
+        Collectives give it where they tell more than what the report states of its own start. Where
+        journals tie the host's clock they are only checked: kernels would leave their tasks.
+        """
+        stated = self._as_stated(pid, local)
+        if self.tied is None:
+            return stated
+        journals = bool((self.run.tables["processes"]["journal"] != NONE).any())
+        if stated is None or stated.bound_ns < 0:
+            return self.tied
+        if (stated.source == "utc" or not journals) and self.tied.bound_ns < stated.bound_ns:
+            return self.tied
+        return stated
+
+    def _as_stated(self, pid: int, local: Correction | None) -> Correction | None:
         """Give the correction from session time to the trace's, by the clock that the process read.
 
         Where that cannot be, by UTC.

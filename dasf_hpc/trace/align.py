@@ -92,8 +92,8 @@ class Correction:
     ----------
     source
         Where it comes from: "reference" (it is the target clock), "same-host" (another process's
-        clock is the same), "probes", "utc", "marks", "system-clock"; corrections one after the
-        other are joined with "+".
+        clock is the same), "probes", "utc", "marks", "system-clock", "collectives"; corrections
+        one after the other are joined with "+".
     origin_ns
         Local time at which the correction is just `offset_ns`, ns.
     offset_ns
@@ -284,6 +284,127 @@ def fit_marks(
     singles = np.column_stack((session[best], clock[best] + lag, clock[best], session[best]))
     fitted = _fit(np.concatenate((pairs, singles)), span, "marks", np.stack((session, clock)))
     return replace(fitted, points=len(session))
+
+
+@dataclass(frozen=True)
+class TiedClock:
+    """A clock that collectives tie to another one.
+
+    Attributes
+    ----------
+    correction
+        How to read it on the other one; its bound holds from `first` to `last`.
+    first, last
+        Local times, ns.
+    drifts, lowest, highest
+        Lines that hold all that the clock can be: of each the drift, and at the correction's origin
+        the least and the greatest value, ns, relative to `level_ns`.
+    level_ns
+        What `lowest` and `highest` count from, ns.
+    """
+
+    correction: Correction
+    first: int
+    last: int
+    drifts: Floats
+    lowest: Floats
+    highest: Floats
+    level_ns: int
+
+    def earliest(self, local_ns: Integers) -> Integers:
+        """Give the earliest times of the other clock at which this one may have read these, ns."""
+        return self._read(local_ns, self.lowest, np.minimum, np.floor)
+
+    def latest(self, local_ns: Integers) -> Integers:
+        """Give the latest times of the other clock at which this one may have read these, ns."""
+        return self._read(local_ns, self.highest, np.maximum, np.ceil)
+
+    def _read(
+        self, local_ns: Integers, values: Floats, outer: np.ufunc, rounded: np.ufunc
+    ) -> Integers:
+        local = np.asarray(local_ns, np.int64)
+        since = (local - np.int64(self.correction.origin_ns)).astype(np.float64)
+        away = np.full(len(local), values[0]) + self.drifts[0] * since
+        for drift, value in zip(self.drifts[1:].tolist(), values[1:].tolist(), strict=True):
+            outer(away, value + drift * since, out=away)
+        read: Integers = local + np.int64(self.level_ns) + rounded(away).astype(np.int64)
+        return read
+
+
+def fit_ties(
+    upper_at: Integers,
+    upper: Integers,
+    lower_at: Integers,
+    lower: Integers,
+    span: tuple[int, int],
+) -> TiedClock:
+    """Fit a correction to limits of which each stands alone, as those of collectives do.
+
+    ``D(upper_at) <= upper - upper_at`` and ``D(lower_at) >= lower - lower_at``. The correction is
+    the line in the middle, at both ends of the span, of all lines between the limits whose drift is
+    within `DRIFT_LIMIT`; so half of what lies between the outermost lines is the bound.
+
+    A clock whose rate changes by no more than `RATE_WANDER` is nowhere further from one of its
+    lines than an eighth of that times the span: so far the limits are moved apart first, and so
+    much is added to the bound. Jumps are not allowed for, as they are for probes: limits that no
+    line keeps give a `residual_ns`, and a correction that should not be used.
+
+    Parameters
+    ----------
+    upper_at, upper, lower_at, lower : (n,) int64
+        Local times, and readings of the reference that are no earlier, or no later, than these, ns;
+        at least one of each.
+    span
+        Local times, ns, between which the bound has to hold.
+    """
+    first = min(int(upper_at.min()), int(lower_at.min()), span[0])
+    last = max(int(upper_at.max()), int(lower_at.max()), span[1])
+    origin = (first + last) // 2
+    level = int(upper[0] - upper_at[0])
+    wander = RATE_WANDER * (last - first) / 8
+    limits = _Limits(
+        (upper_at - origin).astype(np.float64),
+        (upper - upper_at - level).astype(np.float64) + wander,
+        (lower_at - origin).astype(np.float64),
+        (lower - lower_at - level).astype(np.float64) - wander,
+    )
+    lines = limits.lines()
+    begin, end = float(first - origin), float(last - origin)
+    # at any time the outermost line has the least or the greatest drift, or goes through an edge
+    # of the limits' hulls
+    drifts = np.unique(
+        np.clip(
+            np.concatenate(([lines.least, lines.most], *map(_steepness, lines.limits.sides()))),
+            lines.least,
+            lines.most,
+        )
+    )
+    lowest = np.array([lines.limits.lowest(drift, 0.0) for drift in drifts.tolist()]) - wander
+    highest = np.array([lines.limits.highest(drift, 0.0) for drift in drifts.tolist()]) + wander
+    low_first, low_last = ((lowest + drifts * at).min() for at in (begin, end))
+    high_first, high_last = ((highest + drifts * at).max() for at in (begin, end))
+    middle_first, middle_last = (low_first + high_first) / 2, (low_last + high_last) / 2
+    drift = (middle_last - middle_first) / (end - begin) if end > begin else 0.0
+    bound = max(high_first - low_first, high_last - low_last) / 2
+    correction = Correction(
+        source="collectives",
+        origin_ns=origin,
+        offset_ns=level + round(middle_first - drift * begin),
+        drift=float(drift),
+        # 1: the offset and the drift's part are rounded
+        bound_ns=math.ceil(bound) + 1,
+        residual_ns=math.ceil(lines.residual) if lines.residual > _ROUNDING_NS else 0,
+        points=len(upper_at),
+    )
+    return TiedClock(correction, first, last, drifts, lowest, highest, level)
+
+
+def _steepness(side: tuple[Floats, Floats]) -> Floats:
+    """Give the drifts of the lines through neighbours of these points, in order of time."""
+    at, value = side
+    apart = np.diff(at)
+    steep: Floats = np.diff(value)[apart > 0] / apart[apart > 0]
+    return steep
 
 
 def bounds_between(
@@ -597,6 +718,10 @@ class _Limits:
     def room(self, drift: float) -> float:
         """Give how far a line of this drift can be moved between all; negative: it misses some."""
         return self.highest(drift, 0.0) - self.lowest(drift, 0.0)
+
+    def sides(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        """Give the upper and the lower limits, times and values."""
+        return (self.upper_at, self.upper), (self.lower_at, self.lower)
 
     def lines(self) -> _Lines:
         """Find the lines between all, or, where there is none, the one that misses them least."""

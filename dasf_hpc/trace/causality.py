@@ -32,6 +32,7 @@ ONE_CLOCK = "task starts after its dependency ended, on one clock"
 TWO_CLOCKS = "task starts after its dependency ended, on two clocks"
 RECEIVED = "data is received after it was sent"
 ASKED = "data is sent after it was asked for"
+COLLECTIVE = "no rank leaves a collective before all have entered"
 
 _NEVER = np.iinfo(np.int64).max
 _MEMORY = TASK_STATES.index("memory")
@@ -60,8 +61,18 @@ class Tables(Protocol):
 
 
 @dataclass
-class _Order:
-    """How often something that must come first was compared, and what came of it."""
+class Order:
+    """How often something that must come first was compared, and what came of it.
+
+    Attributes
+    ----------
+    checked, unchecked
+        Pairs that were compared, and pairs of which a time or a bound is not known.
+    inverted, violations
+        Pairs whose times are the wrong way round, and those that the bounds do not explain.
+    worst
+        How far the worst violation is beyond the bounds, ns; -1: there is none.
+    """
 
     checked: int = 0
     unchecked: int = 0
@@ -111,7 +122,7 @@ def check_causality(
     def between(one: Array, other: Array) -> Array:
         return bounds_between(clocks, bounds, one, other)
 
-    orders = {name: _Order() for name in (ONE_CLOCK, TWO_CLOCKS, RECEIVED, ASKED)}
+    orders = {name: Order() for name in (ONE_CLOCK, TWO_CLOCKS, RECEIVED, ASKED)}
     with tempfile.TemporaryDirectory(prefix=".causality-", dir=scratch) as folder:
         _check_tasks(tables, _Executions(keys, Path(folder)), clocks, between, orders)
         for transfers in _by_pair(tables, Path(folder)):
@@ -164,7 +175,7 @@ def _check_tasks(
     executions: _Executions,
     clocks: Array,
     between: Callable[[Array, Array], Array],
-    orders: dict[str, _Order],
+    orders: dict[str, Order],
 ) -> None:
     for rows in _pieces(tables.rows("tasks")):
         names = ("key", "process", "start", "stop", "state", "thread")
@@ -230,7 +241,7 @@ def _by_pair(tables: Tables, folder: Path) -> Iterator[Array]:
 
 
 def _check_transfers(
-    transfers: Array, between: Callable[[Array, Array], Array], orders: dict[str, _Order]
+    transfers: Array, between: Callable[[Array, Array], Array], orders: dict[str, Order]
 ) -> None:
     """Compare both ends' records of transfers.
 

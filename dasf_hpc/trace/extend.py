@@ -25,6 +25,7 @@ Columns = dict[str, Array]
 GROWING = (
     "nodes",
     "clocks",
+    "causality",
     "processes",
     "gpus",
     "gaps",

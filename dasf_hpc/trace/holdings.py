@@ -26,6 +26,7 @@ class Kind(StrEnum):
     FILLS = "fills"
     WAITS = "waits"
     METRICS = "GPU metrics"
+    MESSAGES = "messages"
 
 
 #: The trace's table of each kind.
@@ -37,13 +38,14 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.FILLS: "memsets",
     Kind.WAITS: "synchronizations",
     Kind.METRICS: "gpu_metrics",
+    Kind.MESSAGES: "messages",
 }
 
 #: What keeps a GPU busy.
 ON_GPU = (Kind.KERNELS, Kind.COPIES, Kind.FILLS)
 _CUDA = (Kind.CALLS, *ON_GPU, Kind.WAITS)
 #: What evidence calls the kinds that are not recorded with CUDA.
-_OTHERS = {Kind.RANGES: "nvtx", Kind.METRICS: "metrics"}
+_OTHERS = {Kind.RANGES: "nvtx", Kind.METRICS: "metrics", Kind.MESSAGES: "messages"}
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
 CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
@@ -120,8 +122,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was recorded beyond doubt, of ``nvtx``, ``cuda`` and ``metrics``: a table of it is
-        there, if without rows, or nsys says so.
+        What was recorded beyond doubt, of ``nvtx``, ``cuda``, ``metrics`` and ``messages``: a
+        table of it is there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     refused
@@ -174,6 +176,8 @@ def judge(evidence: Evidence) -> list[Holding]:
 def _untraced(kind: Kind) -> str:
     if kind is Kind.METRICS:
         return "nsys was not asked for them (--gpu-metrics), or could not take them"
+    if kind is Kind.MESSAGES:
+        return "neither MPI, UCX nor NCCL was traced, or no process that was traced used them"
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
 
@@ -242,7 +246,11 @@ def held(trace: Trace) -> dict[Kind, Holding]:
 
 def _why_missing(kind: Kind, reports: int) -> str:
     if not reports:
-        what = {Kind.RANGES: "NVTX", Kind.METRICS: "GPU metrics"}.get(kind, "CUDA")
+        what = {
+            Kind.RANGES: "NVTX",
+            Kind.METRICS: "GPU metrics",
+            Kind.MESSAGES: "messages",
+        }.get(kind, "CUDA")
         return f"no {what} table in this trace"
     return _untraced(kind)
 

@@ -298,6 +298,13 @@ class MergedTables:
                 blocks[name] = np.array(firsts, np.int64)
             for name, parts in self.streams.items():
                 trace.stream(name, parts)
+            # reports tell of collectives, too
+            more = self.tables.pop("causality", {})
+            for name, values in more.items():
+                told = values.tolist()
+                if name == "order":
+                    told = [self.dictionaries["orders"][code] for code in told]
+                causality[name] += told
             small: dict[str, TableData] = {**self.tables, "blocks": blocks, "causality": causality}
             trace.whole(small, strings, {"keys": count})
 

@@ -172,6 +172,8 @@ DICTIONARIES: dict[str, str] = {
     "copy_kinds": "from where to where data was copied",
     "synchronization_kinds": "what was waited for",
     "os_calls": "functions of the operating system's libraries",
+    "message_libraries": "libraries that send messages between ranks",
+    "message_operations": "functions of such libraries",
     "buses": "PCI addresses",
     "severities": "how much what a profiler says of itself matters",
     "diagnostic_sources": "parts of a profiler",
@@ -655,14 +657,20 @@ _TABLES = (
                 "source",
                 "marks (NVTX marks carry the process's own clock), same-host (another process's "
                 "marks), system-clock or utc (as the report states them), then, after a plus, "
-                "that of the process's clock (see `clocks`)",
+                "that of the process's clock (see `clocks`); collectives: no rank leaves one "
+                "before all entered, which ties its session to another report's",
                 "sources",
             ),
             Column("origin", "int64", "ns", "session time at which the offset holds"),
             Column("offset", "int64", "ns", "trace time minus session time at the origin"),
             Column("drift", "float64", "ns/ns", "change of the offset per session time"),
             Column("bound", "int64", "ns", "largest error; -1: unknown"),
-            Column("points", "int64", "", "number of points the correction rests on"),
+            Column(
+                "points",
+                "int64",
+                "",
+                "number of points the correction rests on: of marks, or of collectives",
+            ),
         ),
     ),
     Table(
@@ -693,7 +701,7 @@ _TABLES = (
             _REPORT,
             _text(
                 "what",
-                "NVTX ranges, CUDA calls, kernels, copies, fills, waits or GPU metrics",
+                "NVTX ranges, CUDA calls, kernels, copies, fills, waits, GPU metrics or messages",
                 "recorded_kinds",
                 "int8",
             ),
@@ -823,6 +831,56 @@ _TABLES = (
             _START,
             _STOP,
             Column("value", "int64", "", "what was counted, in the unit of the metric"),
+        ),
+        order="start",
+    ),
+    Table(
+        "messages",
+        "A call of MPI, UCX or NCCL in a report. NCCL's are what the host queues, not what runs.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _START,
+            _STOP,
+            _text("library", "MPI, UCX or NCCL", "message_libraries", "int8"),
+            _text("operation", "the function", "message_operations"),
+            Column("sent", "int64", "bytes", "size of what it sends; -1: not told"),
+            Column("received", "int64", "bytes", "size of what it receives; -1: not told"),
+            Column(
+                "communicator",
+                "int64",
+                "",
+                "the communicator: its number in the whole job where nsys knows one, else its "
+                "handle in the process; -1: not told",
+            ),
+            Column(
+                "peer",
+                "int64",
+                "",
+                "the other rank of a message between two, or UCX's number of the other worker; "
+                "-1: not told",
+            ),
+            Column(
+                "root",
+                "int32",
+                "",
+                "rank to or from which a collective goes, in the communicator; -1: not told",
+            ),
+            Column(
+                "rank",
+                "int32",
+                "",
+                "the caller's own, in the communicator where that is known, else of all; "
+                "-1: not told",
+            ),
+            Column(
+                "collective",
+                "int32",
+                "",
+                "the same number in every rank's call of one collective, unique among the reports "
+                "that were joined together; -1: none that was matched",
+            ),
+            _row("task", "tasks", "the task that its thread ran then"),
         ),
         order="start",
     ),
