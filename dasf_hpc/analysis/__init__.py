@@ -32,6 +32,13 @@ why. Times and durations are int64 ns, times on the trace's clock.
     idle, launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total,
     mean, max, share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``:
     time, gpu, used, utilization; ``recorded``: what, state, count, reason.
+``ranges(trace)``
+    Tables ``ranges``: function, domain, range, category, count, total, mean, max, self, share,
+    kernels, kernel_time, open; ``marks``: function, domain, mark, category, count.
+``cpu(trace)``
+    Tables ``functions``: function, tasks, executing, known, on_cpu, off_cpu, off_share, blocked,
+    preempted, times_off, longest_off, samples; ``frames``: function, frame, module, self,
+    self_share, total, total_share.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
@@ -74,6 +81,8 @@ ANALYSES: dict[str, Question] = {
     "critical_path": Question("What did the run's length depend on?", "critical_path"),
     "what_if": Question("What would a faster function bring?", "what_if"),
     "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
+    "ranges": Question("What did the ranges of the code take, within which functions?", "ranges"),
+    "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),

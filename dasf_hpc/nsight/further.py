@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dasf_hpc.nsight import nvtx_marks, samples, scheduling
+
 if TYPE_CHECKING:
     from dasf_hpc.nsight.rows import Placing
 
@@ -28,4 +30,8 @@ class Further:
     place: Callable[[Placing], None]
 
 
-FURTHER: tuple[Further, ...] = ()
+FURTHER: tuple[Further, ...] = (
+    Further(("nvtx_marks",), nvtx_marks.place),
+    Further(("off_cpu",), scheduling.place),
+    Further(("cpu_samples",), samples.place),
+)

@@ -210,6 +210,23 @@ class Export:
                 counts = list(pool.map(stretch, range(len(bounds))))
         return filled.columns(rooms, counts)
 
+    def page(self, sql: str, parameters: Sequence[int], columns: Sequence[str]) -> list[Integers]:
+        """Read integer columns of what a query finds, which must not be more than a page.
+
+        Parameters
+        ----------
+        sql
+            A query that names these columns; none is NULL.
+        parameters
+            What its question marks stand for.
+        columns
+            Their names.
+        """
+        joined = ", ".join(f"group_concat({column})" for column in columns)
+        query = f"SELECT count(*), {joined} FROM ({sql})"
+        count, *texts = self.connection.execute(query, parameters).fetchone()
+        return [_parse(text, count, sql) for text in texts]
+
     def stretches(self, table: str) -> list[tuple[int, int]]:
         """Divide a table's rowids among the cores: after which and up to which each reads."""
         name = quoted(table)

@@ -33,6 +33,8 @@ GROWING = (
     "diagnostics",
     "recorded",
     "task_gpu",
+    "stacks",
+    "task_cpu",
 )
 
 

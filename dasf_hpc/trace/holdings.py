@@ -26,9 +26,12 @@ class Kind(StrEnum):
     FILLS = "fills"
     WAITS = "waits"
     METRICS = "GPU metrics"
+    MARKS = "NVTX marks"
+    SAMPLES = "CPU samples"
+    SWITCHES = "context switches"
 
 
-#: The trace's table of each kind; of GPU metrics there is none.
+#: The trace's table of each kind; of GPU metrics there is none, of context switches sums alone.
 TABLE_OF: Mapping[Kind, str] = {
     Kind.RANGES: "nvtx_ranges",
     Kind.CALLS: "cuda_api",
@@ -36,11 +39,32 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.COPIES: "memcpys",
     Kind.FILLS: "memsets",
     Kind.WAITS: "synchronizations",
+    Kind.MARKS: "nvtx_marks",
+    Kind.SAMPLES: "cpu_samples",
 }
 
 #: What keeps a GPU busy.
 ON_GPU = (Kind.KERNELS, Kind.COPIES, Kind.FILLS)
 _CUDA = (Kind.CALLS, *ON_GPU, Kind.WAITS)
+
+#: What each kind is part of, as evidence names it; else CUDA. Nothing tells of GPU metrics.
+_PART_OF: Mapping[Kind, str] = {
+    Kind.RANGES: "nvtx",
+    Kind.MARKS: "nvtx",
+    Kind.METRICS: "",
+    Kind.SAMPLES: "samples",
+    Kind.SWITCHES: "switches",
+}
+#: Why nothing of a part was recorded.
+_UNTRACED: Mapping[str, str] = {
+    "": "",
+    "nvtx": "NVTX was not traced, or no process that was traced used it",
+    "cuda": "CUDA was not traced, or no process that was traced used it",
+    "samples": "CPUs were not sampled: `--nsys-arg=--sample=process-tree` has nsys do it where the "
+    "node permits it",
+    "switches": "context switches were not traced: `--nsys-arg=--cpuctxsw=process-tree` has nsys "
+    "do it where the node permits it",
+}
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
 CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
@@ -116,8 +140,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was traced beyond doubt, of ``nvtx`` and ``cuda``: a table of it is there, if without
-        rows, or nsys says so.
+        What was traced beyond doubt, of ``nvtx``, ``cuda``, ``samples`` and ``switches``: a table
+        of it is there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     """
@@ -132,12 +156,12 @@ def judge(evidence: Evidence) -> list[Holding]:
     """Say of each kind whether a report holds it, and how that is known."""
     counts = {kind: evidence.counts.get(kind, 0) for kind in Kind}
     cuda = "cuda" in evidence.traced or any(counts[kind] for kind in _CUDA)
-    traced = dict.fromkeys(_CUDA, cuda)
-    traced |= {Kind.RANGES: "nvtx" in evidence.traced, Kind.METRICS: False}
+    traced = {kind: _PART_OF.get(kind) in evidence.traced for kind in Kind}
+    traced |= dict.fromkeys(_CUDA, cuda)
     on_gpu = any(counts[kind] for kind in ON_GPU)
     found = []
     for kind in Kind:
-        about = {Kind.RANGES: "nvtx", Kind.METRICS: ""}.get(kind, "cuda")
+        about = _PART_OF.get(kind, "cuda")
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -162,10 +186,7 @@ def judge(evidence: Evidence) -> list[Holding]:
 
 
 def _untraced(kind: Kind) -> str:
-    if kind is Kind.METRICS:
-        return ""
-    what = "NVTX" if kind is Kind.RANGES else "CUDA"
-    return f"{what} was not traced, or no process that was traced used it"
+    return _UNTRACED[_PART_OF.get(kind, "cuda")]
 
 
 def lost_on_gpu(holdings: Iterable[Holding]) -> bool:
@@ -237,7 +258,8 @@ def held(trace: Trace) -> dict[Kind, Holding]:
 
 def _why_missing(kind: Kind, reports: int) -> str:
     if not reports:
-        what = {Kind.RANGES: "NVTX", Kind.METRICS: "GPU metrics"}.get(kind, "CUDA")
+        part = _PART_OF.get(kind, "CUDA")
+        what = {"nvtx": "NVTX", "CUDA": "CUDA"}.get(part, str(kind))
         return f"no {what} table in this trace"
     return _untraced(kind)
 
