@@ -91,15 +91,18 @@ class Stacks:
         total = np.zeros(len(self.frames), np.int64)
         stacks = np.flatnonzero(weights)
         at = stacks.copy()
-        pairs: list[npt.NDArray[np.int64]] = []
+        width = max(1, len(self.frames))
+        pairs: list[Ints] = []
         while len(at):
-            pairs.append(np.stack([stacks, self.frame[at]]))
+            pairs.append(stacks * width + self.frame[at])
             at = self.parent[at]
             stacks, at = stacks[at >= 0], at[at >= 0]
         if pairs:
-            stack, frame = np.unique(np.concatenate(pairs, axis=1), axis=1)
+            # a call that stands in a stack several times counts once
+            stack, frame = np.divmod(np.unique(np.concatenate(pairs)), width)
             np.add.at(total, frame, weights[stack])
-        table = self.frames.assign(self=own, total=total)
+        table = self.frames.copy()
+        table["self"], table["total"] = own, total
         table = table[table["total"] > 0]
         return table.sort_values(["self", "total"], ascending=False, kind="stable")
 
