@@ -7,6 +7,7 @@ in which state it is: one that could have gone on was preempted, another one wai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,9 +85,11 @@ def place(placing: Placing) -> None:
         for thread, own in grouped(event["tid"][rows]):
             if thread not in tasks.by_thread:
                 continue
-            off = off_intervals(start[own], event["on"][rows[own]] != 0, event["state"][rows[own]])
+            switches = Switches.of(
+                start[own], event["on"][rows[own]] != 0, event["state"][rows[own]]
+            )
             found, stretches = off_of_tasks(
-                tasks, thread, off, (int(window[0]), int(window[1])), states
+                tasks, thread, switches, (int(window[0]), int(window[1])), states
             )
             for name, values in found.items():
                 sums.setdefault(name, []).append(values)
@@ -103,41 +106,55 @@ def place(placing: Placing) -> None:
         placing.spool("off_cpu", long)
 
 
-def off_intervals(start: Array, on: Array, state: Array) -> tuple[Array, Array, Array]:
-    """Give when a thread was off the CPU.
+@dataclass(frozen=True)
+class Switches:
+    """When a thread was off the CPU, and when nobody knows whether it was.
 
-    Parameters
+    Attributes
     ----------
-    start
-        When it got a CPU or left one, in any order.
-    on
-        Whether it got one.
-    state
-        Its state as a number, told where it left one.
-
-    Returns
-    -------
     start, stop, state
-        The intervals. Before the first event it was in the opposite state of that, since the
-        smallest int64; after the last one it stays so until the largest. Of several events of one
-        sort in a row, which happens where others are lost, the first counts.
+        Off the CPU: from when, until when, and the thread's state as it left, as a number.
+    lost_start, lost_stop
+        Between two events of one sort: the event of the other sort is lost.
     """
-    order = np.argsort(start, kind="stable")
-    start, on, state = start[order], on[order], state[order]
-    changes = np.flatnonzero(np.append(True, on[1:] != on[:-1])[: len(on)])
-    start, on, state = start[changes], on[changes], state[changes]
-    limits = np.iinfo(np.int64)
-    if len(on) and on[0]:
-        start = np.insert(start, 0, limits.min)
-        on, state = np.insert(on, 0, False), np.insert(state, 0, NONE)
-    ends = np.append(start[1:], limits.max)
-    return start[~on], ends[~on], state[~on]
+
+    start: Array
+    stop: Array
+    state: Array
+    lost_start: Array
+    lost_stop: Array
+
+    @classmethod
+    def of(cls, start: Array, on: Array, state: Array) -> Switches:
+        """Make intervals of events.
+
+        Before the first event the thread was in the opposite state of that, since the smallest
+        int64; after the last one it stays so until the largest.
+
+        Parameters
+        ----------
+        start
+            When the thread got a CPU or left one, in any order.
+        on
+            Whether it got one.
+        state
+            Its state as a number, told where it left one.
+        """
+        order = np.argsort(start, kind="stable")
+        limits = np.iinfo(np.int64)
+        start = np.concatenate([[limits.min], start[order], [limits.max]])
+        on, state = on[order], state[order]
+        before = np.concatenate([~on[:1], on])
+        after = np.concatenate([on, ~on[-1:]])
+        state = np.concatenate([[NONE], state])
+        off, lost = ~before & after, before == after
+        return cls(start[:-1][off], start[1:][off], state[off], start[:-1][lost], start[1:][lost])
 
 
 def off_of_tasks(
     tasks: RunningTasks,
     thread: int,
-    off: tuple[Array, Array, Array],
+    switches: Switches,
     window: tuple[int, int],
     states: Mapping[int, str],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -149,8 +166,8 @@ def off_of_tasks(
         All of the process.
     thread
         Native id of the thread.
-    off
-        When it was off the CPU and in which state, in order and apart; see `off_intervals`.
+    switches
+        When it was off the CPU.
     window
         From when to when the report tells what threads did.
     states
@@ -166,14 +183,15 @@ def off_of_tasks(
     """
     row, begun, ended = tasks.by_thread[thread]
     begun, ended = np.clip(begun, *window), np.clip(ended, *window)
-    off_start, off_stop = (np.clip(values, *window) for values in off[:2])
-    first, last, which = pieces(begun, ended, off_start, off_stop)
+    cuts = (switches.start, switches.stop, switches.lost_start, switches.lost_stop)
+    off_start, off_stop, *lost = (np.clip(values, *window) for values in cuts)
+    first, last, which = pieces(begun, ended, off_start, off_stop, *lost)
     size = last - first
     known = np.zeros(len(row), np.int64)
-    np.add.at(known, which, size)
-    # each piece lies within one interval or in none
-    place = np.searchsorted(off_start, first, side="right") - 1
-    inside = np.flatnonzero((place >= 0) & (off_stop[np.maximum(place, 0)] >= last))
+    told = _within(lost[0], lost[1], first, last) == NONE
+    np.add.at(known, which[told], size[told])
+    place = _within(off_start, off_stop, first, last)
+    inside = np.flatnonzero(place != NONE)
     interval, which, size = place[inside], which[inside], size[inside]
     first, last = first[inside], last[inside]
     # what a task that lies within another one cut apart is one interval of the other
@@ -182,7 +200,7 @@ def off_of_tasks(
     length = np.zeros(pairs.shape[1], np.int64)
     np.add.at(length, number, size)
     task, interval = pairs
-    state = off[2][interval]
+    state = switches.state[interval]
     sums = {"task": row, "known": known}
     for name, of in (
         ("off", np.ones(len(task), bool)),
@@ -201,10 +219,20 @@ def off_of_tasks(
         {
             "start": first[long],
             "stop": last[long],
-            "state": off[2][place[inside][long]],
+            "state": switches.state[place[inside][long]],
             "task": row[which[long]],
         },
     )
+
+
+def _within(start: Array, stop: Array, first: Array, last: Array) -> Array:
+    """Give the interval that each piece lies in, -1 for none; pieces are cut at their ends."""
+    if not len(start):
+        return np.full(len(first), NONE, np.int64)
+    place = np.searchsorted(start, first, side="right") - 1
+    held = (place >= 0) & (stop[np.maximum(place, 0)] >= last)
+    found: Array = np.where(held, place, NONE)
+    return found
 
 
 def _in(state: Array, states: Mapping[int, str], names: frozenset[str]) -> Array:

@@ -1,0 +1,70 @@
+"""Samples of the CPU and context switches that a real nsys records of a real run's tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from system.conftest import Submit
+
+from dasf_hpc import open_trace
+from dasf_hpc.analysis import analyse
+from dasf_hpc.trace.holdings import Kind, State, held
+from dasf_hpc.trace.stacks import read_stacks, weights
+
+#: One function that computes and one that sleeps, each 4 times 0.5 s and more.
+JOB = """
+    import time
+    from distributed import Client
+
+    def compute(number):
+        end = time.thread_time() + 0.5
+        while time.thread_time() < end:
+            sum(range(10_000))
+        return number
+
+    def rest(number):
+        time.sleep(0.5)
+        return number
+
+    with Client() as client:
+        for function in (compute, rest):
+            futures = client.map(function, range(4), pure=False)
+            assert client.gather(futures) == list(range(4))
+"""
+
+ASKS = ("--nsys-arg=--sample=process-tree", "--nsys-arg=--cpuctxsw=process-tree")
+
+
+@pytest.mark.needs("nsys")
+def test_samples_and_switches_are_of_the_tasks_that_ran(
+    submit: Submit, script: Callable[[str], str]
+) -> None:
+    workers = ["--workers-per-node", "1", "--threads-per-worker", "1"]
+    limit = ("--stop-timeout", "60")
+    done = submit("--on", "local", "--nsys", *ASKS, *workers, *limit, script(JOB))
+    assert done.code == 0, done.err
+    with open_trace(done.directory) as trace:
+        found = held(trace)
+        assert found[Kind.SAMPLES].state is State.RECORDED
+        assert found[Kind.SWITCHES].state is State.RECORDED
+        samples, tasks = trace.cpu_samples, trace.tasks
+        of_tasks = samples[samples["task"] >= 0]
+        rows = tasks.loc[of_tasks["task"].to_numpy()]
+        # half of them at least are by the thread itself, since there is one
+        own = of_tasks["thread"].to_numpy() == rows["thread"].to_numpy()
+        assert own.mean() > 0.5
+        stacks = read_stacks(trace)
+        # a thread that computes is sampled, one that sleeps is not
+        computing, resting = (weights(trace, function=name) for name in ("compute", "rest"))
+        assert computing.sum() > 10 * max(1, resting.sum())
+        frames = stacks.of_frames(computing)
+        assert any("python" in str(module) for module in frames["module"])
+        assert not frames["module"].str.contains("/").any()
+        sums = analyse("cpu", trace).table.set_index("function").to_dict("index")
+        for name in ("compute", "rest"):
+            # no more than a little of a task is unknown to the report
+            assert 0.9 * sums[name]["executing"] <= sums[name]["known"] <= sums[name]["executing"]
+        assert sums["rest"]["off_share"] > 90
+        assert sums["compute"]["on_cpu"] > 1.9e9
+        assert sums["rest"]["on_cpu"] < 0.2e9
