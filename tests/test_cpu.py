@@ -19,6 +19,7 @@ from test_user_ranges import write_run
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
 from dasf_hpc.nsight.attribute import RunningTasks
+from dasf_hpc.nsight.diagnostics import concerns
 from dasf_hpc.nsight.rows import Additions
 from dasf_hpc.nsight.samples import file_name, stacks_of
 from dasf_hpc.nsight.scheduling import THREAD_STATES, Switches, off_of_tasks
@@ -343,9 +344,15 @@ def test_what_was_not_recorded_differs_from_what_came_to_nothing(tmp_path: Path)
 
 
 def test_samples_that_nsys_lost_are_told() -> None:
+    assert concerns("Sampling events were lost in the interval 12 - 44 (32) ns.") == {"samples"}
+    assert concerns("Some GPU metrics samples were lost.") == {"cuda"}
+    assert concerns("Context switch events were lost.") == {"switches"}
     found = {h.kind: h for h in judge(Evidence({Kind.SAMPLES: 5}, losses={"samples": "12 lost"}))}
     assert found[Kind.SAMPLES].state is State.PARTLY
     assert found[Kind.SWITCHES].state is State.MISSING
+    found = {h.kind: h for h in judge(Evidence({Kind.RANGES: 5}, losses={"nvtx": "some"}))}
+    assert found[Kind.RANGES].state is State.PARTLY
+    assert found[Kind.MARKS].state is State.NONE
 
 
 def test_what_the_calls_of_tasks_were(sampled: Path) -> None:

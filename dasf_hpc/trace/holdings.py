@@ -173,7 +173,12 @@ def judge(evidence: Evidence) -> list[Holding]:
             calls = f"calls to {_ASKS[kind]}: {asked:,}, and nothing of it was recorded"
             why = f"nsys says: {loss}" if loss else "it was lost, or recording it was not permitted"
             found.append(Holding(kind, State.LOST, 0, f"{calls}; {why}"))
-        elif loss and not any(counts[other] for other in _CUDA if kind in _CUDA):
+        elif (
+            loss
+            # few programs make marks
+            and kind is not Kind.MARKS
+            and not any(counts[other] for other in _CUDA if kind in _CUDA)
+        ):
             found.append(Holding(kind, State.LOST, 0, loss))
         elif loss:
             # others of its sort came: that it was among what is lost nothing says
