@@ -67,6 +67,8 @@ def write_samples(run: Path) -> None:
                 [("[Broken backtraces]",) * 2, (address, MINE)],
                 unresolved=[address],
             )
+        # while the second task was the only one
+        export.sample(pid, HELPER, at(28))
         export.sample(pid, HELPER, at(35), [MAIN, ("/home/ann/job.py:lambda", "/home/ann/job.py")])
         export.sample(STRANGER, STRANGER, at(12), [("secret", "/home/bob/x")])
     merge_run(run, str(run / "no nsys"))
@@ -93,13 +95,14 @@ def test_samples_have_their_stacks_and_tasks(sampled: Path) -> None:
             # addresses differ from run to run: they are no names
             [("[Broken backtraces]", ""), ("", "fast.so")],
             [("[Broken backtraces]", ""), ("", "fast.so")],
+            [],
             [main, ("job.py:lambda", "job.py")],
         ]
         assert len(trace.stacks) == 6
         assert (trace.stacks["parent"] < trace.stacks.index).all()
         threads = trace.tasks["thread"]
         of = [threads[task] if task >= 0 else -1 for task in samples["task"].tolist()]
-        assert of == [POOL_1] * 5 + [POOL_2] * 2 + [-1]
+        assert of == [POOL_1] * 5 + [POOL_2] * 3 + [-1]
         assert set(samples["cpu"]) == {3}
         assert set(samples["state"]) == {"running"}
 
@@ -128,7 +131,7 @@ def test_weights_are_by_function_worker_and_time(sampled: Path) -> None:
     with open_trace(sampled) as trace:
         stacks = read_stacks(trace)
         every = weights(trace)
-        assert every.sum() == 7  # one has no calls
+        assert every.sum() == 7  # two have no calls
         (function,) = set(trace.tasks["prefix"])
         origin = int(trace.tasks["start"].min()) - 10 * MS
         assert weights(trace, function=function).sum() == 6
@@ -359,11 +362,12 @@ def test_what_the_calls_of_tasks_were(sampled: Path) -> None:
     with open_trace(sampled) as trace:
         answer = analyse("cpu", trace)
         (function,) = set(trace.tasks["prefix"])
-    assert answer.table["samples"].tolist() == [7, 1]
+    assert answer.table["samples"].tolist() == [8, 1]
+    assert answer.table["others"].tolist() == [1, 0]
     frames = answer.tables["frames"]
     own = frames[frames["function"] == function].set_index("frame")
     assert own.loc["work", ["self", "total"]].tolist() == [2, 4]
-    assert own.loc["__read", "self_share"] == pytest.approx(200 / 7)
+    assert own.loc["__read", "self_share"] == pytest.approx(200 / 8)
     assert own.loc["main", ["self", "total"]].tolist() == [0, 4]
     assert any("Time off the CPU" in why for why in answer.unanswered)
 

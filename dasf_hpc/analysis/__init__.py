@@ -37,8 +37,8 @@ why. Times and durations are int64 ns, times on the trace's clock.
     kernels, kernel_time, open; ``marks``: function, domain, mark, category, count.
 ``cpu(trace)``
     Tables ``functions``: function, tasks, executing, known, on_cpu, off_cpu, off_share, blocked,
-    preempted, times_off, longest_off, samples; ``frames``: function, frame, module, self,
-    self_share, total, total_share.
+    preempted, times_off, longest_off, samples, others; ``frames``: function, frame, module,
+    self, self_share, total, total_share.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.

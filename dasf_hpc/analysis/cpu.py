@@ -52,6 +52,11 @@ FUNCTIONS: Columns = {
     "times_off": ("", "how often threads were off the CPU"),
     "longest_off": ("ns", "the longest time off the CPU"),
     "samples": ("", "samples of the CPU within its tasks"),
+    "others": (
+        "",
+        "of these: of threads that run no tasks, such as of a library; taken while a task of it "
+        "was the only one that its process ran",
+    ),
 }
 FRAMES: Columns = {
     "function": ("", f"the function whose tasks ran; {NO_TASK}: none"),
@@ -89,37 +94,41 @@ def cpu(trace: Trace) -> Answer:
             unanswered.append(f"{what}: {why}.")
     if switched or sampled:
         runs = read_executions(trace, ("thread", "prefix"))
-        samples, counts = _samples(trace, runs)
-        tables["functions"] = _functions(trace, runs, samples, switched)
+        samples, others, counts = _samples(trace, runs)
+        tables["functions"] = _functions(trace, runs, samples, others, switched)
         if counts:
             tables["frames"] = _frames(read_stacks(trace), runs, samples, counts)
     found = _findings(tables["functions"], tables["frames"])
     return Answer("cpu", tables, _TABLES, found, unanswered)
 
 
-def _samples(trace: Trace, runs: Executions) -> tuple[Ints, dict[int, tuple[Ints, Ints]]]:
+def _samples(trace: Trace, runs: Executions) -> tuple[Ints, Ints, dict[int, tuple[Ints, Ints]]]:
     """Count samples by function; the last one is no task.
 
     Returns
     -------
     samples
         Of each function.
+    others
+        Of these, those of threads that run no tasks.
     counts
         Of those with calls, by function: rows of ``stacks`` and how many are there.
     """
     width, stacks = len(runs.functions), max(1, trace.rows("stacks"))
-    samples = np.zeros(width + 1, np.int64)
+    samples, others = np.zeros((2, width + 1), np.int64)
     keys: list[Ints] = []
     counts: list[Ints] = []
     if not trace.rows("cpu_samples"):
-        return samples, {}
-    for part in trace.pieces("cpu_samples", ["task", "stack"]):
+        return samples, others, {}
+    for part in trace.pieces("cpu_samples", ["task", "stack", "reason"]):
         task = part["task"].to_numpy(np.int64)
         stack = part["stack"].to_numpy(np.int64)
         known = (task >= 0) & (task < len(runs))
         function = np.full(len(task), width, np.int64)
         function[known] = runs.function[task[known]]
         samples += np.bincount(function, minlength=width + 1)
+        helping = known & part["reason"].notna().to_numpy()
+        others += np.bincount(function[helping], minlength=width + 1)
         with_calls = (stack >= 0) & (stack < stacks)
         distinct, count = np.unique(
             function[with_calls] * stacks + stack[with_calls], return_counts=True
@@ -129,14 +138,20 @@ def _samples(trace: Trace, runs: Executions) -> tuple[Ints, dict[int, tuple[Ints
     every, index = np.unique(np.concatenate(keys), return_inverse=True)
     sums = group_sums(index, np.concatenate(counts), len(every))
     cuts = np.searchsorted(every, np.arange(width + 2) * stacks)
-    return samples, {
-        number: (every[a:b] - number * stacks, sums[a:b])
-        for number, (a, b) in enumerate(itertools.pairwise(cuts.tolist()))
-        if b > a
-    }
+    return (
+        samples,
+        others,
+        {
+            number: (every[a:b] - number * stacks, sums[a:b])
+            for number, (a, b) in enumerate(itertools.pairwise(cuts.tolist()))
+            if b > a
+        },
+    )
 
 
-def _functions(trace: Trace, runs: Executions, samples: Ints, switched: bool) -> pd.DataFrame:
+def _functions(
+    trace: Trace, runs: Executions, samples: Ints, others: Ints, switched: bool
+) -> pd.DataFrame:
     width = len(runs.functions)
     result = pd.DataFrame({"function": [*runs.functions, NO_TASK]})
     result["tasks"] = np.append(np.bincount(runs.function, minlength=width), 0)
@@ -159,7 +174,7 @@ def _functions(trace: Trace, runs: Executions, samples: Ints, switched: bool) ->
         result["off_share"] = np.where(sums["known"] > 0, share, np.nan)
         result["blocked"], result["preempted"] = sums["blocked"], sums["preempted"]
         result["times_off"], result["longest_off"] = sums["count"], longest
-    result["samples"] = samples
+    result["samples"], result["others"] = samples, others
     known = result["known"] > 0 if switched else np.zeros(width + 1, bool)
     result = result[known | (result["samples"] > 0)]
     result = result.sort_values(["executing", "samples"], ascending=False, kind="stable")
@@ -215,7 +230,11 @@ def _findings(functions: pd.DataFrame, frames: pd.DataFrame) -> list[Finding]:
             "threads than cores; one whose core others get needs fewer threads beside it.",
         )
     if len(frames):
-        enough = functions[(functions["samples"] >= ENOUGH) & (functions["tasks"] > 0)]
+        # what other threads did, an event loop say, is not what the function is made of
+        own = functions["samples"] - functions["others"]
+        enough = functions[
+            (own >= ENOUGH) & (own >= functions["others"]) & (functions["tasks"] > 0)
+        ]
         hot = frames[
             (frames["self_share"] >= HOT) & frames["function"].isin(enough["function"].tolist())
         ]

@@ -63,8 +63,12 @@ def test_samples_and_switches_are_of_the_tasks_that_ran(
         assert not frames["module"].str.contains("/").any()
         sums = analyse("cpu", trace).table.set_index("function").to_dict("index")
         for name in ("compute", "rest"):
-            # no more than a little of a task is unknown to the report
-            assert 0.9 * sums[name]["executing"] <= sums[name]["known"] <= sums[name]["executing"]
+            assert sums[name]["known"] <= sums[name]["executing"]
+        # where nsys lost a switch it is not known whether the thread was on a CPU
+        unknown = sums["compute"]["executing"] - sums["compute"]["known"]
+        assert sums["compute"]["on_cpu"] <= 2.2e9
+        assert sums["compute"]["on_cpu"] + unknown >= 1.9e9
         assert sums["rest"]["off_share"] > 90
-        assert sums["compute"]["on_cpu"] > 1.9e9
         assert sums["rest"]["on_cpu"] < 0.2e9
+        # those of the event loop are no calls of the function
+        assert sums["compute"]["others"] < sums["compute"]["samples"] / 2
