@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 from system.conftest import Submit
 
@@ -36,13 +39,30 @@ JOB = """
 ASKS = ("--nsys-arg=--sample=process-tree", "--nsys-arg=--cpuctxsw=process-tree")
 
 
+#: Exit code of a run whose job ended well and whose recording is not whole.
+PARTIAL = 80
+
+
+def end_agents(folder: Path) -> int:
+    """End the agents of nsys that were started in a folder; gives how many there were."""
+    ended = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "--start-agent" in process.cmdline() and process.environ().get("PWD") == str(folder):
+                process.kill()
+                ended += 1
+    return ended
+
+
 @pytest.mark.needs("nsys")
 def test_samples_and_switches_are_of_the_tasks_that_ran(
-    submit: Submit, script: Callable[[str], str]
+    submit: Submit, script: Callable[[str], str], tmp_path: Path
 ) -> None:
-    workers = ["--workers-per-node", "1", "--threads-per-worker", "1"]
-    limit = ("--stop-timeout", "60")
-    done = submit("--on", "local", "--nsys", *ASKS, *workers, *limit, script(JOB))
+    words = ["--workers-per-node", "1", "--threads-per-worker", "1", "--stop-timeout", "20"]
+    done = submit("--on", "local", "--nsys", *ASKS, *words, script(JOB))
+    if done.code == PARTIAL and "0 of 1" in done.err and end_agents(tmp_path):
+        # seen of 2022.4.2 in 2 of 5 runs: its agent computes on and on, and writes no report
+        pytest.skip("nsys's agent did not end, so that there is no report")
     assert done.code == 0, done.err
     with open_trace(done.directory) as trace:
         found = held(trace)
