@@ -6,6 +6,7 @@ The columns are those of the real exports as far as anything here tells them apa
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Container, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,14 @@ NVTX_2020 = """start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, 
     category INTEGER, color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER,
     textId INTEGER, domainId INTEGER, uint64Value INTEGER, int64Value INTEGER, doubleValue REAL,
     uint32Value INTEGER, int32Value INTEGER, floatValue REAL, jsonTextId INTEGER, jsonText TEXT"""
+COMPOSITE = """id INTEGER NOT NULL PRIMARY KEY, start INTEGER NOT NULL, cpu INTEGER,
+    threadState INTEGER, globalTid INTEGER, cpuCycles INTEGER NOT NULL"""
+CALLCHAIN = """id INTEGER NOT NULL, symbol INTEGER NOT NULL, module INTEGER NOT NULL,
+    kernelMode INTEGER, thumbCode INTEGER, unresolved INTEGER, specialEntry INTEGER,
+    originalIP INTEGER, unwindMethod INTEGER, stackDepth INTEGER NOT NULL,
+    PRIMARY KEY (id, stackDepth)"""
+SCHED = """start INTEGER NOT NULL, cpu INTEGER NOT NULL, isSchedIn INTEGER NOT NULL,
+    globalTid INTEGER"""
 ON_DEVICE = """start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
     contextId INTEGER NOT NULL, {green} streamId INTEGER NOT NULL, correlationId INTEGER,
     globalPid INTEGER"""
@@ -180,7 +189,8 @@ class Export:
         self._row("TARGET_INFO_SESSION_START_TIME", utcEpochNs=utc, **more)
 
     def _event(self, kind: int, start: int, end: int | None, text: str, **more: Any) -> None:
-        self._table("NVTX_EVENTS", NVTX_2020)
+        binary = ", binaryData TEXT" if self.version >= "2025.1" else ""
+        self._table("NVTX_EVENTS", NVTX_2020 + binary)
         named = {"text": text} if self.version == "2022.4" else {"textId": self.string(text)}
         self._row("NVTX_EVENTS", start=start, end=end, eventType=kind, **named, **more)
 
@@ -202,6 +212,86 @@ class Export:
         domain = self._domain(pid, "compute")
         thread = global_id(pid, tid)
         self._event(59, start, stop, "f", globalTid=thread, domainId=domain, int64Value=task)
+
+    def user_range(
+        self,
+        pid: int,
+        tid: int,
+        start: int,
+        stop: int | None,
+        text: str,
+        domain: str = "",
+        stacked: bool = True,
+        **more: Any,
+    ) -> None:
+        """Add a range of the code; "" is the default domain, ``more`` are columns."""
+        number = self._domain(pid, domain) if domain else 0
+        given = {"globalTid": global_id(pid, tid), "domainId": number, **more}
+        self._event(59 if stacked else 60, start, stop, text, **given)
+
+    def user_mark(
+        self, pid: int, tid: int, at: int, text: str, domain: str = "", **more: Any
+    ) -> None:
+        """Add a mark of the code; "" is the default domain, ``more`` are columns."""
+        number = self._domain(pid, domain) if domain else 0
+        given = {"globalTid": global_id(pid, tid), "domainId": number, **more}
+        self._event(34, at, None, text, **given)
+
+    def category(self, pid: int, number: int, name: str, domain: str = "") -> None:
+        """Name a category of a domain."""
+        of = self._domain(pid, domain) if domain else 0
+        self._event(33, 0, None, name, globalTid=global_id(pid, pid), domainId=of, category=number)
+
+    def payload_field(
+        self, pid: int, domain: str, schema: int, name: str, kind: int, offset: int
+    ) -> int:
+        """Describe a field of a binary payload, as newer exports do; gives the domain's number."""
+        columns = """domainId INTEGER NOT NULL, schemaId INTEGER NOT NULL, idx INTEGER NOT NULL,
+            flags INTEGER, type INTEGER, name TEXT, description TEXT, arrayOrUnionDetail INTEGER,
+            offset INTEGER"""
+        table, of = "NVTX_PAYLOAD_SCHEMA_ENTRIES", self._domain(pid, domain)
+        self._table(table, columns)
+        place = {"domainId": of, "schemaId": schema, "idx": offset, "offset": offset or None}
+        self._row(table, name=name, type=kind, **place)
+        return of
+
+    def sample(
+        self,
+        pid: int,
+        tid: int,
+        at: int,
+        calls: Sequence[tuple[str, str]] = (),
+        cycles: int = 1,
+        unresolved: Container[str] = (),
+    ) -> None:
+        """Add a sample of a CPU; calls are symbol and module, the outermost first."""
+        self._table("COMPOSITE_EVENTS", COMPOSITE)
+        self._table("SAMPLING_CALLCHAINS", CALLCHAIN)
+        (number,) = self.database.execute("SELECT 1 + count(*) FROM COMPOSITE_EVENTS").fetchone()
+        place = {"start": at, "cpu": 3, "threadState": 1, "globalTid": global_id(pid, tid)}
+        self._row("COMPOSITE_EVENTS", id=number, cpuCycles=cycles, **place)
+        for depth, (symbol, module) in enumerate(reversed(calls)):
+            self._row(
+                "SAMPLING_CALLCHAINS",
+                id=number,
+                symbol=self.string(symbol),
+                module=self.string(module),
+                unresolved=1 if symbol in unresolved else None,
+                stackDepth=depth,
+            )
+
+    def samples_nothing(self) -> None:
+        """Have the tables of samples and of switches, without rows."""
+        self._table("COMPOSITE_EVENTS", COMPOSITE)
+        self._table("SCHED_EVENTS", SCHED)
+
+    def switch(self, pid: int, tid: int, at: int, on: bool, state: int | None = None) -> None:
+        """Say that a thread got a CPU or left one; newer versions say in which state."""
+        newer = self.version >= "2023.4"
+        self._table("SCHED_EVENTS", SCHED + (", threadState INTEGER" if newer else ""))
+        more = {"threadState": state} if newer else {}
+        place = {"start": at, "cpu": 0, "globalTid": global_id(pid, tid)}
+        self._row("SCHED_EVENTS", isSchedIn=int(on), **place, **more)
 
     def call(
         self, pid: int, tid: int, start: int, stop: int, correlation: int, name: str = "launch"

@@ -38,6 +38,13 @@ why. Times and durations are int64 ns, times on the trace's clock.
     function, worker, held, coverage and the same; ``metrics``: gpu, metric, measure, unit, samples,
     covered, mean, busy_covered, busy, idle; ``function_metrics``: function, metric, unit, covered,
     mean, of metrics that are no measure.
+``ranges(trace)``
+    Tables ``ranges``: function, domain, range, category, count, total, mean, max, self, share,
+    kernels, kernel_time, open; ``marks``: function, domain, mark, category, count.
+``cpu(trace)``
+    Tables ``functions``: function, tasks, executing, known, on_cpu, off_cpu, off_share, blocked,
+    preempted, times_off, longest_off, samples, others; ``frames``: function, frame, module,
+    self, self_share, total, total_share.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
@@ -85,6 +92,8 @@ ANALYSES: dict[str, Question] = {
     "what_if": Question("What would a faster function bring?", "what_if"),
     "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
     "gpu_metrics": Question("Which functions use the GPU that they hold?", "gpu_metrics"),
+    "ranges": Question("What did the ranges of the code take, within which functions?", "ranges"),
+    "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "collectives": Question("Who waited for whom between ranks?", "collectives"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),

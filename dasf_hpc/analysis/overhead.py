@@ -17,6 +17,7 @@ import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.executions import Ints, duration_text, read_executions, workers
+from dasf_hpc.nsight.join import COMPUTE_DOMAIN
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.trace.open import Trace
 
@@ -142,7 +143,8 @@ def _range_lags(trace: Trace, start: Ints, stop: Ints) -> tuple[int, float] | No
     """Give the number of ranges around tasks, and how much longer than the task they are, ns."""
     if not trace.rows("nvtx_ranges"):
         return None
-    ranges = trace.table("nvtx_ranges", ["task", "start", "stop"])
+    ranges = trace.table("nvtx_ranges", ["task", "start", "stop", "domain"])
+    ranges = ranges[ranges["domain"].isna() | (ranges["domain"] == COMPUTE_DOMAIN)]
     ranges = ranges[(ranges["task"] >= 0) & (ranges["task"] < len(start)) & (ranges["stop"] >= 0)]
     if not len(ranges):
         return None

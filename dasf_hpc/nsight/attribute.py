@@ -173,6 +173,34 @@ def innermost(start: Array, stop: Array, at: Array) -> Array:
     return found
 
 
+def pieces(start: Array, stop: Array, *more: Array) -> tuple[Array, Array, Array]:
+    """Cut time at the ends of intervals, and find for each piece the interval that began last.
+
+    Each instant that intervals hold is in one piece, and of one interval: the one that began last
+    of those that hold it, of equal begins the shortest. So the pieces of all intervals sum up to
+    the time that they cover together.
+
+    Parameters
+    ----------
+    start, stop
+        The intervals [start, stop), in any order; one that ends before it begins holds nothing.
+    more
+        Further times at which to cut.
+
+    Returns
+    -------
+    start, stop
+        The pieces, in order of time.
+    which
+        Position of each one's interval.
+    """
+    order = np.lexsort((-stop, start))
+    cuts = np.unique(np.concatenate([start, stop, *more]))
+    found = innermost(start[order], np.maximum(start, stop)[order], cuts[:-1])
+    inside = np.flatnonzero(found != NONE)
+    return cuts[inside], cuts[inside + 1], order[found[inside]]
+
+
 def _earlier_that_ends_later(stops: Sequence[int]) -> Array:
     """Give, for each interval, the last one before it that ends later, -1 for none."""
     around = np.full(len(stops), NONE, np.int64)

@@ -136,13 +136,17 @@ def _missing_buffers(found: re.Match[str]) -> int:
 
 
 def concerns(text: str) -> frozenset[str]:
-    """Say what a text is about: of ``nvtx``, ``cuda`` and ``metrics`` (those of GPUs)."""
+    """Say what a text is about: ``nvtx``, ``cuda``, ``metrics``, ``samples`` and ``switches``."""
     said = text.lower()
     about = {"nvtx"} if "nvtx" in said else set()
     if "gpu metrics" in said:
         about.add("metrics")
     elif "cuda" in said or "cupti" in said or "gpu" in said:
         about.add("cuda")
+    elif "sampl" in said:
+        about.add("samples")
+    if "context switch" in said or "sched" in said:
+        about.add("switches")
     return frozenset(about)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dasf_hpc.nsight import messages, metrics
+from dasf_hpc.nsight import messages, metrics, nvtx_marks, samples, scheduling
 
 if TYPE_CHECKING:
     from dasf_hpc.nsight.rows import Placing
@@ -33,4 +33,7 @@ class Further:
 FURTHER: tuple[Further, ...] = (
     Further(("gpu_metrics", "nic_metrics"), metrics.place),
     Further(("messages",), messages.place),
+    Further(("nvtx_marks",), nvtx_marks.place),
+    Further(("off_cpu",), scheduling.place),
+    Further(("cpu_samples",), samples.place),
 )

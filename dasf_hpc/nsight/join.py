@@ -185,16 +185,7 @@ def same_host(one: str, other: str) -> bool:
 
 
 def _of_compute(ranges: Ranges) -> Ranges:
-    chosen = ranges.domain.equal(COMPUTE_DOMAIN)
-    return Ranges(
-        pid=ranges.pid[chosen],
-        tid=ranges.tid[chosen],
-        start=ranges.start[chosen],
-        stop=ranges.stop[chosen],
-        domain=ranges.domain[chosen],
-        message=ranges.message[chosen],
-        payload=ranges.payload[chosen],
-    )
+    return ranges[ranges.domain.equal(COMPUTE_DOMAIN)]
 
 
 def find_rows(

@@ -25,6 +25,7 @@ from dasf_hpc.nsight.diagnostics import (
     redacted,
     traced,
 )
+from dasf_hpc.nsight.payloads import Numbers, read_payloads
 from dasf_hpc.nsight.sqlite import (
     FAR,
     NONE,
@@ -66,8 +67,8 @@ SYNCHRONIZATION_KINDS: Mapping[int, str] = {
 }
 """Values of `Synchronizations.kind`: CUPTI's ``CUpti_ActivitySynchronizationType``."""
 
-_MARK, _PUSH_POP, _START_END, _DOMAIN_CREATED = 34, 59, 60, 75
-"""``NVTX_EVENTS.eventType``."""
+_CATEGORY, _MARK, _PUSH_POP, _START_END, _DOMAIN_CREATED = 33, 34, 59, 60, 75
+"""``NVTX_EVENTS.eventType``: ENUM_NSYS_EVENT_TYPE calls them NvtxCategory, NvtxMark and so on."""
 
 
 class _Table:
@@ -110,7 +111,9 @@ class Ranges(_Table):
     """NVTX push/pop and start/end ranges, in order of `start`.
 
     `tid` is the thread that opened it; `stop` is -1 where it was never closed (older nsys writes
-    the session's end there); `payload` is the integer one, -1 for none.
+    the session's end there); `payload` is the integer one, -1 for none; `value` the one that is a
+    floating-point number, NaN for none; `data` any other, as JSON. `stacked` says that it was
+    pushed, so lies within what its thread pushed before; others may end on any thread at any time.
     """
 
     pid: Integers
@@ -120,6 +123,29 @@ class Ranges(_Table):
     domain: Names
     message: Names
     payload: Integers
+    category: Names
+    value: Numbers
+    data: Names
+    stacked: npt.NDArray[np.bool_]
+
+    def __getitem__(self, rows: npt.NDArray[np.integer[Any] | np.bool_]) -> Ranges:
+        """Give some of them."""
+        return Ranges(**{name: values[rows] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Marks(_Table):
+    """NVTX marks that are not ours, in order of `start`; `payload` and on as of `Ranges`."""
+
+    pid: Integers
+    tid: Integers
+    start: Integers
+    domain: Names
+    message: Names
+    payload: Integers
+    category: Names
+    value: Numbers
+    data: Names
 
 
 @dataclass(frozen=True)
@@ -297,6 +323,7 @@ class Report:
     processes: Processes
     clock_marks: ClockMarks
     ranges: Ranges
+    marks: Marks
     gpus: Gpus
     cuda_devices: CudaDevices
     sqlite: Path = field(repr=False)
@@ -449,7 +476,7 @@ class _Export(Export):
 
     def report(self) -> Report:
         """Read everything but what ran on GPUs and what called it."""
-        marks, ranges = self.nvtx()
+        clock_marks, ranges, marks = self.nvtx()
         start_time = "TARGET_INFO_SESSION_START_TIME"
         return Report(
             hostname=self.named_value("TARGET_INFO_SYSTEM_ENV", "Hostname"),
@@ -460,9 +487,10 @@ class _Export(Export):
                 self.named_value("META_DATA_EXPORT", "EXPORT_PRODUCT_VERSION")
                 or self.named_value("EXPORT_META_DATA", "EXPORT_PRODUCT_VERSION")
             ),
-            processes=self.processes(marks.pid, ranges.pid),
-            clock_marks=marks,
+            processes=self.processes(clock_marks.pid, ranges.pid, marks.pid),
+            clock_marks=clock_marks,
             ranges=ranges,
+            marks=marks,
             gpus=self.gpus(),
             cuda_devices=self.cuda_devices(),
             sqlite=self.sqlite,
@@ -490,7 +518,7 @@ class _Export(Export):
             kernel = {n: np.concatenate([kernel[n], graphs[n]]) for n in kernel}
         return Kernels(name=name, short_name=short_name, **kernel)
 
-    def nvtx(self) -> tuple[ClockMarks, Ranges]:
+    def nvtx(self) -> tuple[ClockMarks, Ranges, Marks]:
         """Read NVTX's marks and ranges."""
         table = "NVTX_EVENTS"
         payloads = self.first_of(table, ["int64Value", "uint64Value", "int32Value", "uint32Value"])
@@ -505,35 +533,70 @@ class _Export(Export):
                 "stop": ("end", NONE),
                 "domain": ("domainId", 0),
                 "message": ("textId", NONE),
+                "category": ("category", NONE),
             },
             extra={"payload": payloads},
             where=where,
         )
         message = self.strings(event["message"], self.inline_texts(table, where))
         domain = self.domains(event["pid"], event["domain"])
+        more: dict[str, Any] = {
+            "category": self.categories(event["pid"], event["domain"], event["category"]),
+            **vars(read_payloads(self, len(event["pid"]), where)),
+        }
         order = np.argsort(event["start"], kind="stable")
         is_range = event["type"][order] != _MARK
         payload = event["payload"][order]
         is_time = (payload >= 0) & (payload <= FAR) & (event["start"][order] != NONE)
         is_clock = ~is_range & domain.equal(CLOCK_DOMAIN)[order] & is_time
-        marks, ranges = order[is_clock], order[is_range]
+        ours, ranges = order[is_clock], order[is_range]
+        marks = order[~is_range & ~domain.equal(CLOCK_DOMAIN)[order]]
+        columns: dict[str, Any] = {n: event[n] for n in ("pid", "tid", "start", "payload")}
+        columns |= {"domain": domain, "message": message, **more}
         return (
             ClockMarks(
-                pid=event["pid"][marks],
-                tid=event["tid"][marks],
-                session_ns=event["start"][marks],
-                clock_ns=event["payload"][marks],
+                pid=event["pid"][ours],
+                tid=event["tid"][ours],
+                session_ns=event["start"][ours],
+                clock_ns=event["payload"][ours],
             ),
             Ranges(
-                pid=event["pid"][ranges],
-                tid=event["tid"][ranges],
-                start=event["start"][ranges],
                 stop=event["stop"][ranges],
-                domain=domain[ranges],
-                message=message[ranges],
-                payload=event["payload"][ranges],
+                stacked=event["type"][ranges] == _PUSH_POP,
+                **{name: values[ranges] for name, values in columns.items()},
             ),
+            Marks(**{name: values[marks] for name, values in columns.items()}),
         )
+
+    def categories(self, pid: Integers, domain: Integers, category: Integers) -> Names:
+        """Name each event's category; ids are those of a domain in its process, 0 is none.
+
+        One that the program gave no name has its number, as ``category 7``.
+        """
+        table = "NVTX_EVENTS"
+        given = np.flatnonzero(category > 0)
+        index = np.zeros(len(category), np.intp)
+        if not len(given):
+            return encode([""], index)
+        where = f"eventType = {_CATEGORY}"
+        named = self.numbers(
+            table,
+            {
+                "pid": ("globalTid", NONE),
+                "domain": ("domainId", 0),
+                "id": ("category", NONE),
+                "text": ("textId", NONE),
+            },
+            where=where,
+        )
+        texts_of = self.strings(named["text"], self.inline_texts(table, where)).values()
+        keys = zip(*(named[n].tolist() for n in ("pid", "domain", "id")), strict=True)
+        known = dict(zip(keys, texts_of.tolist(), strict=True))
+        used = np.stack([pid[given], domain[given], category[given]], axis=1).astype(np.int64)
+        distinct, inverse = np.unique(used, axis=0, return_inverse=True)
+        names = [known.get(tuple(key)) or f"category {key[2]}" for key in distinct.tolist()]
+        index[given] = inverse.reshape(-1) + 1
+        return encode(["", *names], index)
 
     def domains(self, pid: Integers, domain: Integers) -> Names:
         """Name each event's domain; ids are a process's own, and 0 is the default without name.

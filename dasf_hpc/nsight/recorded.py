@@ -45,6 +45,8 @@ _TRACES = {
     "nvtx": ("NVTX_EVENTS",),
     "metrics": ("GPU_METRICS", "TARGET_INFO_GPU_METRICS"),
     "messages": TRACED_BY,
+    "samples": ("COMPOSITE_EVENTS",),
+    "switches": ("SCHED_EVENTS",),
 }
 
 
@@ -87,6 +89,7 @@ def add_recorded(
     known: Known,
     rows: Mapping[str, int],
     asked: Mapping[Kind, int],
+    summed: Mapping[Kind, int],
 ) -> tuple[list[Holding], list[dict[str, Any]]]:
     """Put what a report says of itself into a trace, and say what it holds.
 
@@ -102,6 +105,8 @@ def add_recorded(
         How many rows of each of its tables came from this report.
     asked
         Its calls that had something run on a GPU.
+    summed
+        How many it holds of what the trace has sums of alone.
 
     Returns
     -------
@@ -115,7 +120,7 @@ def add_recorded(
         additions.add_all("diagnostics", [_row(one, number, known) for one in told])
     holdings = judge(
         Evidence(
-            {kind: rows.get(table, 0) for kind, table in TABLE_OF.items()},
+            {kind: rows.get(table, 0) for kind, table in TABLE_OF.items()} | dict(summed),
             asked,
             _traced(report, told or ()),
             _losses(told or (), known),

@@ -282,6 +282,8 @@ class Placing:
         self.rows: dict[str, SpooledRows] = {}
         self.calls = _no_calls()
         self.asked: dict[Kind, int] = {}
+        #: rows of the report of which the trace has sums alone, by kind
+        self.summed: dict[Kind, int] = {}
         codes = additions.strings("reasons").codes(SENTENCES[reason] for reason in Reason)
         self.reason_codes = codes.astype(np.int32)
 
@@ -330,6 +332,7 @@ class Placing:
             Known(self.row_of_pid, self.known, self.corrections, best),
             {table: len(rows.start) for table, rows in self.rows.items()},
             self.asked,
+            self.summed,
         )
         # nothing is unknown to a trace that is made of reports alone
         journals = bool((processes["journal"] != NONE).any())
@@ -508,6 +511,16 @@ class Placing:
             points=int(clocks["points"][row]),
         )
 
+    def own_pids(self) -> Array:
+        """Give the processes of which things are kept that nsys may record of all on the host.
+
+        Those that the trace knows; where it has no journals, also those that were profiled.
+        """
+        pids = set(self.row_of_pid)
+        if not (self.run.tables["processes"]["journal"] != NONE).any():
+            pids |= set(self.report.processes.pid.tolist())
+        return np.array(sorted(pids - {NONE}), np.int64)
+
     def by_process(self, pid: Array, value: Callable[[int], int]) -> Array:
         """Give a number for each row that depends on its process."""
         found = np.full(len(pid), NONE, np.int32)
@@ -565,6 +578,10 @@ class Placing:
             if self.own_axis:  # the others' times are the trace's
                 tasks = {name: values[np.unique(found)] for name, values in tasks.items()}
             self.running[pid] = _running(tasks)
+        # those of the user's code: of the task that ran then on their thread
+        own = np.flatnonzero(~ranges.domain.equal(COMPUTE_DOMAIN))
+        found, why = self.task_at(ranges.pid[own], ranges.tid[own], start[own])
+        task[own], reason[own] = found, self.reason_codes[why]
         self.spool(
             "nvtx_ranges",
             {
@@ -575,10 +592,42 @@ class Placing:
                 "domain": self.additions.names("nvtx_domains", ranges.domain),
                 "message": self.additions.names("nvtx_messages", ranges.message),
                 "payload": ranges.payload,
+                "value": ranges.value,
+                "data": self.additions.names("nvtx_data", ranges.data),
+                "category": self.additions.names("nvtx_categories", ranges.category),
+                "stacked": ranges.stacked.astype(np.int8),
                 "task": task,
                 "reason": reason,
             },
         )
+
+    def task_at(self, pid: Array, thread: Array, time: Array) -> tuple[Array, Array]:
+        """Find the task to which what a thread did at a time belongs.
+
+        Parameters
+        ----------
+        pid, thread
+            Who.
+        time
+            When, trace time.
+
+        Returns
+        -------
+        task : int32
+            Rows of tasks, -1 for none.
+        reason : int8
+            A `Reason` each.
+        """
+        task = np.full(len(pid), NONE, np.int32)
+        reason = np.full(len(pid), Reason.NO_PROCESS, np.int8)
+        for number, rows in grouped(pid):
+            if number == NONE:
+                continue
+            task[rows], reason[rows] = task_of_calls(self.tasks(number), thread[rows], time[rows])
+            if self.own_axis and number in self.known:
+                other = rows[reason[rows] != Reason.BY_THREAD]
+                task[other], reason[other] = NONE, Reason.NOT_TIED
+        return task, reason
 
     def tasks(self, pid: int) -> RunningTasks:
         """Give when the tasks of a process ran."""

@@ -212,6 +212,19 @@ class Export:
                 counts = list(pool.map(stretch, range(len(bounds))))
         return filled.columns(rooms, counts)
 
+    def page(self, sql: str, what: str) -> list[Integers]:
+        """Read what a query gives, integers all, which must fit into memory.
+
+        Parameters
+        ----------
+        sql
+            A query of which nothing is NULL.
+        what
+            What it reads, for a sentence.
+        """
+        parts = list(_integers(self.sqlite, sql, what))
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
     def stretches(self, table: str) -> list[tuple[int, int]]:
         """Divide a table's rowids among the cores: after which and up to which each reads."""
         name = quoted(table)

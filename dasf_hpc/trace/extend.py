@@ -35,6 +35,8 @@ GROWING = (
     "recorded",
     "metrics",
     "task_gpu",
+    "stacks",
+    "task_cpu",
 )
 
 

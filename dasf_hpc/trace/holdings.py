@@ -27,9 +27,12 @@ class Kind(StrEnum):
     WAITS = "waits"
     METRICS = "GPU metrics"
     MESSAGES = "messages"
+    MARKS = "NVTX marks"
+    SAMPLES = "CPU samples"
+    SWITCHES = "context switches"
 
 
-#: The trace's table of each kind.
+#: The trace's table of each kind; of context switches there are sums alone.
 TABLE_OF: Mapping[Kind, str] = {
     Kind.RANGES: "nvtx_ranges",
     Kind.CALLS: "cuda_api",
@@ -39,13 +42,34 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.WAITS: "synchronizations",
     Kind.METRICS: "gpu_metrics",
     Kind.MESSAGES: "messages",
+    Kind.MARKS: "nvtx_marks",
+    Kind.SAMPLES: "cpu_samples",
 }
 
 #: What keeps a GPU busy.
 ON_GPU = (Kind.KERNELS, Kind.COPIES, Kind.FILLS)
 _CUDA = (Kind.CALLS, *ON_GPU, Kind.WAITS)
-#: What evidence calls the kinds that are not recorded with CUDA.
-_OTHERS = {Kind.RANGES: "nvtx", Kind.METRICS: "metrics", Kind.MESSAGES: "messages"}
+
+#: What each kind is part of, as evidence names it; else CUDA.
+_PART_OF: Mapping[Kind, str] = {
+    Kind.RANGES: "nvtx",
+    Kind.MARKS: "nvtx",
+    Kind.METRICS: "metrics",
+    Kind.MESSAGES: "messages",
+    Kind.SAMPLES: "samples",
+    Kind.SWITCHES: "switches",
+}
+#: Why nothing of a part was recorded.
+_UNTRACED: Mapping[str, str] = {
+    "metrics": "nsys was not asked for them (--gpu-metrics), or could not take them",
+    "messages": "neither MPI, UCX nor NCCL was traced, or no process that was traced used them",
+    "nvtx": "NVTX was not traced, or no process that was traced used it",
+    "cuda": "CUDA was not traced, or no process that was traced used it",
+    "samples": "CPUs were not sampled: `--nsys-arg=--sample=process-tree` has nsys do it where the "
+    "node permits it",
+    "switches": "context switches were not traced: `--nsys-arg=--cpuctxsw=process-tree` has nsys "
+    "do it where the node permits it",
+}
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
 CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
@@ -122,8 +146,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was recorded beyond doubt, of ``nvtx``, ``cuda``, ``metrics`` and ``messages``: a
-        table of it is there, if without rows, or nsys says so.
+        What was recorded beyond doubt, of ``nvtx``, ``cuda``, ``metrics``, ``messages``,
+        ``samples`` and ``switches``: a table of it is there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     refused
@@ -141,13 +165,12 @@ def judge(evidence: Evidence) -> list[Holding]:
     """Say of each kind whether a report holds it, and how that is known."""
     counts = {kind: evidence.counts.get(kind, 0) for kind in Kind}
     cuda = "cuda" in evidence.traced or any(counts[kind] for kind in _CUDA)
-    traced = dict.fromkeys(_CUDA, cuda)
-    for kind, about in _OTHERS.items():
-        traced[kind] = about in evidence.traced
+    traced = {kind: _PART_OF.get(kind) in evidence.traced for kind in Kind}
+    traced |= dict.fromkeys(_CUDA, cuda)
     on_gpu = any(counts[kind] for kind in ON_GPU)
     found = []
     for kind in Kind:
-        about = _OTHERS.get(kind, "cuda")
+        about = _PART_OF.get(kind, "cuda")
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -159,7 +182,12 @@ def judge(evidence: Evidence) -> list[Holding]:
             calls = f"calls to {_ASKS[kind]}: {asked:,}, and nothing of it was recorded"
             why = f"{_SAYS}{loss}" if loss else "it was lost, or recording it was not permitted"
             found.append(Holding(kind, State.LOST, 0, f"{calls}; {why}"))
-        elif loss and not any(counts[other] for other in _CUDA if kind in _CUDA):
+        elif (
+            loss
+            # few programs make marks
+            and kind is not Kind.MARKS
+            and not any(counts[other] for other in _CUDA if kind in _CUDA)
+        ):
             found.append(Holding(kind, State.LOST, 0, loss))
         elif loss:
             # others of its sort came: that it was among what is lost nothing says
@@ -174,12 +202,7 @@ def judge(evidence: Evidence) -> list[Holding]:
 
 
 def _untraced(kind: Kind) -> str:
-    if kind is Kind.METRICS:
-        return "nsys was not asked for them (--gpu-metrics), or could not take them"
-    if kind is Kind.MESSAGES:
-        return "neither MPI, UCX nor NCCL was traced, or no process that was traced used them"
-    what = "NVTX" if kind is Kind.RANGES else "CUDA"
-    return f"{what} was not traced, or no process that was traced used it"
+    return _UNTRACED[_PART_OF.get(kind, "cuda")]
 
 
 def lost_on_gpu(holdings: Iterable[Holding]) -> bool:
@@ -246,11 +269,8 @@ def held(trace: Trace) -> dict[Kind, Holding]:
 
 def _why_missing(kind: Kind, reports: int) -> str:
     if not reports:
-        what = {
-            Kind.RANGES: "NVTX",
-            Kind.METRICS: "GPU metrics",
-            Kind.MESSAGES: "messages",
-        }.get(kind, "CUDA")
+        part = _PART_OF.get(kind, "CUDA")
+        what = {"nvtx": "NVTX", "CUDA": "CUDA"}.get(part, str(kind))
         return f"no {what} table in this trace"
     return _untraced(kind)
 

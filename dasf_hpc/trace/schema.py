@@ -167,6 +167,12 @@ DICTIONARIES: dict[str, str] = {
     "report_states": "what became of a report",
     "nvtx_domains": "NVTX domains",
     "nvtx_messages": "NVTX messages",
+    "thread_states": "states of a thread, in words of nsys; running: others got its CPU",
+    "frame_functions": "functions that stand in stacks of calls",
+    "frame_modules": "files of programs and libraries that stand in stacks of calls, without their "
+    "folders",
+    "nvtx_categories": "NVTX categories",
+    "nvtx_data": "NVTX payloads that are texts or structures, as JSON",
     "kernel_names": "names of kernels, demangled, with and without arguments",
     "cuda_calls": "functions of CUDA's runtime and driver",
     "copy_kinds": "from where to where data was copied",
@@ -194,6 +200,14 @@ _STOP = _time("stop", "it ended; -1: never", after="start")
 _TASK = (
     _row("task", "tasks", "the task that called or launched it"),
     _text("reason", "why it belongs to no task, or how it was found", "reasons"),
+)
+
+
+_NVTX = (
+    Column("payload", "int64", "", "NVTX payload that is an integer; -1: none"),
+    Column("value", "float64", "", "NVTX payload that is a floating-point number; NaN: none"),
+    _text("data", "any other NVTX payload, as JSON of at most 1,000 characters", "nvtx_data"),
+    _text("category", "NVTX category", "nvtx_categories"),
 )
 
 
@@ -726,9 +740,30 @@ _TABLES = (
             _time("stop", "the range was popped or ended; -1: never", after="start"),
             _text("domain", "NVTX domain", "nvtx_domains"),
             _text("message", "NVTX message", "nvtx_messages"),
-            Column("payload", "int64", "", "NVTX payload; -1: none"),
+            *_NVTX,
+            Column(
+                "stacked",
+                "int8",
+                "",
+                "1: it was pushed, so lies within what its thread pushed before; 0: it was started "
+                "and may end on another thread, at any time; -1: not told",
+            ),
             Column("task", "int64", "", "the task it belongs to", refers="tasks"),
-            _text("reason", "why it belongs to no task", "reasons"),
+            _text("reason", "why it belongs to no task, or how it was found", "reasons"),
+        ),
+        order="start",
+    ),
+    Table(
+        "nvtx_marks",
+        "An NVTX mark of a report; those by which clocks are tied are left out.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _time("start", "when it was", differences=True),
+            _text("domain", "NVTX domain", "nvtx_domains"),
+            _text("message", "NVTX message", "nvtx_messages"),
+            *_NVTX,
+            *_TASK,
         ),
         order="start",
     ),
@@ -883,6 +918,64 @@ _TABLES = (
             _row("task", "tasks", "the task that its thread ran then"),
         ),
         order="start",
+    ),
+    Table(
+        "cpu_samples",
+        "A sample of what a thread did on a CPU.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _time("start", "when it was taken", differences=True),
+            _row("stack", "stacks", "the innermost call; -1: no calls were recorded with it"),
+            Column("cpu", "int16", "", "number of the CPU; -1: not told"),
+            _text("state", "the thread's state", "thread_states", "int8"),
+            *_TASK,
+        ),
+        order="start",
+    ),
+    Table(
+        "stacks",
+        "A call within calls: a row for each different stack of calls that was seen.",
+        (
+            _row("parent", "stacks", "the call that made it, in an earlier row; -1: none"),
+            _text("function", "the function; none: its name is not known", "frame_functions"),
+            _text("module", "file of the program or library it is in", "frame_modules"),
+        ),
+    ),
+    Table(
+        "off_cpu",
+        "A stretch of 1 ms and more within a task that the task's thread was off the CPU.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            _START,
+            _STOP,
+            _text("state", "the thread's state as it left the CPU", "thread_states", "int8"),
+            _row("task", "tasks", "the task"),
+        ),
+        order="start",
+    ),
+    Table(
+        "task_cpu",
+        "How long the thread of a task was off the CPU within the task. Where tasks of a thread "
+        "lie in each other, an instant is of the one that began last.",
+        (
+            _row("task", "tasks", "the task"),
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread"),
+            Column("known", "int64", "ns", "of the task's time: that of which the report tells it"),
+            Column("off", "int64", "ns", "of that time: off the CPU"),
+            Column("blocked", "int64", "ns", "of the time off the CPU: the thread waited"),
+            Column(
+                "preempted",
+                "int64",
+                "ns",
+                "of the time off the CPU: it could have gone on, others got the CPU. Of what is "
+                "neither the report does not say why, as none before nsys 2023 does",
+            ),
+            Column("count", "int64", "", "how often it was off the CPU"),
+            Column("longest", "int64", "ns", "the longest time it was off within the task"),
+        ),
     ),
     Table(
         "task_gpu",

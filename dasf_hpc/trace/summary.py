@@ -12,6 +12,7 @@ from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import held
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import reports_apart
+from dasf_hpc.trace.schema import TABLES
 
 #: Of a run whose script did not use it.
 UNUSED = (
@@ -27,8 +28,17 @@ REASONS = 3
 
 #: Tables that reports fill, without the operating system's calls.
 OF_REPORTS = (
-    *("kernels", "memcpys", "memsets", "synchronizations", "cuda_api", "nvtx_ranges"),
-    *("gpu_metrics", "nic_metrics"),
+    "kernels",
+    "memcpys",
+    "memsets",
+    "synchronizations",
+    "cuda_api",
+    "nvtx_ranges",
+    "nvtx_marks",
+    "cpu_samples",
+    "gpu_metrics",
+    "nic_metrics",
+    "messages",
 )
 
 #: Rows that are looked at together.
@@ -320,9 +330,11 @@ def reports_times(trace: Trace) -> list[int]:
     for name in OF_REPORTS:
         if name not in trace.tables:
             continue
-        for piece in trace.pieces(name, ["report", "start", "stop"], ROWS):
+        # a mark and a sample are moments
+        columns = [c.name for c in TABLES[name].columns if c.name in ("start", "stop")]
+        for piece in trace.pieces(name, ["report", *columns], ROWS):
             placed = piece[~piece["report"].isin(apart)]
-            for column in ("start", "stop"):
+            for column in columns:
                 known = placed[column][placed[column] != -1]
                 times += [int(known.min()), int(known.max())] if len(known) else []
     return times
