@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dasf_hpc.nsight import memory
 from dasf_hpc.nsight.attribute import (
     FOREVER,
     SENTENCES,
@@ -613,6 +614,10 @@ class Placing:
             added["thread"][part], added["launched"][part] = launches.thread, launches.start
             added["task"][part] = launches.task
             added["reason"][part] = self.reason_codes[launches.reason]
+        if table == "memcpys":
+            memory.unpack(self, columns, added, pid)
+        if table == "memsets":
+            columns["memory"] = self.kinds("memory_kinds", memory.MEMORY_KINDS, columns["memory"])
         del pid, device
         for name in ("name", "short_name"):
             if name in columns:

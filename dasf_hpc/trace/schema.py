@@ -170,6 +170,9 @@ DICTIONARIES: dict[str, str] = {
     "kernel_names": "names of kernels, demangled, with and without arguments",
     "cuda_calls": "functions of CUDA's runtime and driver",
     "copy_kinds": "from where to where data was copied",
+    "memory_kinds": "kinds of memory: pageable and pinned are the host's",
+    "migration_causes": "why unified memory was migrated",
+    "access_types": "how memory was accessed",
     "synchronization_kinds": "what was waited for",
     "os_calls": "functions of the operating system's libraries",
     "buses": "PCI addresses",
@@ -736,13 +739,23 @@ _TABLES = (
         _on_gpu(
             Column("bytes", "int64", "bytes", "size"),
             _text("kind", "from where to where", "copy_kinds", "int8"),
+            _text("source", "kind of the memory it was copied from", "memory_kinds", "int8"),
+            _text("target", "kind of the memory it was copied to", "memory_kinds", "int8"),
+            Column("source_gpu", "int16", "", "the GPU it was copied from", refers="gpus"),
+            Column("target_gpu", "int16", "", "the GPU it was copied to", refers="gpus"),
+            _text(
+                "cause", "why unified memory was migrated by it", "migration_causes", "int8"
+            ),
         ),
         order="start",
     ),
     Table(
         "memsets",
         "A fill of GPU memory.",
-        _on_gpu(Column("bytes", "int64", "bytes", "size")),
+        _on_gpu(
+            Column("bytes", "int64", "bytes", "size"),
+            _text("memory", "kind of the memory that was filled", "memory_kinds", "int8"),
+        ),
         order="start",
     ),
     Table(
