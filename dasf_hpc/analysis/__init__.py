@@ -32,6 +32,15 @@ why. Times and durations are int64 ns, times on the trace's clock.
     idle, launch_time, latency_max, launch_bound; ``kernels``: function, kernel, count, total,
     mean, max, share; ``gaps``: gpu, start, stop, duration, task, function, worker; ``memory``:
     time, gpu, used, utilization; ``recorded``: what, state, count, reason.
+``cuda(trace)``
+    Tables ``calls``, ``os_calls``: function, call, count, total, mean, max, share, reason;
+    ``rules``: rule, function, count, time, share, bytes; ``copies``: function, kind, source,
+    target, count, bytes, total, throughput; ``fills``: function, memory, count, ...;
+    ``migrations``: function, kind, cause, count, ...; ``page_faults``: function, where, access,
+    count, faults, total; ``memory``: gpu, peak, peak_time, sampled_peak, allocations, allocated,
+    unreleased, unreleased_bytes, unknown_releases; ``memory_holders``: gpu, function, at_peak,
+    share, allocations, allocated, unreleased_bytes; ``memory_over_time``: time, gpu, allocated,
+    sampled; ``about``: rule, time, documentation, next_step.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
@@ -74,6 +83,7 @@ ANALYSES: dict[str, Question] = {
     "critical_path": Question("What did the run's length depend on?", "critical_path"),
     "what_if": Question("What would a faster function bring?", "what_if"),
     "gpu": Question("What did the GPUs do, and why did they wait?", "gpu"),
+    "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),

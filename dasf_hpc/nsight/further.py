@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dasf_hpc.nsight import gpu_memory
+
 if TYPE_CHECKING:
     from dasf_hpc.nsight.rows import Placing
 
@@ -28,4 +30,4 @@ class Further:
     place: Callable[[Placing], None]
 
 
-FURTHER: tuple[Further, ...] = ()
+FURTHER: tuple[Further, ...] = (Further(("gpu_allocations", "page_faults"), gpu_memory.place),)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Column ``lost`` of what tells of no loss.
 NO_LOSS = -2
 
-#: Tables that an export has only where CUDA, or NVTX, was traced, whether or not with rows.
+#: Tables that an export has only where something was traced, whether or not with rows.
 _TRACES = {
     "cuda": (
         "CUPTI_ACTIVITY_KIND_RUNTIME",
@@ -41,6 +41,9 @@ _TRACES = {
         "TARGET_INFO_CUDA_STREAM",
     ),
     "nvtx": ("NVTX_EVENTS",),
+    "osrt": ("OSRT_API",),
+    "allocations": ("CUDA_GPU_MEMORY_USAGE_EVENTS",),
+    "faults": ("CUDA_UM_CPU_PAGE_FAULT_EVENTS", "CUDA_UM_GPU_PAGE_FAULT_EVENTS"),
 }
 
 
@@ -111,7 +114,10 @@ def add_recorded(
         additions.add_all("diagnostics", [_row(one, number, known) for one in told])
     holdings = judge(
         Evidence(
-            {**{kind: rows.get(table, 0) for kind, table in TABLE_OF.items()}, **_metrics(report)},
+            {
+                **{kind: rows.get(table, 0) for kind, table in TABLE_OF.items()},
+                **_without_table(report),
+            },
             asked,
             _traced(report, told or ()),
             _losses(told or (), known),
@@ -188,5 +194,8 @@ def _traced(report: Report, told: Sequence[Diagnostic]) -> frozenset[str]:
     return frozenset(proven.union(*(one.traced for one in told)))
 
 
-def _metrics(report: Report) -> dict[Kind, int]:
-    return {Kind.METRICS: report.count("GPU_METRICS") or 0}
+def _without_table(report: Report) -> dict[Kind, int]:
+    return {
+        Kind.METRICS: report.count("GPU_METRICS") or 0,
+        Kind.OS_CALLS: report.count("OSRT_API") or 0,
+    }

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dasf_hpc.nsight import memory
+from dasf_hpc.nsight import os_runtime as os_runtime_calls
 from dasf_hpc.nsight.attribute import (
     FOREVER,
     SENTENCES,
@@ -286,8 +287,7 @@ class Placing:
         self._on_gpu("memcpys", report.memcpys)
         self._on_gpu("memsets", report.memsets)
         self._on_gpu("synchronizations", report.synchronizations)
-        if os_runtime:
-            self._os_runtime()
+        os_runtime_calls.place(self, os_runtime)
         for sort in FURTHER:
             sort.place(self)
         for gpu in report.gpus.id.tolist():
@@ -562,6 +562,22 @@ class Placing:
             self.running[pid] = _running(tasks)
         return self.running[pid]
 
+    def tasks_of_threads(self, pid: int, thread: Array, time: Array) -> tuple[Array, Array]:
+        """Find the task of what threads of a process did; see `attribute.task_of_calls`.
+
+        Parameters
+        ----------
+        pid
+            The process, which is met already.
+        thread, time
+            Who did it, -1: not told, and when by the trace's clock.
+        """
+        task, reason = task_of_calls(self.tasks(pid), thread, time)
+        if self.own_axis and pid in self.known:
+            other = reason != Reason.BY_THREAD
+            task[other], reason[other] = NONE, Reason.NOT_TIED
+        return task, reason
+
     def _cuda_api(self) -> None:
         call = self.report.cuda_api
         count = len(call)
@@ -574,12 +590,9 @@ class Placing:
             for number, rows in grouped(pid):
                 if number != NONE:
                     rows += part.start
-                    task[rows], reason[rows] = task_of_calls(
-                        self.tasks(number), call.tid[rows], call.start[rows]
+                    task[rows], reason[rows] = self.tasks_of_threads(
+                        number, call.tid[rows], call.start[rows]
                     )
-                    if self.own_axis and number in self.known:
-                        other = rows[reason[rows] != Reason.BY_THREAD]
-                        task[other], reason[other] = NONE, Reason.NOT_TIED
         self.asked = calls_for(call.name)
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self.spool(
@@ -639,21 +652,6 @@ class Placing:
             for kind in distinct.tolist()
         ]
         return np.array(codes, np.int8)[index]
-
-    def _os_runtime(self) -> None:
-        call = self.report.os_runtime
-        process = self.process(call.pid)
-        self.times(call.pid, call.start, call.stop)
-        self.spool(
-            "os_runtime",
-            {
-                "process": process,
-                "thread": call.tid,
-                "start": call.start,
-                "stop": call.stop,
-                "name": self.additions.names("os_calls", call.name),
-            },
-        )
 
     # ------------------------------------------------------------------ GPUs
 

@@ -33,6 +33,7 @@ GROWING = (
     "diagnostics",
     "recorded",
     "task_gpu",
+    "os_runtime_sums",
 )
 
 

@@ -26,9 +26,12 @@ class Kind(StrEnum):
     FILLS = "fills"
     WAITS = "waits"
     METRICS = "GPU metrics"
+    OS_CALLS = "OS runtime calls"
+    ALLOCATIONS = "allocations"
+    FAULTS = "page faults"
 
 
-#: The trace's table of each kind; of GPU metrics there is none.
+#: The trace's table of each kind; of GPU metrics there is none, of OS runtime calls only sums.
 TABLE_OF: Mapping[Kind, str] = {
     Kind.RANGES: "nvtx_ranges",
     Kind.CALLS: "cuda_api",
@@ -36,11 +39,22 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.COPIES: "memcpys",
     Kind.FILLS: "memsets",
     Kind.WAITS: "synchronizations",
+    Kind.ALLOCATIONS: "gpu_allocations",
+    Kind.FAULTS: "page_faults",
 }
 
 #: What keeps a GPU busy.
 ON_GPU = (Kind.KERNELS, Kind.COPIES, Kind.FILLS)
 _CUDA = (Kind.CALLS, *ON_GPU, Kind.WAITS)
+#: What is traced only where that is asked for: what proves that it was, and who asks how.
+_ASKED_FOR: Mapping[Kind, tuple[str, str]] = {
+    Kind.OS_CALLS: ("osrt", "nsys profile --trace=osrt records them"),
+    Kind.ALLOCATIONS: ("allocations", "nsys profile --cuda-memory-usage=true records them"),
+    Kind.FAULTS: (
+        "faults",
+        "nsys profile --cuda-um-gpu-page-faults=true --cuda-um-cpu-page-faults=true records them",
+    ),
+}
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
 CALLS_FOR: Mapping[Kind, tuple[str, ...]] = {
@@ -116,8 +130,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was traced beyond doubt, of ``nvtx`` and ``cuda``: a table of it is there, if without
-        rows, or nsys says so.
+        What was traced beyond doubt, of ``nvtx``, ``cuda``, ``osrt``, ``allocations`` and
+        ``faults``: a table of it is there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     """
@@ -134,10 +148,13 @@ def judge(evidence: Evidence) -> list[Holding]:
     cuda = "cuda" in evidence.traced or any(counts[kind] for kind in _CUDA)
     traced = dict.fromkeys(_CUDA, cuda)
     traced |= {Kind.RANGES: "nvtx" in evidence.traced, Kind.METRICS: False}
+    traced |= {kind: name in evidence.traced for kind, (name, _) in _ASKED_FOR.items()}
     on_gpu = any(counts[kind] for kind in ON_GPU)
     found = []
     for kind in Kind:
-        about = {Kind.RANGES: "nvtx", Kind.METRICS: ""}.get(kind, "cuda")
+        about = {Kind.RANGES: "nvtx", Kind.METRICS: "", Kind.OS_CALLS: ""}.get(kind, "cuda")
+        if kind in _ASKED_FOR and not counts[kind]:
+            about = ""  # that it was asked for nothing says
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -164,6 +181,8 @@ def judge(evidence: Evidence) -> list[Holding]:
 def _untraced(kind: Kind) -> str:
     if kind is Kind.METRICS:
         return ""
+    if kind in _ASKED_FOR:
+        return _ASKED_FOR[kind][1]
     what = "NVTX" if kind is Kind.RANGES else "CUDA"
     return f"{what} was not traced, or no process that was traced used it"
 
@@ -191,7 +210,8 @@ def lacks(holdings: Sequence[Holding]) -> str:
             return f"what ran on GPUs is lost: {lost[0].reason}"
     if of[Kind.RANGES].state is State.LOST:
         return f"its NVTX ranges are lost: {of[Kind.RANGES].reason}"
-    used = [h for kind, h in of.items() if kind is not Kind.METRICS and h.there]
+    beside = (Kind.METRICS, Kind.OS_CALLS)
+    used = [h for kind, h in of.items() if kind not in beside and h.there]
     if not used and of[Kind.METRICS].there:
         return "it holds samples of GPU metrics and nothing else, for which a trace has no table"
     if not used:
@@ -237,8 +257,8 @@ def held(trace: Trace) -> dict[Kind, Holding]:
 
 def _why_missing(kind: Kind, reports: int) -> str:
     if not reports:
-        what = {Kind.RANGES: "NVTX", Kind.METRICS: "GPU metrics"}.get(kind, "CUDA")
-        return f"no {what} table in this trace"
+        own = {Kind.RANGES: "NVTX", **{k: str(k) for k in (Kind.METRICS, *_ASKED_FOR)}}
+        return f"no {own.get(kind, 'CUDA')} table in this trace"
     return _untraced(kind)
 
 
