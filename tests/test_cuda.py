@@ -351,6 +351,11 @@ def test_the_level_of_memory_is_a_sum_over_what_lives(spans: list[tuple[int, int
         lives = (start <= moment) & ((end == -1) | (end > moment))
         place = np.searchsorted(times, moment, "right") - 1
         assert (level[place] if place >= 0 else 0) == size[lives].sum()
+    # what ends when other memory begins is not held beside it
+    some = length != 0
+    start, end, size = start[some], end[some], size[some]
+    most = max((size[(start <= m) & ((end == -1) | (end > m))].sum() for m in range(40)), default=0)
+    assert levels(start, end, size)[1].max() == most
 
 
 # ----------------------------------------------------------------------------------- rules
@@ -516,7 +521,8 @@ def test_no_moment_of_a_thread_counts_twice(
             for m in range(s, s + d)
         }  # fmt: skip
         in_tasks = {m for (s, d), who in tasks if who == thread for m in range(s, s + d)}
-        extent = range(min(busy, default=0), max(busy, default=-1) + 1)
+        ends = [s for s, _ in kernels], [s + d for s, d in kernels]
+        extent = range(min(ends[0], default=0), max(ends[1], default=0))
         idle = {m for m in in_tasks - in_calls if m in extent and m not in busy}
         own = found.thread == thread
         unused = own & np.isin(found.rule, [list(Rule).index(r) for r in (Rule.GAP, Rule.LOW)])

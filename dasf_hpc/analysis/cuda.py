@@ -156,6 +156,8 @@ def _unanswered(trace: Trace) -> list[str]:
             said.append(f"{what}: {kind} {holding.state}{why}.")
     if not gpu_activity(trace):
         said.append(f"When GPUs had no work: {no_gpu_activity(trace)}.")
+    elif found[Kind.KERNELS].state in (State.LOST, State.PARTLY):
+        said.append(f"When GPUs had no work: {found[Kind.KERNELS].sentence}.")
     elif gpus_apart(trace):
         said.append(
             "When some GPUs had no work: nothing ties the clock of their report to the trace's."
@@ -360,7 +362,8 @@ def _clause(row: dict[str, Any], rule: Rule) -> str:
         use = "have no work" if rule is Rule.GAP else "are used little, with gaps"
         return f"GPUs {use} for {cost} while {row['function']} runs, in {row['count']:,} task(s)"
     size = f" of {bytes_text(row['bytes'])}" if row["bytes"] else ""
-    return f"{row['function']} waits {cost} in {row['count']:,} call(s){size}: {rule}"
+    who = "what belongs to no task" if row["function"] == NO_TASK else row["function"]
+    return f"{who} waits {cost} in {row['count']:,} call(s){size}: {rule}"
 
 
 def _memory_findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:

@@ -97,8 +97,11 @@ def unpack(placing: Placing, columns: dict[str, Any], added: dict[str, Any], pid
             ("cause", "migration_causes", MIGRATION_CAUSES),
         )
     ):
-        number = (packed >> 8 * place & 0xFF).astype(np.int16) - 1
-        columns[name] = placing.kinds(dictionary, names, number)
+        number = (packed >> 8 * place & 0xFF).astype(np.uint8)
+        there = np.flatnonzero(np.bincount(number, minlength=1 << 8)[1:])
+        code = np.full(1 << 8, NONE, np.int8)
+        code[there + 1] = placing.kinds(dictionary, names, there)
+        columns[name] = code[number]
     for place, name in enumerate(("source_gpu", "target_gpu")):
         number = (devices >> 16 * place & 0xFFFF) - 1
         gpu = np.full(len(number), NONE, np.int16)

@@ -52,9 +52,6 @@ def place(placing: Placing, store: bool) -> None:
             if number == NONE:
                 continue
             rows += first
-            if not store and number not in placing.corrections:
-                reason[rows] = Reason.UNKNOWN_PROCESS
-                continue
             process[rows] = placing.row_of_pid.get(number, NONE)
             task[rows], reason[rows] = placing.tasks_of_threads(
                 number, call.tid[rows], call.start[rows]

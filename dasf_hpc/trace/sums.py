@@ -30,19 +30,17 @@ class Sums:
     def __init__(self, codes: Sequence[str], values: Sequence[str], largest: str = "") -> None:
         self._codes, self._values = tuple(codes), tuple(values)
         self._largest = self._values.index(largest) if largest else None
-        self._parts: list[tuple[Array, Array]] = []
+        self._parts: list[_Part] = []
         self._waiting = 0
 
     def add(self, *columns: Array) -> None:
         """Add rows: a column of each code, then one of each value, of which less than 0 is 0."""
         split = len(self._codes)
-        keys = np.stack([column.astype(np.int64) for column in columns[:split]])
         values = [np.maximum(column, 0).astype(np.int64) for column in columns[split:]]
-        rows = [np.ones(keys.shape[1], np.int64), *values]
-        if self._largest is not None:
-            rows.append(values[self._largest])
-        self._parts.append(self._summed(keys, np.stack(rows)))
-        self._waiting += self._parts[-1][0].shape[1]
+        largest = None if self._largest is None else values[self._largest]
+        part = _summed(list(columns[:split]), None, values, largest)
+        self._parts.append(part)
+        self._waiting += len(part[1])
         if self._waiting > _WAITING:
             self._parts = [self._whole()]
             self._waiting = 0
@@ -54,27 +52,61 @@ class Sums:
             names.append("largest")
         if not self._parts:
             return {name: np.empty(0, np.int64) for name in names}
-        keys, values = self._whole()
-        return dict(zip(names, (*keys, *values), strict=True))
+        keys, count, values, largest = self._whole()
+        found = [*keys, count, *values, *([] if largest is None else [largest])]
+        return dict(zip(names, found, strict=True))
 
-    def _whole(self) -> tuple[Array, Array]:
-        keys, values = zip(*self._parts, strict=True)
-        return self._summed(np.concatenate(keys, axis=1), np.concatenate(values, axis=1))
+    def _whole(self) -> _Part:
+        keys, counts, values, largest = zip(*self._parts, strict=True)
+        return _summed(
+            [np.concatenate(column) for column in zip(*keys, strict=True)],
+            np.concatenate(counts),
+            [np.concatenate(column) for column in zip(*values, strict=True)],
+            None if self._largest is None else np.concatenate(largest),
+        )
 
-    def _summed(self, keys: Array, values: Array) -> tuple[Array, Array]:
-        if not keys.shape[1]:
-            return keys, values
+
+#: Codes, how often, what was added up, and the largest, of rows with different codes.
+_Part = tuple[list[Array], Array, list[Array], Array | None]
+
+
+def _summed(
+    keys: list[Array], count: Array | None, values: list[Array], largest: Array | None
+) -> _Part:
+    """Put rows with equal codes together; without a count each is one."""
+    length = len(keys[0])
+    whole, wide = np.zeros(length, np.int64), 1
+    for code in keys:
         # codes are few: one number of all of a row is quicker to sort than several columns
-        whole, wide = np.zeros(keys.shape[1], np.int64), 1
-        for code in keys:
-            size = int(code.max()) + 2
-            wide *= size
-            whole = whole * size + (code + 1) if wide < 1 << 63 else whole
-        order = np.argsort(whole, kind="stable") if wide < 1 << 63 else np.lexsort(keys)
-        keys, values = keys[:, order], values[:, order]
-        new = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0))
-        firsts = np.flatnonzero(new)
-        sums = np.add.reduceat(values, firsts, axis=1)
-        if self._largest is not None:
-            sums[-1] = np.maximum.reduceat(values[-1], firsts)
-        return keys[:, firsts], sums
+        size = int(code.max(initial=-1)) + 2
+        wide *= size
+        if wide < 1 << 63:
+            whole *= size
+            whole += code
+            whole += 1
+    if wide <= 1 << 15:
+        order = np.argsort(whole.astype(np.int16), kind="stable")  # by radix
+    elif wide < 1 << 63:
+        order = np.argsort(whole)
+    else:
+        order = np.lexsort(keys)
+    new = np.zeros(length, bool)
+    new[:1] = True
+    for code in [whole] if wide < 1 << 63 else keys:
+        inorder = code[order]
+        new[1:] |= inorder[1:] != inorder[:-1]
+    firsts = np.flatnonzero(new)
+    if count is None:
+        counts = np.diff(np.append(firsts, length))
+    else:
+        counts = np.add.reduceat(count[order], firsts) if length else count
+    return (
+        [code[order[firsts]].astype(np.int64) for code in keys],
+        counts,
+        [np.add.reduceat(value[order], firsts) if length else value for value in values],
+        None
+        if largest is None
+        else np.maximum.reduceat(largest[order], firsts)
+        if length
+        else largest,
+    )
