@@ -219,7 +219,7 @@ def test_the_systems_calls_are_summed_by_task_whether_or_not_they_are_stored(
         table = answer.tables["os_calls"]
         assert (table["count"].sum(), table["total"].sum()) == (7, 20 * MS)
         assert table["share"].sum() == pytest.approx(100)
-        assert not any("operating system" in why for why in answer.unanswered)
+        assert not any("OS runtime calls" in why for why in answer.unanswered)
 
 
 def test_sums_of_the_systems_calls_grow_with_each_report(tmp_path: Path) -> None:
@@ -570,9 +570,8 @@ def test_not_recorded_nothing_came_and_some_are_told_apart(tmp_path: Path) -> No
                 found[kind].state for kind in (Kind.ALLOCATIONS, Kind.FAULTS, Kind.OS_CALLS)
             }
             said = " ".join(analyse("cuda", trace).unanswered)
-            assert ("not recorded (nsys profile --cuda-memory-usage=true" in said) == (
-                name == "nothing"
-            )
+            asked = "What allocations cost: not recorded (nsys profile --cuda-memory-usage=true"
+            assert (asked in said) == (name == "nothing")
     assert states == {
         "nothing": {State.MISSING},
         "empty": {State.NONE},
@@ -585,4 +584,38 @@ def test_a_trace_without_reports_says_so(tmp_path: Path) -> None:
         answer = analyse("cuda", trace)
     assert not answer.looked
     assert not answer.findings
-    assert "CUDA calls not recorded" in answer.unanswered[0]
+    assert answer.unanswered[0] == (
+        "What CUDA calls, copies, fills cost: not recorded (no CUDA table in this trace)."
+    )
+
+
+def test_what_was_lost_is_told_once(tmp_path: Path) -> None:
+    def fill(made: Export) -> None:
+        made.call(WORKER.pid, POOL_1, at(11), at(12), 1, "cudaMemcpyAsync_v3020")
+        made.kernel(WORKER.pid, at(13), at(14))
+        made.say("Number of incomplete CUPTI events dropped: 2", WORKER.pid, 5)
+
+    with made_run(tmp_path, fill) as trace:
+        found = held(trace)
+        assert found[Kind.CALLS].state is State.PARTLY
+        assert found[Kind.ALLOCATIONS].state is State.MISSING  # that it was asked for nothing says
+        said = analyse("cuda", trace).unanswered
+        told = [why for why in said if why.startswith("What CUDA calls")]
+        assert told == [
+            "What CUDA calls cost: partly lost (Number of incomplete CUPTI events dropped: 2)."
+        ]
+        assert any(why.startswith("When GPUs had no work: kernels: 1, partly lost") for why in said)
+
+
+def test_gpus_whose_clock_nothing_ties_are_not_compared_with_tasks(tmp_path: Path) -> None:
+    write_workers(tmp_path / "journals", [WORKER, OTHER])
+    merge_run(tmp_path)
+    with Export(tmp_path / "r.sqlite", "2020.3") as made:
+        made.call(WORKER.pid, POOL_1, at(11), at(12), 1, "cudaMemcpy_v3020")
+        made.memcpy(WORKER.pid, at(11), at(12), 2, 10**6, correlationId=1, srcKind=2, dstKind=0)
+        made.kernel(WORKER.pid, at(40), at(41))
+    join_into([tmp_path / "r.sqlite"], tmp_path, Wishes())
+    with open_trace(tmp_path) as trace:
+        answer = analyse("cuda", trace)
+    assert rows(answer.tables["rules"], "rule", "function", "time") == [[Rule.COPY, NO_TASK, MS]]
+    assert any("nothing ties the clock" in why for why in answer.unanswered)

@@ -142,18 +142,20 @@ def _unanswered(trace: Trace) -> list[str]:
     """Say what could not be looked at: not recorded, or lost; what is only not there is no such."""
     found = held(trace)
     said = []
-    for kind, what in (
-        (Kind.CALLS, "What CUDA calls cost"),
-        (Kind.COPIES, "What was copied"),
-        (Kind.FILLS, "What was filled"),
-        (Kind.OS_CALLS, "What calls of the operating system's libraries cost"),
-        (Kind.ALLOCATIONS, "How much GPU memory was allocated"),
-        (Kind.FAULTS, "Faults of unified memory"),
+    missing: dict[tuple[State, str], list[str]] = {}
+    for kind in (
+        Kind.CALLS,
+        Kind.COPIES,
+        Kind.FILLS,
+        Kind.OS_CALLS,
+        Kind.ALLOCATIONS,
+        Kind.FAULTS,
     ):
         holding = found[kind]
         if holding.state in (State.MISSING, State.LOST, State.PARTLY):
-            why = f" ({holding.reason})" if holding.reason else ""
-            said.append(f"{what}: {kind} {holding.state}{why}.")
+            missing.setdefault((holding.state, holding.reason), []).append(str(kind))
+    for (state, reason), kinds in missing.items():
+        said.append(f"What {', '.join(kinds)} cost: {state}{f' ({reason})' if reason else ''}.")
     if not gpu_activity(trace):
         said.append(f"When GPUs had no work: {no_gpu_activity(trace)}.")
     elif found[Kind.KERNELS].state in (State.LOST, State.PARTLY):
@@ -162,15 +164,20 @@ def _unanswered(trace: Trace) -> list[str]:
         said.append(
             "When some GPUs had no work: nothing ties the clock of their report to the trace's."
         )
-    for table, column, what in (
-        ("memcpys", "source", "copies"),
-        ("memsets", "memory", "fills"),
-    ):
-        untold = sum(int(piece[column].isna().sum()) for piece in trace.pieces(table, [column]))
+    for table, column, what in (("memcpys", "source", "copies"), ("memsets", "memory", "fills")):
+        untold = count = 0
+        for piece in trace.pieces(table, [column] if table == "memsets" else [column, "kind"]):
+            launched = np.ones(len(piece), bool)
+            if table == "memcpys":  # no call waits for a migration
+                names = piece["kind"].cat.categories
+                unified = [*(str(name).startswith("unified") for name in names), False]
+                launched = ~np.array(unified, bool)[piece["kind"].cat.codes.to_numpy()]
+            untold += int((piece[column].isna().to_numpy() & launched).sum())
+            count += int(launched.sum())
         if untold:
             said.append(
-                f"Whether {untold:,} of {trace.rows(table):,} {what} were of memory that holds the "
-                "thread up: the reports do not tell the kind of their memory."
+                f"Whether {untold:,} of {count:,} {what} were of memory that holds the thread up: "
+                "the reports do not tell the kind of their memory."
             )
     return said
 
@@ -340,7 +347,7 @@ def _findings(tables: dict[str, pd.DataFrame], whole: int) -> list[Finding]:
             "cuda",
             "migrations",
             moved,
-            "sorts of migrations of unified memory",
+            f"sorts of migrations of unified memory take {duration_text(time)}",
             lambda row: (
                 f"Unified memory of {row['function']} was migrated {row['count']:,} time(s) "
                 f"({row['kind']}, cause: {row['cause'] or 'not told'}), "
@@ -359,8 +366,9 @@ def _clause(row: dict[str, Any], rule: Rule) -> str:
     of = f" ({share:.3g} % of its tasks' time)" if share is not None else ""
     cost = f"{duration_text(row['time'])}{of}"
     if rule in (Rule.GAP, Rule.LOW):
-        use = "have no work" if rule is Rule.GAP else "are used little, with gaps"
-        return f"GPUs {use} for {cost} while {row['function']} runs, in {row['count']:,} task(s)"
+        use = "are" if rule is Rule.GAP else "are used little, and"
+        whose = f"while {row['function']} runs, in {row['count']:,} task(s)"
+        return f"GPUs {use} without work for {cost} {whose}"
     size = f" of {bytes_text(row['bytes'])}" if row["bytes"] else ""
     who = "what belongs to no task" if row["function"] == NO_TASK else row["function"]
     return f"{who} waits {cost} in {row['count']:,} call(s){size}: {rule}"
