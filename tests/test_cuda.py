@@ -619,3 +619,37 @@ def test_gpus_whose_clock_nothing_ties_are_not_compared_with_tasks(tmp_path: Pat
         answer = analyse("cuda", trace)
     assert rows(answer.tables["rules"], "rule", "function", "time") == [[Rule.COPY, NO_TASK, MS]]
     assert any("nothing ties the clock" in why for why in answer.unanswered)
+
+
+def test_allocations_stand_beside_what_was_sampled(tmp_path: Path) -> None:
+    made = Made(
+        [Task("f-1", 0, 0, 1000 * MS)],
+        [Worker(gpus="GPU-0", stop=1000 * MS)],
+        more={
+            "gpus": {"node": [0], "index": [0], "uuid": ["GPU-0"], "own_axis": [-1]},
+            "gpu_allocations": {
+                "process": [0, 0],
+                "gpu": [0, 0],
+                "start": [100 * MS, 300 * MS],
+                "other": [300 * MS, 100 * MS],
+                "bytes": [40, -40],
+                "task": [0, -1],
+                "kind": ["device", "device"],
+            },
+            "gpu_samples": {
+                "time": [50 * MS, 200 * MS, 400 * MS],
+                "gpu": [0, 0, 0],
+                "memory_used": [7, 90, 8],
+            },
+        },
+    )
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        answer = analyse("cuda", trace)
+    assert rows(answer.tables["memory"], "peak", "sampled_peak") == [[40, 90]]
+    assert rows(answer.tables["memory_over_time"], "time", "allocated", "sampled") == [
+        [50 * MS, 0, 7],
+        [100 * MS, 40, None],
+        [200 * MS, 40, 90],
+        [300 * MS, 40, None],
+        [400 * MS, 0, 8],
+    ]
