@@ -34,8 +34,21 @@ ON_DEVICE = """start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NO
     contextId INTEGER NOT NULL, {green} streamId INTEGER NOT NULL, correlationId INTEGER,
     globalPid INTEGER"""
 KERNEL = "demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL, gridX INTEGER NOT NULL"
-MEMCPY = "bytes INTEGER NOT NULL, copyKind INTEGER NOT NULL, srcKind INTEGER"
-MEMSET = "value INTEGER NOT NULL, bytes INTEGER NOT NULL"
+MEMCPY = """bytes INTEGER NOT NULL, copyKind INTEGER NOT NULL, srcKind INTEGER, dstKind INTEGER,
+    srcDeviceId INTEGER, dstDeviceId INTEGER, migrationCause INTEGER"""
+MEMSET = "value INTEGER NOT NULL, bytes INTEGER NOT NULL, memKind INTEGER"
+OSRT = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL,
+    globalTid INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER NOT NULL,
+    nestingLevel INTEGER, callchainId INTEGER NOT NULL"""
+ALLOCATION = """start INTEGER NOT NULL, globalPid INTEGER NOT NULL, deviceId INTEGER NOT NULL,
+    contextId INTEGER NOT NULL, address INTEGER NOT NULL, pc INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, memKind INTEGER NOT NULL, memoryOperationType INTEGER NOT NULL,
+    name TEXT, correlationId INTEGER, localMemoryPoolAddress INTEGER"""
+CPU_FAULT = """start INTEGER NOT NULL, globalPid INTEGER NOT NULL, address INTEGER NOT NULL,
+    originalFaultPc INTEGER, CpuInstruction INTEGER NOT NULL, module INTEGER NOT NULL"""
+GPU_FAULT = """start INTEGER NOT NULL, end INTEGER NOT NULL, globalPid INTEGER NOT NULL,
+    deviceId INTEGER NOT NULL, address INTEGER NOT NULL, numberOfPageFaults INTEGER NOT NULL,
+    faultAccessType INTEGER NOT NULL"""
 SYNC = "syncType INTEGER NOT NULL, eventId INTEGER NOT NULL"
 RUNTIME = """start INTEGER NOT NULL, end INTEGER NOT NULL, eventClass INTEGER NOT NULL,
     globalTid INTEGER, correlationId INTEGER, nameId INTEGER NOT NULL, returnValue INTEGER"""
@@ -344,6 +357,62 @@ class Export:
         """Add a wait for the GPU."""
         what = {"syncType": kind, "eventId": 0}
         self._on_device("SYNCHRONIZATION", SYNC, pid, start, stop, **what, **more)
+
+    def os_call(self, pid: int, tid: int, start: int, stop: int, name: str = "poll") -> None:
+        """Add a call of the operating system's libraries."""
+        self._table("OSRT_API", OSRT)
+        self._row(
+            "OSRT_API",
+            start=start,
+            end=stop,
+            eventClass=27,
+            globalTid=global_id(pid, tid),
+            nameId=self.string(name),
+            returnValue=0,
+            callchainId=0,
+        )
+
+    def allocation(
+        self, pid: int, at: int, address: int, size: int, kind: int = 2, **more: Any
+    ) -> None:
+        """Add an allocation, or, of less than 0 bytes, a release of memory."""
+        self._table("CUDA_GPU_MEMORY_USAGE_EVENTS", ALLOCATION)
+        place = {"deviceId": 0, "contextId": 1, "pc": 0, "address": address}
+        self._row(
+            "CUDA_GPU_MEMORY_USAGE_EVENTS",
+            start=at,
+            globalPid=global_id(pid),
+            bytes=abs(size),
+            memKind=kind,
+            memoryOperationType=int(size < 0),
+            **(place | more),
+        )
+
+    def gpu_fault(self, pid: int, start: int, stop: int, count: int, access: int = 1) -> None:
+        """Add faults of a page of unified memory on the first GPU."""
+        self._table("CUDA_UM_GPU_PAGE_FAULT_EVENTS", GPU_FAULT)
+        self._row(
+            "CUDA_UM_GPU_PAGE_FAULT_EVENTS",
+            start=start,
+            end=stop,
+            globalPid=global_id(pid),
+            deviceId=0,
+            address=4096,
+            numberOfPageFaults=count,
+            faultAccessType=access,
+        )
+
+    def cpu_fault(self, pid: int, at: int) -> None:
+        """Add a fault of a page of unified memory on a CPU."""
+        self._table("CUDA_UM_CPU_PAGE_FAULT_EVENTS", CPU_FAULT)
+        self._row(
+            "CUDA_UM_CPU_PAGE_FAULT_EVENTS",
+            start=at,
+            globalPid=global_id(pid),
+            address=4096,
+            CpuInstruction=self.string("0x1"),
+            module=self.string("a.out"),
+        )
 
     def say(
         self,

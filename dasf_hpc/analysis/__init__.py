@@ -45,6 +45,15 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Tables ``functions``: function, tasks, executing, known, on_cpu, off_cpu, off_share, blocked,
     preempted, times_off, longest_off, samples, others; ``frames``: function, frame, module,
     self, self_share, total, total_share.
+``cuda(trace)``
+    Tables ``calls``, ``os_calls``: function, call, count, total, mean, max, share, reason;
+    ``rules``: rule, function, count, time, share, bytes; ``copies``: function, kind, source,
+    target, count, bytes, total, throughput; ``fills``: function, memory, count, ...;
+    ``migrations``: function, kind, cause, count, ...; ``page_faults``: function, where, access,
+    count, faults, total; ``memory``: gpu, peak, peak_time, sampled_peak, allocations, allocated,
+    unreleased, unreleased_bytes, unknown_releases; ``memory_holders``: gpu, function, at_peak,
+    share, allocations, allocated, unreleased_bytes; ``memory_over_time``: time, gpu, allocated,
+    sampled; ``about``: rule, time, documentation, next_step.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
     ``communication.matrix`` makes a matrix of it.
@@ -94,6 +103,7 @@ ANALYSES: dict[str, Question] = {
     "gpu_metrics": Question("Which functions use the GPU that they hold?", "gpu_metrics"),
     "ranges": Question("What did the ranges of the code take, within which functions?", "ranges"),
     "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
+    "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "collectives": Question("Who waited for whom between ranks?", "collectives"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),

@@ -56,6 +56,15 @@ class Reason(enum.IntEnum):
     NOT_TIED = 8
     """Nothing ties its report's clock to the trace's: its thread tells no task."""
 
+    BY_KERNELS = 9
+    """Nothing launched it; kernels of this task alone ran on its GPU at that moment."""
+
+    NO_KERNEL = 10
+    """Nothing launched it, and no kernel of a task, or of several, ran on its GPU then."""
+
+    NO_THREAD = 11
+    """The report does not say its thread."""
+
 
 SENTENCES: dict[Reason, str | None] = {
     Reason.BY_THREAD: None,
@@ -67,6 +76,9 @@ SENTENCES: dict[Reason, str | None] = {
     Reason.NO_CALL: "the report has no call that launched it",
     Reason.NO_PROCESS: "the report does not say its process",
     Reason.NOT_TIED: "nothing ties its report's clock to the trace's, and it is in no task's range",
+    Reason.BY_KERNELS: "no call launched it; kernels of this task alone ran on its GPU then",
+    Reason.NO_KERNEL: "no call launched it, and kernels of no task or of several ran on its GPU",
+    Reason.NO_THREAD: "the report does not say its thread",
 }
 """What stands in columns ``reason``."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dasf_hpc.nsight import messages, metrics, nvtx_marks, samples, scheduling
+from dasf_hpc.nsight import gpu_memory, messages, metrics, nvtx_marks, samples, scheduling
 
 if TYPE_CHECKING:
     from dasf_hpc.nsight.rows import Placing
@@ -36,4 +36,5 @@ FURTHER: tuple[Further, ...] = (
     Further(("nvtx_marks",), nvtx_marks.place),
     Further(("off_cpu",), scheduling.place),
     Further(("cpu_samples",), samples.place),
+    Further(("gpu_allocations", "page_faults"), gpu_memory.place),
 )

@@ -25,6 +25,7 @@ from dasf_hpc.nsight.diagnostics import (
     redacted,
     traced,
 )
+from dasf_hpc.nsight.memory import packed_columns
 from dasf_hpc.nsight.payloads import Numbers, read_payloads
 from dasf_hpc.nsight.sqlite import (
     FAR,
@@ -171,7 +172,11 @@ class Kernels(_Table):
 
 @dataclass(frozen=True)
 class Memcpys(_Table):
-    """Copies to, from and on the GPUs; `kind` is one of `COPY_KINDS`."""
+    """Copies to, from and on the GPUs; `kind` is one of `COPY_KINDS`.
+
+    `memory` and `devices` hold what memory and which devices it was between and why, as
+    `dasf_hpc.nsight.memory` packs them: there may be tens of millions of rows.
+    """
 
     pid: Integers
     device: Integers
@@ -182,11 +187,13 @@ class Memcpys(_Table):
     stop: Integers
     bytes: Integers
     kind: Integers
+    memory: Integers
+    devices: Integers
 
 
 @dataclass(frozen=True)
 class Memsets(_Table):
-    """Fills of GPU memory."""
+    """Fills of GPU memory; `memory` is one of `dasf_hpc.nsight.memory.MEMORY_KINDS`."""
 
     pid: Integers
     device: Integers
@@ -196,6 +203,7 @@ class Memsets(_Table):
     start: Integers
     stop: Integers
     bytes: Integers
+    memory: Integers
 
 
 @dataclass(frozen=True)
@@ -361,8 +369,10 @@ class Report:
             found: Memcpys = self._ahead.pop("memcpys")
             return found
         more = {"bytes": ("bytes", NONE), "kind": ("copyKind", NONE)}
+        table = "CUPTI_ACTIVITY_KIND_MEMCPY"
         with _Export.opened(self.sqlite) as export:
-            return Memcpys(**export.numbers("CUPTI_ACTIVITY_KIND_MEMCPY", _ON_DEVICE | more))
+            packed = packed_columns(export.columns.get(table, {}))
+            return Memcpys(**export.numbers(table, _ON_DEVICE | more, packed))
 
     @property
     def memsets(self) -> Memsets:
@@ -370,7 +380,7 @@ class Report:
         if "memsets" in self._ahead:
             found: Memsets = self._ahead.pop("memsets")
             return found
-        more = {"bytes": ("bytes", NONE)}
+        more = {"bytes": ("bytes", NONE), "memory": ("memKind", NONE)}
         with _Export.opened(self.sqlite) as export:
             return Memsets(**export.numbers("CUPTI_ACTIVITY_KIND_MEMSET", _ON_DEVICE | more))
 

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 #: Column ``lost`` of what tells of no loss.
 NO_LOSS = -2
 
-#: Tables that an export has only where CUDA, NVTX or GPU metrics were recorded, whether or not with
-#: rows.
+#: Tables that an export has only where something was traced, whether or not with rows.
 _TRACES = {
     "cuda": (
         "CUPTI_ACTIVITY_KIND_RUNTIME",
@@ -47,6 +46,9 @@ _TRACES = {
     "messages": TRACED_BY,
     "samples": ("COMPOSITE_EVENTS",),
     "switches": ("SCHED_EVENTS",),
+    "osrt": ("OSRT_API",),
+    "allocations": ("CUDA_GPU_MEMORY_USAGE_EVENTS",),
+    "faults": ("CUDA_UM_CPU_PAGE_FAULT_EVENTS", "CUDA_UM_GPU_PAGE_FAULT_EVENTS"),
 }
 
 
@@ -120,7 +122,9 @@ def add_recorded(
         additions.add_all("diagnostics", [_row(one, number, known) for one in told])
     holdings = judge(
         Evidence(
-            {kind: rows.get(table, 0) for kind, table in TABLE_OF.items()} | dict(summed),
+            {kind: rows.get(table, 0) for kind, table in TABLE_OF.items()}
+            | {Kind.OS_CALLS: report.count("OSRT_API") or 0}
+            | dict(summed),
             asked,
             _traced(report, told or ()),
             _losses(told or (), known),

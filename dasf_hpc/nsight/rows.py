@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dasf_hpc.nsight import memory
+from dasf_hpc.nsight import os_runtime as os_runtime_calls
 from dasf_hpc.nsight.attribute import (
     FOREVER,
     SENTENCES,
@@ -300,8 +302,7 @@ class Placing:
         self._on_gpu("memcpys", report.memcpys)
         self._on_gpu("memsets", report.memsets)
         self._on_gpu("synchronizations", report.synchronizations)
-        if os_runtime:
-            self._os_runtime()
+        os_runtime_calls.place(self, os_runtime)
         for sort in FURTHER:
             sort.place(self)
         for gpu in report.gpus.id.tolist():
@@ -623,10 +624,7 @@ class Placing:
         for number, rows in grouped(pid):
             if number == NONE:
                 continue
-            task[rows], reason[rows] = task_of_calls(self.tasks(number), thread[rows], time[rows])
-            if self.own_axis and number in self.known:
-                other = rows[reason[rows] != Reason.BY_THREAD]
-                task[other], reason[other] = NONE, Reason.NOT_TIED
+            task[rows], reason[rows] = self.tasks_of_threads(number, thread[rows], time[rows])
         return task, reason
 
     def tasks(self, pid: int) -> RunningTasks:
@@ -639,24 +637,32 @@ class Placing:
             self.running[pid] = _running(tasks)
         return self.running[pid]
 
+    def tasks_of_threads(self, pid: int, thread: Array, time: Array) -> tuple[Array, Array]:
+        """Find the task of what threads of a process did; see `attribute.task_of_calls`.
+
+        Parameters
+        ----------
+        pid
+            The process, which is met already.
+        thread, time
+            Who did it, -1: not told, and when by the trace's clock.
+        """
+        task, reason = task_of_calls(self.tasks(pid), thread, time)
+        if self.own_axis and pid in self.known:
+            other = reason != Reason.BY_THREAD
+            task[other], reason[other] = NONE, Reason.NOT_TIED
+        return task, reason
+
     def _cuda_api(self) -> None:
         call = self.report.cuda_api
         count = len(call)
-        process, task = np.empty(count, np.int32), np.full(count, NONE, np.int32)
-        reason = np.full(count, Reason.NO_PROCESS, np.int8)
+        process, task = np.empty(count, np.int32), np.empty(count, np.int32)
+        reason = np.empty(count, np.int8)
         for part in _parts(count):
             pid = call.pid[part]
             process[part] = self.process(pid)
             self.times(pid, call.start[part], call.stop[part])
-            for number, rows in grouped(pid):
-                if number != NONE:
-                    rows += part.start
-                    task[rows], reason[rows] = task_of_calls(
-                        self.tasks(number), call.tid[rows], call.start[rows]
-                    )
-                    if self.own_axis and number in self.known:
-                        other = rows[reason[rows] != Reason.BY_THREAD]
-                        task[other], reason[other] = NONE, Reason.NOT_TIED
+            task[part], reason[part] = self.task_at(pid, call.tid[part], call.start[part])
         self.asked = calls_for(call.name)
         self.calls = Calls.of(call.pid, call.correlation, call.tid, call.start, task, reason)
         self.spool(
@@ -691,6 +697,10 @@ class Placing:
             added["thread"][part], added["launched"][part] = launches.thread, launches.start
             added["task"][part] = launches.task
             added["reason"][part] = self.reason_codes[launches.reason]
+        if table == "memcpys":
+            memory.unpack(self, columns, added, pid)
+        if table == "memsets":
+            columns["memory"] = self.kinds("memory_kinds", memory.MEMORY_KINDS, columns["memory"])
         del pid, device
         for name in ("name", "short_name"):
             if name in columns:
@@ -712,21 +722,6 @@ class Placing:
             for kind in distinct.tolist()
         ]
         return np.array(codes, np.int8)[index]
-
-    def _os_runtime(self) -> None:
-        call = self.report.os_runtime
-        process = self.process(call.pid)
-        self.times(call.pid, call.start, call.stop)
-        self.spool(
-            "os_runtime",
-            {
-                "process": process,
-                "thread": call.tid,
-                "start": call.start,
-                "stop": call.stop,
-                "name": self.additions.names("os_calls", call.name),
-            },
-        )
 
     # ------------------------------------------------------------------ GPUs
 

@@ -37,6 +37,7 @@ GROWING = (
     "task_gpu",
     "stacks",
     "task_cpu",
+    "os_runtime_sums",
 )
 
 

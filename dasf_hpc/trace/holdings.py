@@ -30,9 +30,13 @@ class Kind(StrEnum):
     MARKS = "NVTX marks"
     SAMPLES = "CPU samples"
     SWITCHES = "context switches"
+    OS_CALLS = "OS runtime calls"
+    ALLOCATIONS = "allocations"
+    FAULTS = "page faults"
 
 
-#: The trace's table of each kind; of context switches there are sums alone.
+#: The trace's table of each kind; of context switches and of the operating system's calls there are
+#: sums.
 TABLE_OF: Mapping[Kind, str] = {
     Kind.RANGES: "nvtx_ranges",
     Kind.CALLS: "cuda_api",
@@ -44,6 +48,8 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.MESSAGES: "messages",
     Kind.MARKS: "nvtx_marks",
     Kind.SAMPLES: "cpu_samples",
+    Kind.ALLOCATIONS: "gpu_allocations",
+    Kind.FAULTS: "page_faults",
 }
 
 #: What keeps a GPU busy.
@@ -58,6 +64,9 @@ _PART_OF: Mapping[Kind, str] = {
     Kind.MESSAGES: "messages",
     Kind.SAMPLES: "samples",
     Kind.SWITCHES: "switches",
+    Kind.OS_CALLS: "osrt",
+    Kind.ALLOCATIONS: "allocations",
+    Kind.FAULTS: "faults",
 }
 #: Why nothing of a part was recorded.
 _UNTRACED: Mapping[str, str] = {
@@ -69,6 +78,10 @@ _UNTRACED: Mapping[str, str] = {
     "node permits it",
     "switches": "context switches were not traced: `--nsys-arg=--cpuctxsw=process-tree` has nsys "
     "do it where the node permits it",
+    "osrt": "nsys profile --trace=osrt records them",
+    "allocations": "nsys profile --cuda-memory-usage=true records them",
+    "faults": "nsys profile --cuda-um-gpu-page-faults=true --cuda-um-cpu-page-faults=true records "
+    "them",
 }
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.
@@ -146,8 +159,8 @@ class Evidence:
     asked
         Calls that had something of a kind run on a GPU.
     traced
-        What was recorded beyond doubt, of ``nvtx``, ``cuda``, ``metrics``, ``messages``,
-        ``samples`` and ``switches``: a table of it is there, if without rows, or nsys says so.
+        What was recorded beyond doubt, of ``cuda`` and the parts in `_UNTRACED`: a table of it is
+        there, if without rows, or nsys says so.
     losses
         What nsys says is lost, by what it concerns.
     refused
@@ -171,6 +184,8 @@ def judge(evidence: Evidence) -> list[Holding]:
     found = []
     for kind in Kind:
         about = _PART_OF.get(kind, "cuda")
+        if kind in (Kind.ALLOCATIONS, Kind.FAULTS) and counts[kind]:
+            about = "cuda"  # where there are none, nothing says that they were asked for
         loss, asked = evidence.losses.get(about, ""), evidence.asked.get(kind, 0)
         # a call may copy or fill nothing, or on the host; where nothing at all ran, it tells
         owed = asked if kind is Kind.KERNELS or not on_gpu else 0
@@ -228,7 +243,7 @@ def lacks(holdings: Sequence[Holding]) -> str:
             return f"what ran on GPUs is lost: {lost[0].reason}"
     if of[Kind.RANGES].state is State.LOST:
         return f"its NVTX ranges are lost: {of[Kind.RANGES].reason}"
-    if not any(h.there for h in holdings):
+    if not any(h.there for h in holdings if h.kind is not Kind.OS_CALLS):
         return (
             "it holds no NVTX range and no call of CUDA: were none made, or were they not traced?"
         )

@@ -176,6 +176,9 @@ DICTIONARIES: dict[str, str] = {
     "kernel_names": "names of kernels, demangled, with and without arguments",
     "cuda_calls": "functions of CUDA's runtime and driver",
     "copy_kinds": "from where to where data was copied",
+    "memory_kinds": "kinds of memory: pageable and pinned are the host's",
+    "migration_causes": "why unified memory was migrated",
+    "access_types": "how memory was accessed",
     "synchronization_kinds": "what was waited for",
     "os_calls": "functions of the operating system's libraries",
     "message_libraries": "libraries that send messages between ranks",
@@ -715,7 +718,9 @@ _TABLES = (
             _REPORT,
             _text(
                 "what",
-                "NVTX ranges, CUDA calls, kernels, copies, fills, waits, GPU metrics or messages",
+                "NVTX ranges, CUDA calls, kernels, copies, fills, waits, GPU metrics, messages, "
+                "NVTX marks, CPU samples, context switches, OS runtime calls, allocations or page "
+                "faults",
                 "recorded_kinds",
                 "int8",
             ),
@@ -783,13 +788,21 @@ _TABLES = (
         _on_gpu(
             Column("bytes", "int64", "bytes", "size"),
             _text("kind", "from where to where", "copy_kinds", "int8"),
+            _text("source", "kind of the memory it was copied from", "memory_kinds", "int8"),
+            _text("target", "kind of the memory it was copied to", "memory_kinds", "int8"),
+            Column("source_gpu", "int16", "", "the GPU it was copied from", refers="gpus"),
+            Column("target_gpu", "int16", "", "the GPU it was copied to", refers="gpus"),
+            _text("cause", "why unified memory was migrated by it", "migration_causes", "int8"),
         ),
         order="start",
     ),
     Table(
         "memsets",
         "A fill of GPU memory.",
-        _on_gpu(Column("bytes", "int64", "bytes", "size")),
+        _on_gpu(
+            Column("bytes", "int64", "bytes", "size"),
+            _text("memory", "kind of the memory that was filled", "memory_kinds", "int8"),
+        ),
         order="start",
     ),
     Table(
@@ -823,6 +836,65 @@ _TABLES = (
             _START,
             _STOP,
             _text("name", "the function", "os_calls"),
+            *_TASK,
+        ),
+        order="start",
+    ),
+    Table(
+        "os_runtime_sums",
+        "What calls of one of the operating system's functions cost a task, or those of no known "
+        "task, by process and reason, whether or not the calls themselves are stored. nsys keeps "
+        "those that took long enough only.",
+        (
+            _REPORT,
+            _row(
+                "process",
+                "processes",
+                "the process; -1: the trace knows nothing else of it, or it is not told",
+            ),
+            *_TASK,
+            _text("name", "the function", "os_calls"),
+            Column("count", "int64", "", "number of calls"),
+            Column(
+                "time",
+                "int64",
+                "ns",
+                "times of all added up; what a call spends in another one counts for both",
+            ),
+            Column("longest", "int64", "ns", "the longest of them"),
+        ),
+    ),
+    Table(
+        "gpu_allocations",
+        "Memory that CUDA gave, or took back; of those with another end the sums of `bytes` say "
+        "how much was in use.",
+        (
+            *_REPORTED,
+            Column("thread", "int32", "", "native id of the thread that called; -1: not known"),
+            _row("gpu", "gpus", "the GPU; -1: it is memory of the host"),
+            _time("start", "it was allocated or released", differences=True),
+            _time(
+                "other",
+                "an allocation was released, or that of a release was made; -1: not in the report",
+            ),
+            Column("bytes", "int64", "bytes", "size of it, less than 0: it was released"),
+            _text("kind", "kind of the memory", "memory_kinds", "int8"),
+            *_TASK,
+        ),
+        order="start",
+    ),
+    Table(
+        "page_faults",
+        "An access to unified memory that was not where it was accessed.",
+        (
+            *_REPORTED,
+            Column("on_gpu", "int8", "", "1: a GPU accessed it, 0: a CPU"),
+            _row("gpu", "gpus", "the GPU that accessed it"),
+            _time("start", "it began", differences=True),
+            _time("stop", "it was served; -1: not told, as of CPUs"),
+            Column("count", "int32", "", "faults of the same page"),
+            _text("access", "how it was accessed", "access_types", "int8"),
+            *_TASK,
         ),
         order="start",
     ),
