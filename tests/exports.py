@@ -485,7 +485,7 @@ class Export:
     ) -> None:
         """Add a range of NCCL; the payload's parts have a value and a width in bytes."""
         domain = self._domain(pid, "NCCL")
-        if "binaryData" not in NVTX_2020 and "NVTX_BINARY" not in self._tables:
+        if self.version < "2025.1" and "NVTX_BINARY" not in self._tables:
             self._tables.add("NVTX_BINARY")
             self.database.execute("ALTER TABLE NVTX_EVENTS ADD COLUMN binaryData TEXT")
         self._table("NVTX_PAYLOAD_SCHEMA_ENTRIES", PAYLOAD_ENTRIES)

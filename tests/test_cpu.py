@@ -348,7 +348,7 @@ def test_what_was_not_recorded_differs_from_what_came_to_nothing(tmp_path: Path)
 
 def test_samples_that_nsys_lost_are_told() -> None:
     assert concerns("Sampling events were lost in the interval 12 - 44 (32) ns.") == {"samples"}
-    assert concerns("Some GPU metrics samples were lost.") == {"cuda"}
+    assert concerns("Some GPU metrics samples were lost.") == {"metrics"}
     assert concerns("Context switch events were lost.") == {"switches"}
     found = {h.kind: h for h in judge(Evidence({Kind.SAMPLES: 5}, losses={"samples": "12 lost"}))}
     assert found[Kind.SAMPLES].state is State.PARTLY

@@ -394,7 +394,6 @@ def test_not_recorded_nothing_came_and_lost_are_told_apart(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    states = [*states, *[M] * (len(Kind) - len(states))]
     with Export(tmp_path / "r.sqlite", "2025.1") as made:
         made.begun(utc=10**18)
         fill(made)  # type: ignore[operator]

@@ -259,8 +259,9 @@ def held(trace: Trace) -> dict[Kind, Holding]:
     reports = len(trace.reports)
     found = {}
     for kind in Kind:
-        rows = trace.rows(TABLE_OF[kind])
         own = table[table["what"] == kind]
+        name = TABLE_OF.get(kind)
+        rows = trace.rows(name) if name else int(own["count"].clip(lower=0).sum())
         states = {State(str(state)) for state in own["state"]}
         if not states:
             states = {State.RECORDED if rows else State.MISSING}
