@@ -189,9 +189,13 @@ class Trace:
             return self._empty(name, self._chosen(name, columns, known))
         stored = store.column_names(file, name)
         if name in TABLES:
-            lost = [c.name for c in TABLES[name].columns if c.name not in stored]
-            if lost:
-                raise TraceError(f"{self.path} is damaged: table {name} lacks column {lost[0]}.")
+            for described in TABLES[name].columns:
+                if described.name not in stored:
+                    if store.later_column(file, name, described.name) is None:
+                        raise TraceError(
+                            f"{self.path} is damaged: table {name} lacks column {described.name}."
+                        )
+                    stored.append(described.name)
         derived = [c.name for c in TABLES[name].derived] if name in TABLES else []
         derived = [column for column in derived if column not in stored]
         chosen = self._chosen(name, columns, [*derived, *stored])
@@ -339,6 +343,8 @@ class Trace:
         if store.has_column(file, name, column):
             dictionary = store.dictionary_of(file, name, column)
             return store.read_column(file, name, column, rows), dictionary
+        if (later := store.later_column(file, name, column)) is not None:
+            return store.read_column(file, name, column, rows), later.dictionary or None
         if name == "transitions":
             change = store.read_column(file, name, "change", rows).astype(np.int16)
             state = change >> 4 if column == "start_state" else change & 15
@@ -389,7 +395,9 @@ class Trace:
     def _dictionary(self, name: str) -> pd.Index[str]:
         found = self._dictionaries.get(name)
         if found is None:
-            strings = store.read_dictionary(self._opened(), name)
+            file = self._opened()
+            known = name in store.dictionary_names(file)
+            strings = store.read_dictionary(file, name) if known else []
             found = self._dictionaries[name] = self._index(strings, name)
         return found
 
@@ -401,8 +409,11 @@ class Trace:
         return index
 
     def _checked(self, codes: NDArray[Any], dictionary: str) -> NDArray[Any]:
+        # a column of none may have a dictionary that the file lacks
+        if not len(codes) or (int(codes.min()) == int(codes.max()) == -1):
+            return codes
         size = store.dictionary_size(self._opened(), dictionary)
-        if len(codes) and (int(codes.min()) < -1 or int(codes.max()) >= size):
+        if int(codes.min()) < -1 or int(codes.max()) >= size:
             raise TraceError(f"{self.path} is damaged: a code is not in dictionary {dictionary}.")
         return codes
 

@@ -824,6 +824,20 @@ def column_names(file: h5py.File, table: str) -> list[str]:
     return [c for c in order if c in present] + [c for c in present if c not in order]
 
 
+def later_column(file: h5py.File, table: str, column: str) -> Column | None:
+    """Give a column of the format that a table was written without, by an earlier dasf-hpc.
+
+    Reading one gives what stands for "not available". One that the table was written with and does
+    not hold is no such column: then the file is damaged.
+    """
+    known = {one.name: one for one in TABLES[table].columns} if table in TABLES else {}
+    if column not in known:
+        return None
+    with _reading(file, f"table {table}"):
+        written = str(_text(file[table].attrs.get("columns", ""))).split(",")
+        return None if column in written or column in file[table] else known[column]
+
+
 def row_count(file: h5py.File, table: str) -> int:
     """Give the number of rows of a table."""
     with _reading(file, f"table {table}"):
@@ -838,6 +852,10 @@ def read_column(file: h5py.File, table: str, column: str, rows: slice) -> NDArra
     TraceError
         If the file is damaged there.
     """
+    if (later := later_column(file, table, column)) is not None:
+        start, stop, _ = rows.indices(row_count(file, table))
+        none = np.nan if later.dtype.startswith("float") else -1
+        return np.full(max(0, stop - start), none, later.dtype)
     with _reading(file, f"column {table}.{column}"):
         dataset = file[table][column]
         if rows.stop is not None and rows.stop > len(dataset):
