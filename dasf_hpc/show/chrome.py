@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
-from dasf_hpc.show.timeline import Slice
+from dasf_hpc.show.timeline import Mark, Slice
 
 
 class ChromeDrawing:
@@ -59,6 +59,20 @@ class ChromeDrawing:
                 self._event(ph="s", id=number, ts=max(one.start, one.stop - 1) / 1000, **arrow)
             for number in one.arrows_in:
                 self._event(ph="f", bp="e", id=number, ts=one.start / 1000, **arrow)
+
+    def marks(self, marks: list[Mark]) -> None:
+        """Draw moments of a thread."""
+        for one in marks:
+            self._event(
+                ph="i",
+                s="t",
+                name=one.name,
+                cat="mark",
+                ts=one.time / 1000,
+                args=one.details,
+                pid=self._place[one.track][0],
+                tid=one.track,
+            )
 
     def values(self, track: int, times: list[int], values: list[float]) -> None:
         """Draw a counter's values."""

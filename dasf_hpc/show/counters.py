@@ -68,6 +68,10 @@ class Counter:
         Column of rows of ``metrics``: a curve each measure.
     measures_only
         Whether metrics that are no measure are left out.
+    cumulative
+        Whether the values above 0 are what an owner has from `time` to `stop` (-1: to the end), and
+        the curve is the sum of what it has. Other values count for nothing, nor do rows of no
+        owner.
     charts
         Titles of curves that the report draws, too.
     """
@@ -82,6 +86,7 @@ class Counter:
     series: tuple[str, ...] = ()
     metric: str | None = None
     measures_only: bool = False
+    cumulative: bool = False
     charts: tuple[str, ...] = ()
 
 
@@ -97,6 +102,17 @@ COUNTERS: tuple[Counter, ...] = (
             MEASURES[name]
             for name in ("sm_active", "tensor_active", "dram_read", "dram_write", "nvlink_rx")
         ),
+    ),
+    # a release counts with its allocation: one of before the recording has nothing to take back
+    Counter(
+        "gpu_allocations",
+        "gpu",
+        "bytes",
+        title="CUDA memory allocated",
+        unit="bytes",
+        stop="other",
+        cumulative=True,
+        charts=("CUDA memory allocated",),
     ),
     Counter("nic_metrics", "node", "value", stop="stop", series=("nic", "port"), metric="metric"),
 )
@@ -140,13 +156,15 @@ def curves_of(trace: Trace, counter: Counter, most: int = MOST) -> list[Curve]:
     """
     if not trace.rows(counter.table):
         return []
-    lines: dict[tuple[Any, ...], _Line] = {}
+    lines: dict[tuple[Any, ...], _Line | _Level] = {}
     for key, rows in _parts(trace, counter):
-        lines.setdefault(key, _Line()).look(rows)
+        lines.setdefault(key, _Level() if counter.cumulative else _Line()).look(rows)
     for key, rows in _parts(trace, counter):
         lines[key].add(rows, most)
+    if counter.cumulative:
+        lines = {key: line for key, line in lines.items() if key[0] >= 0}
     metrics = trace.table("metrics") if counter.metric else pd.DataFrame()
-    together: dict[tuple[Any, ...], list[_Line]] = {}
+    together: dict[tuple[Any, ...], list[_Line | _Level]] = {}
     for (owner, apart, metric, *series), line in lines.items():
         title, unit = counter.title, counter.unit
         if counter.metric:
@@ -255,6 +273,105 @@ class _Line:
         # what two reports sampled at one moment is drawn once
         times, first = np.unique(times, return_index=True)
         return times, values[first]
+
+
+@dataclass
+class _Level:
+    """The sum of what is there at each moment, as means of intervals where it changes too often.
+
+    Rows may come in any order. What begins before 0, where pictures begin, is there at 0.
+    """
+
+    count: int = 0
+    first: int = 0
+    last: int = 0
+    _kept: list[tuple[Ints, Floats]] = field(default_factory=list)
+    _steps: Floats | None = None
+
+    def look(self, rows: pd.DataFrame) -> None:
+        """Take notice of rows."""
+        times, _ = _changes(rows)
+        if len(times):
+            first, last = int(times.min()), int(times.max())
+            self.first = min(self.first, first) if self.count else first
+            self.last = max(self.last, last)
+            self.count += len(times)
+
+    def add(self, rows: pd.DataFrame, most: int) -> None:
+        """Take rows of which all were looked at before."""
+        times, changes = _changes(rows)
+        if self.count < most:
+            self._kept.append((times, changes))
+            return
+        bins = max(1, most - 2)  # the 0 before and the level at the end are values, too
+        if self._steps is None:
+            self._steps = np.zeros((2, bins))
+        self._steps += _steps(times, changes, self.first, self._width(bins), bins)
+
+    def curve(self) -> tuple[Ints, Floats]:
+        """Give times and values, whole numbers; 0 before the first."""
+        if self._steps is not None:
+            bins = self._steps.shape[1]
+            times = self.first + np.arange(bins) * self._width(bins)
+            before = times < self.last
+            # all steps lie before the last moment, or at it
+            total = float(self._steps[0].sum())
+            values = np.append(_heights(self._steps)[before], total)
+            times = np.append(times[before], self.last)
+        elif self._kept:
+            every = np.concatenate([times for times, _ in self._kept])
+            times, place = np.unique(every, return_inverse=True)
+            changes = np.concatenate([changes for _, changes in self._kept])
+            values = np.cumsum(np.bincount(place, changes, len(times)))
+        else:
+            times, values = np.zeros(0, np.int64), np.zeros(0)
+        if len(times) and times[0] > 0:
+            times, values = np.append(0, times), np.append(0.0, values)
+        return times, np.rint(values)
+
+    def _width(self, bins: int) -> int:
+        return (self.last - self.first) // bins + 1  # so that the last moment is within
+
+
+def _changes(rows: pd.DataFrame) -> tuple[Ints, Floats]:
+    """Give when a sum grows or falls, and by how much, of what is there from start to stop."""
+    start, stop, value = (rows[name].to_numpy() for name in ("start", "stop", "value"))
+    there = (value > 0) & (start != -1)
+    ends = there & (stop != -1)
+    times = np.concatenate([start[there], stop[ends]])
+    return np.maximum(times, 0), np.concatenate([value[there], -value[ends]])
+
+
+def level_means(
+    times: Ints, values: Floats, first: float, width: float, bins: int
+) -> NDArray[np.float64]:
+    """Give the mean, in each of so many intervals, of what is 0 and then holds from time to time.
+
+    Parameters
+    ----------
+    times, values
+        From when on which value holds; in order of time.
+    first, width, bins
+        When the first interval begins, how long each is and how many there are.
+    """
+    return _heights(_steps(times, np.diff(values, prepend=0.0), first, width, bins))
+
+
+def _steps(times: Ints, changes: Floats, first: float, width: float, bins: int) -> Floats:
+    """Give each interval's sum of changes, and of these times the share of it that comes after."""
+    at = (times - first) / width
+    place = np.clip(np.floor(at).astype(np.int64), 0, bins)
+    after = np.clip(place + 1 - at, 0, 1)
+    whole = np.bincount(place, changes, bins + 1)
+    part = np.bincount(place, changes * after, bins + 1)
+    both: Floats = np.vstack([whole, part]).astype(np.float64)
+    return both[:, :bins]
+
+
+def _heights(steps: Floats) -> Floats:
+    whole, part = steps
+    means: Floats = np.cumsum(whole) - whole + part
+    return means
 
 
 def _summed(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:

@@ -11,7 +11,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
 )
 from perfetto.trace_builder.proto_builder import StreamingTraceProtoBuilder
 
-from dasf_hpc.show.timeline import Slice
+from dasf_hpc.show.timeline import Mark, Slice
 
 #: All packets are of one sequence: interned names hold for the whole file.
 _SEQUENCE = 1
@@ -108,15 +108,7 @@ class PerfettoDrawing:
             event = packet.track_event
             event.type, event.track_uuid = TrackEvent.TYPE_SLICE_BEGIN, _FIRST_TRACK + one.track
             event.name_iid = self._intern(packet, one.name)
-            for name, value in one.details.items():
-                detail = event.debug_annotations.add()
-                detail.name_iid = self._intern_detail(packet, name)
-                if isinstance(value, int):
-                    detail.int_value = value
-                elif name == "key":  # each is another one
-                    detail.string_value = value
-                else:
-                    detail.string_value_iid = self._intern_text(packet, value)
+            self._details(packet, one.details)
             if one.arrows_out:
                 event.flow_ids.extend(one.arrows_out)
             if one.arrows_in:
@@ -126,6 +118,16 @@ class PerfettoDrawing:
             event = packet.track_event
             event.type, event.track_uuid = TrackEvent.TYPE_SLICE_END, _FIRST_TRACK + one.track
             write(packet)
+
+    def marks(self, marks: list[Mark]) -> None:
+        """Draw moments: a packet each, names interned."""
+        for one in marks:
+            packet = self._packet(one.time)
+            event = packet.track_event
+            event.type, event.track_uuid = TrackEvent.TYPE_INSTANT, _FIRST_TRACK + one.track
+            event.name_iid = self._intern(packet, one.name)
+            self._details(packet, one.details)
+            self._builder.write_packet(packet)
 
     def values(self, track: int, times: list[int], values: list[float]) -> None:
         """Draw a counter's values."""
@@ -149,6 +151,17 @@ class PerfettoDrawing:
         if time is not None:
             packet.timestamp = time
         return packet
+
+    def _details(self, packet: TracePacket, details: dict[str, str | int]) -> None:
+        for name, value in details.items():
+            detail = packet.track_event.debug_annotations.add()
+            detail.name_iid = self._intern_detail(packet, name)
+            if isinstance(value, int):
+                detail.int_value = value
+            elif name == "key":  # each is another one
+                detail.string_value = value
+            else:
+                detail.string_value_iid = self._intern_text(packet, value)
 
     def _intern(self, packet: TracePacket, name: str) -> int:
         number = self._names.get(name)

@@ -22,7 +22,7 @@ from dasf_hpc.analysis.executions import (
     run_span,
     workers,
 )
-from dasf_hpc.show.counters import COUNTERS, Counter, curves_of
+from dasf_hpc.show.counters import COUNTERS, Counter, curves_of, level_means
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
@@ -397,7 +397,12 @@ def _counter_charts(
         lengths = [len(curve.times) for curve in these] or [0]
         bins = int(np.clip(np.median(lengths) // 2, 1, POINTS))
         for curve in these:
-            own[owners[curve.owner]] = _means(curve.times, curve.values, span, bins)
+            if counter.cumulative:  # it is known in every part of the run
+                whole = max(1, span.duration) / POINTS
+                means = level_means(curve.times, curve.values, span.start, whole, POINTS)
+            else:
+                means = _means(curve.times, curve.values, span, bins)
+            own[owners[curve.owner]] = means
         own = {name: own[name] for name in sorted(own, key=_natural)}
         drawn.append(_drawn(title, these[0].unit if these else "", own))
     return drawn

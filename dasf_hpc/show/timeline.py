@@ -86,6 +86,16 @@ class Slice:
     arrows_in: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A moment on a track, ns of trace time."""
+
+    track: int
+    time: int
+    name: str
+    details: dict[str, str | int]
+
+
 class Drawing(Protocol):
     """What a format must be able to draw. Groups and tracks are declared before they are used."""
 
@@ -103,6 +113,9 @@ class Drawing(Protocol):
 
     def slices(self, slices: list[Slice]) -> None:
         """Draw slices, in order of their start within a track."""
+
+    def marks(self, marks: list[Mark]) -> None:
+        """Draw moments, in order of time."""
 
     def values(self, track: int, times: list[int], values: list[float]) -> None:
         """Draw a counter's values, in order of time."""
@@ -133,8 +146,9 @@ def draw(trace: Trace, drawing: Drawing, told: Told = lambda step: None) -> None
     for number, (start, stop) in enumerate(windows):
         told(Step("Exporting", number, len(windows)))
         _draw_tasks(trace, drawing, tracks, arrows, start, stop, end)
-        for table in ("nvtx_ranges", *GPU_TABLES):
+        for table in _RANGES:
             _draw_ranges(trace, drawing, tracks, table, start, stop)
+        _draw_marks(trace, drawing, tracks, start, stop)
         for table in GAUGES:
             _draw_samples(trace, drawing, tracks, table, start, stop)
     for counter in COUNTERS:
@@ -175,7 +189,7 @@ def facts(trace: Trace) -> dict[str, str]:
 def _without_place(trace: Trace) -> dict[str, int]:
     """Count the rows of reports that have no place on a time that begins at 0, by table."""
     found = {}
-    for table in ("nvtx_ranges", *GPU_TABLES):
+    for table in (*_RANGES, "nvtx_marks"):
         if count := sum(int((p["start"] < 0).sum()) for p in trace.pieces(table, ["start"])):
             found[table] = count
     return found
@@ -414,12 +428,58 @@ def plain_rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     return zip(*columns, strict=True)
 
 
-#: What says of a range where it stands, and what more is told of it.
-_PLACE: dict[str, tuple[str, ...]] = {
-    "nvtx_ranges": ("process", "thread"),
-    **dict.fromkeys(GPU_TABLES, ("gpu", "process", "context", "stream")),
+@dataclass(frozen=True)
+class _Ranges:
+    """How a table of ranges is drawn.
+
+    Attributes
+    ----------
+    row
+        What the rows of slices are called; tables of one name share rows.
+    place
+        Columns that say on which row a range stands.
+    named
+        Columns of its name, of which the first that the table has counts.
+    without
+        Its name where there is none.
+    details
+        Columns that are told of it, and as what.
+    """
+
+    row: str
+    place: tuple[str, ...]
+    named: tuple[str, ...]
+    without: str
+    details: dict[str, str]
+
+
+_OF_THREAD = ("process", "thread")
+_NAMED = ("short_name", "kind", "message")
+_DETAILS = {name: name for name in ("name", "task", "bytes", "payload", "correlation")}
+_SENT = {
+    **{name: name for name in ("library", "task")},
+    "sent": "bytes sent",
+    "received": "bytes received",
+    **{name: name for name in ("communicator", "root", "peer", "rank", "collective")},
 }
-_DETAILS = ("name", "task", "bytes", "payload", "correlation")
+
+_RANGES: dict[str, _Ranges] = {
+    "nvtx_ranges": _Ranges("NVTX", _OF_THREAD, _NAMED, "nvtx_range", _DETAILS),
+    "messages": _Ranges("messages", _OF_THREAD, ("operation",), "message", _SENT),
+    "off_cpu": _Ranges("off the CPU", _OF_THREAD, ("state",), "off the CPU", {"task": "task"}),
+    **{
+        table: _Ranges(
+            "stream",
+            ("gpu", "process", "context", "stream"),
+            _NAMED,
+            table.rstrip("s"),
+            _DETAILS,
+        )
+        for table in GPU_TABLES
+    },
+}
+#: What is told of an NVTX mark.
+_OF_MARK = ("domain", "category", "payload", "value", "data", "task")
 
 
 def _draw_ranges(
@@ -430,41 +490,86 @@ def _draw_ranges(
     start: int | None,
     stop: int | None,
 ) -> None:
-    """Draw NVTX ranges a thread, and the GPU's work a stream."""
+    """Draw NVTX ranges, messages and time off the CPU a thread, and the GPU's work a stream."""
     if not trace.rows(table):
         return
+    how = _RANGES[table]
     ranges = trace.table(table, None, start, stop)
     # those that ended; no picture has times before 0, and -1 is none
     ranges = ranges[(ranges["stop"] >= ranges["start"]) & (ranges["start"] >= 0)]
     if table == "nvtx_ranges":
         ranges = ranges[ranges["domain"] != TASK_DOMAIN]
-    named = next((c for c in ("short_name", "kind", "message") if c in ranges), None)
-    details = [name for name in _DETAILS if name in ranges]
+    named = next((name for name in how.named if name in ranges), None)
+    details = [name for name in how.details if name in ranges]
+    told_as = [how.details[name] for name in details]
     slices = []
     for report, place, (begun, ended), names, more in zip(
         ranges["report"].tolist(),
-        plain_rows(ranges[list(_PLACE[table])]),
+        plain_rows(ranges[list(how.place)]),
         plain_rows(ranges[["start", "stop"]]),
         plain_rows(ranges[[named]]) if named else itertools.repeat((None,)),
         plain_rows(ranges[details]),
         strict=False,
     ):
-        if table == "nvtx_ranges":
-            group, where = tracks.process(place[0]), f"NVTX of thread {place[1]}"
-        else:
-            group, where = tracks.gpu(place[0])
-            where += f" stream {place[3]}"
-        # what cannot be placed on the trace's time is in a group that says so, never beside tasks
-        apart = report if report in tracks.apart else -1
-        group = tracks.report(apart) if apart >= 0 else group
-        track = tracks.lane((table == "nvtx_ranges", apart, *place), group, where, begun, ended)
-        told = {
-            name: value
-            for name, value in zip(details, more, strict=True)
-            if value is not None and value != -1
-        }
-        slices.append(Slice(track, begun, ended, names[0] or table.rstrip("s"), told))
+        identity, group, where = _row(tracks, how, report, place)
+        track = tracks.lane(identity, group, where, begun, ended)
+        told = _told(told_as, more)
+        slices.append(Slice(track, begun, ended, names[0] or how.without, told))
     drawing.slices(slices)
+
+
+def _row(
+    tracks: _Tracks, how: _Ranges, report: int, place: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], int, str]:
+    """Give the identity, the group and the name of a row of slices."""
+    if how.place == _OF_THREAD:
+        group, thread = tracks.process(place[0]), place[1]
+        where = f"{how.row} of thread {thread}" if thread >= 0 else how.row
+    else:
+        group, where = tracks.gpu(place[0])
+        where += f" stream {place[3]}"
+    # what cannot be placed on the trace's time is in a group that says so, never beside tasks
+    apart = report if report in tracks.apart else -1
+    group = tracks.report(apart) if apart >= 0 else group
+    return (how.row, apart, *place), group, where
+
+
+def _told(names: Sequence[str], values: Sequence[Any]) -> dict[str, str | int]:
+    """Give what is told of a range or a mark: what there is."""
+    told: dict[str, str | int] = {}
+    for name, value in zip(names, values, strict=True):
+        none = np.isnan(value) if isinstance(value, float) else value in (None, "", -1)
+        if none:
+            continue
+        # floating-point numbers may be infinite, which JSON has not; a communicator is a name,
+        # of more digits than JavaScript's numbers have
+        told[name] = str(value) if isinstance(value, float) or name == "communicator" else value
+    return told
+
+
+def _draw_marks(
+    trace: Trace, drawing: Drawing, tracks: _Tracks, start: int | None, stop: int | None
+) -> None:
+    """Draw NVTX marks beside the NVTX ranges of their thread."""
+    if not trace.rows("nvtx_marks"):
+        return
+    how = _RANGES["nvtx_ranges"]
+    columns = [*how.place, "report", "start", "message", *_OF_MARK]
+    table = trace.table("nvtx_marks", columns, start, stop)
+    table = table[table["start"] >= 0]  # no picture has times before 0, and -1 is none
+    marks = []
+    for report, place, (time,), (name,), more in zip(
+        table["report"].tolist(),
+        plain_rows(table[list(how.place)]),
+        plain_rows(table[["start"]]),
+        plain_rows(table[["message"]]),
+        plain_rows(table[list(_OF_MARK)]),
+        strict=True,
+    ):
+        identity, group, where = _row(tracks, how, report, place)
+        track = tracks.track((*identity, 0), group, where)  # the first lane of the ranges
+        marks.append(Mark(track, time, name or "mark", _told(_OF_MARK, more)))
+    drawing.marks(marks)
 
 
 def _draw_samples(
