@@ -94,6 +94,11 @@ def collectives(trace: Trace) -> Answer:
     unanswered = []
     if not trace.rows("messages"):
         unanswered.append(f"Messages between ranks: {held(trace)[Kind.MESSAGES].sentence}.")
+    elif not len(last.row) and tables["operations"]["operation"].isin(EVERYONE_WAITS).any():
+        unanswered.append(
+            "Who waited for whom: no call of a collective could be matched with another rank's; "
+            "join or import all reports of a job in one command."
+        )
     columns = {
         "collectives": COLLECTIVES,
         "waiting": WAITING,

@@ -24,10 +24,12 @@ from dasf_hpc.analysis.executions import (
 )
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.trace.stacks import Stacks, read_stacks
+from dasf_hpc.trace.stacks import Stacks, read_stacks, samples_once
 
 #: Off the CPU for this share of its time a function is named, in %.
 OFF = 30.0
+#: Of how much of a function's time it is known is told where that is less than this share.
+MOSTLY = 0.9
 #: A frame with this share of a function's samples is named, in %.
 HOT = 30.0
 #: Samples below which a function's frames are not named.
@@ -120,7 +122,7 @@ def _samples(trace: Trace, runs: Executions) -> tuple[Ints, Ints, dict[int, tupl
     counts: list[Ints] = []
     if not trace.rows("cpu_samples"):
         return samples, others, {}
-    for part in trace.pieces("cpu_samples", ["task", "stack", "reason"]):
+    for part in samples_once(trace, ["task", "stack", "reason"]):
         task = part["task"].to_numpy(np.int64)
         stack = part["stack"].to_numpy(np.int64)
         known = (task >= 0) & (task < len(runs))
@@ -160,6 +162,8 @@ def _functions(
         names = ["task", "known", "off", "blocked", "preempted", "count", "longest"]
         table = trace.table("task_cpu", names)
         table = table[(table["task"] >= 0) & (table["task"] < len(runs))]
+        # several nsys of a host may have traced one thread
+        table = table.sort_values("known", kind="stable").drop_duplicates("task", keep="last")
         of = runs.function[table["task"].to_numpy()]
         sums = {
             name: np.append(group_sums(of, table[name].to_numpy(np.int64), width), 0)
@@ -224,7 +228,7 @@ def _findings(functions: pd.DataFrame, frames: pd.DataFrame) -> list[Finding]:
             "functions are off the CPU",
             lambda row: (
                 f"{row['off_share']:.0f} % of the time of {row['function']} its thread is off the "
-                f"CPU ({duration_text(row['off_cpu'])}): {_why(row)}"
+                f"CPU ({duration_text(row['off_cpu'])}{_of_known(row)}): {_why(row)}"
             ),
             "A thread that waits needs no core: let it wait for less, or let a worker have more "
             "threads than cores; one whose core others get needs fewer threads beside it.",
@@ -251,6 +255,13 @@ def _findings(functions: pd.DataFrame, frames: pd.DataFrame) -> list[Finding]:
             "Look there first when you make the function faster.",
         )
     return most_severe_first(found)
+
+
+def _of_known(row: dict[str, float]) -> str:
+    """Say of how much of a function's time it is known, where that is not all of it."""
+    if row["known"] >= MOSTLY * row["executing"]:
+        return ""
+    return f" of the {duration_text(row['known'])} of which it is known"
 
 
 def _why(row: dict[str, float]) -> str:

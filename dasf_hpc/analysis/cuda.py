@@ -380,15 +380,15 @@ def _memory_findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         return []
 
     def clause(row: dict[str, Any]) -> str:
-        first = holders[holders["gpu"] == row["gpu"]].iloc[0]
-        text = (
-            f"At its peak {bytes_text(row['peak'])} of {row['gpu']} were allocated, "
-            f"{first['share']:.0f} % by {first['function']}"
-        )
+        text = f"At its peak {bytes_text(row['peak'])} of {row['gpu']} were allocated"
+        of_gpu = holders[holders["gpu"] == row["gpu"]]
+        if len(of_gpu):  # none where all that was released is from before the recording
+            first = of_gpu.iloc[0]
+            text += f", {first['share']:.0f} % by {first['function']}"
         if row["unreleased"]:
             text += (
                 f"; {row['unreleased']:,} allocation(s) of {bytes_text(row['unreleased_bytes'])} "
-                "were never released"
+                "were not released within the recording"
             )
         if row["unknown_releases"]:
             text += (

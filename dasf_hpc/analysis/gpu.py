@@ -27,7 +27,7 @@ from dasf_hpc.analysis.executions import (
     workers,
 )
 from dasf_hpc.trace.gpus import gpu_names
-from dasf_hpc.trace.holdings import State, gpu_activity, held, no_gpu_activity
+from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 
@@ -145,7 +145,9 @@ def gpu(trace: Trace) -> Answer:
         unanswered.append(f"Kernels, copies and gaps: {no_gpu_activity(trace)}.")
     tables["recorded"] = _recorded(trace)
     if samples is None:
-        unanswered.append("Memory and utilisation: no GPU was sampled in this run.")
+        unanswered.append(
+            "Memory and utilisation over time: ResourceMonitor sampled no GPU in this run."
+        )
     if not cuda and samples is None:
         return Answer("gpu", tables, _TABLES, _losses(tables["recorded"]), unanswered)
     names = gpu_names(trace)
@@ -183,6 +185,8 @@ def _losses(recorded: pd.DataFrame) -> list[Finding]:
     found = []
     for reason, rows in lost.groupby("reason", sort=False):
         what = ", ".join(f"{one['what']} {one['state']}" for one in rows.to_dict("records"))
+        sampled = set(rows["what"]) <= {str(Kind.METRICS), str(Kind.SAMPLES)}
+        effect = "Means cover less time" if sampled else "Figures that rest on them are too small"
         found.append(
             Finding(
                 Severity.WARNING,
@@ -190,9 +194,8 @@ def _losses(recorded: pd.DataFrame) -> list[Finding]:
                 "recorded",
                 tuple(int(row) for row in rows.index),
                 f"Nsight's recording is not whole: {what} ({reason}).",
-                "Figures that rest on them are too small. See with `dasf-hpc doctor` whether the "
-                "node permits tracing, let workers end by themselves, or trace fewer kinds of "
-                "events.",
+                f"{effect}. See with `dasf-hpc doctor` whether the node permits tracing, let "
+                "workers end by themselves, or trace fewer kinds of events.",
             )
         )
     return found

@@ -36,6 +36,8 @@ MUCH = 0.1
 #: Of a function that is told of, samples cover this share of its kernels' time: means of less may
 #: be of what is not typical.
 ENOUGH = 0.5
+#: Below this the coverage is told, %.
+WHOLE = 90.0
 #: Below this SMs are called little used, %: at half, as the user guide says, half of the SMs have
 #: work, or all have it half of the time, and a second kernel of the kind would find room.
 LITTLE = 50.0
@@ -263,6 +265,11 @@ def _uncovered(functions: pd.DataFrame) -> list[str]:
     ]
 
 
+def _sampled(coverage: float) -> str:
+    """Say of how much of a function's time there are samples, where that is not about all."""
+    return "" if coverage >= WHOLE else f" in the {coverage:.0f} % of it that were sampled"
+
+
 def _findings(functions: pd.DataFrame) -> list[Finding]:
     """Find functions that hold GPUs and use little of them."""
     if not len(functions):
@@ -293,8 +300,8 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         "functions hold GPUs and use few of their SMs",
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])} with "
-            f"{one['sm_active']:.0f} % of the SMs active: SMs without work amount to "
-            f"{duration_text(one['idle'])} of whole GPUs"
+            f"{one['sm_active']:.0f} % of the SMs active{_sampled(one['coverage'])}: SMs without "
+            f"work amount to {duration_text(one['idle'])} of whole GPUs"
         ),
         "Give them more at once: larger chunks, more tasks a GPU (threads, streams or MPS), or "
         "kernels of more blocks.",
@@ -306,7 +313,8 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         "functions seem to be limited by the GPU's memory",
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])} and keep "
-            f"their memory at {one['dram']:.0f} % of its peak, which seems to be what limits them"
+            f"their memory at {one['dram']:.0f} % of its peak{_sampled(one['coverage'])}, which "
+            "seems to be what limits them"
         ),
         "Move less: fuse operations, use a smaller data type, or keep what is needed again in "
         "caches.",
@@ -319,7 +327,7 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])}, keep "
             f"{one['sm_active']:.0f} % of the SMs active and use no tensor cores "
-            f"({one['tensor_active']:.1f} %)"
+            f"({one['tensor_active']:.1f} %{_sampled(one['coverage'])})"
         ),
         "If it multiplies matrices or convolves, a data type that tensor cores take (TF32, FP16, "
         "BF16) may be quicker; whether it does is not seen here.",

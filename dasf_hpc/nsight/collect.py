@@ -33,7 +33,7 @@ from dasf_hpc.nsight.join import Link, report_corrections, same_host
 from dasf_hpc.nsight.reader import COPY_KINDS, Report, read_report
 from dasf_hpc.nsight.recording import Recording, Recordings, written_pids
 from dasf_hpc.nsight.rows import Additions, PlacedReport, RunTables, place_report
-from dasf_hpc.nsight.spool import SortedRows, in_order
+from dasf_hpc.nsight.spool import ROWS_AT_ONCE, SortedRows, in_order
 from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.trace.align import Correction
 from dasf_hpc.trace.causality import COLLECTIVE
@@ -217,12 +217,12 @@ def join_reports(
         following = reader.submit(_read, exports[0]) if exports else None
         # what ties reports to each other has to be known before any is put on the trace's time
         exported: dict[int, Path] = {}
-        for number, (name, _) in enumerate(reports if len(reports) > 1 else ()):
+        for number, (name, _) in enumerate(reports):
             progress(number, len(reports), f"waiting for the export of {name}")
             sqlite = exports[number].result()[1]
             if sqlite is not None:
                 exported[number] = sqlite
-        collectives = read_collectives(exported)
+        collectives = read_collectives(exported, _next_collective(sources["messages"]))
         corrections: dict[int, Correction | None] = {}
         for number, (name, _) in enumerate(reports):
             progress(number, len(reports), name)
@@ -341,8 +341,12 @@ def _place(
     tied = tie.correction(corrections)
     try:
         placed = place_report(report, row, additions, os_runtime, untied, tie, tied)
-    except NsightError as error:
-        return replace(entry, status="unreadable", sentence=str(error)), None
+    except (NsightError, OverflowError, ValueError, TypeError) as error:
+        additions.forget(row)
+        sentence = str(error)
+        if not isinstance(error, NsightError):
+            sentence = f"{entry.file} holds what no nsys writes ({error}); export the report again"
+        return replace(entry, status="unreadable", sentence=sentence), None
     start = report.session_start_utc_ns
     entry = replace(
         entry,
@@ -359,6 +363,17 @@ def _place(
     )
     said = [entry.sentence, _what_lacks(entry, placed), _of_ties(tie, tied, placed)]
     return replace(entry, sentence="; ".join(filter(None, said))), placed
+
+
+def _next_collective(stored: Sequence[SortedRows]) -> int:
+    """Give the first number of a collective that a trace does not hold."""
+    found = NONE
+    for rows in stored:
+        for first in range(0, len(rows.start), ROWS_AT_ONCE):
+            last = min(len(rows.start), first + ROWS_AT_ONCE)
+            numbers = rows.read(["collective"], first, last)["collective"]
+            found = max(found, int(numbers.max(initial=NONE)))
+    return found + 1
 
 
 def _of_ties(tie: ReportTie, tied: Correction | None, placed: PlacedReport) -> str:

@@ -222,7 +222,7 @@ class Collectives:
         return order
 
 
-def read_collectives(sqlites: Mapping[int, Path]) -> Collectives:
+def read_collectives(sqlites: Mapping[int, Path], first: int = 0) -> Collectives:
     """Match the collectives of reports and tie their clocks.
 
     Parameters
@@ -230,6 +230,8 @@ def read_collectives(sqlites: Mapping[int, Path]) -> Collectives:
     sqlites
         Exports by the number of the report, in the order in which they are joined. One that cannot
         be read is left out: who joins it says why.
+    first
+        The number of the first collective: the trace may hold some already.
     """
     sources: dict[int, Source] = {}
     for number, sqlite in sqlites.items():
@@ -239,10 +241,10 @@ def read_collectives(sqlites: Mapping[int, Path]) -> Collectives:
             continue
         if source is not None:
             sources[number] = source
-    return match_collectives(sources)
+    return match_collectives(sources, first)
 
 
-def match_collectives(sources: Mapping[int, Source]) -> Collectives:
+def match_collectives(sources: Mapping[int, Source], first: int = 0) -> Collectives:
     """Match the collectives of reports and tie their clocks; see `read_collectives`."""
     found = {
         number: np.full(len(source.calls), NONE, np.int32) for number, source in sources.items()
@@ -252,7 +254,6 @@ def match_collectives(sources: Mapping[int, Source]) -> Collectives:
     entered: list[Integers] = []
     left: list[Integers] = []
     untold: set[int] = set()
-    first = 0
     for streams in _communicators(sources, said).values():
         streams = _of_one_job(streams, sources, said)
         places, count = _matched(streams, sources, said)

@@ -142,7 +142,7 @@ def _faults(placing: Placing) -> None:
             "gpu": gpus,
             "start": start,
             "stop": stop,
-            "count": np.maximum(both["count"], 0).astype(np.int32),
+            "count": np.clip(both["count"], 0, np.iinfo(np.int32).max).astype(np.int32),
             "access": placing.kinds("access_types", ACCESS_TYPES, both["access"]),
             "task": task,
             "reason": placing.reason_codes[reason],

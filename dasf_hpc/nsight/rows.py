@@ -176,6 +176,13 @@ class Additions:
             added = np.array([missing if v is None else v for v in values], column.dtype)
             columns[column.name] = np.concatenate([columns[column.name], added])
 
+    def forget(self, report: int) -> None:
+        """Take the rows of a report out of the small tables: it could not be put in whole."""
+        for name, table in self.run.tables.items():
+            if name != "reports" and "report" in table:
+                kept = table["report"] != report
+                self.run.tables[name] = {n: values[kept] for n, values in table.items()}
+
     def hostnames(self) -> list[str]:
         """Give the host of each row of ``nodes``."""
         names = self.strings("hostnames").list()
@@ -717,11 +724,16 @@ class Placing:
     def kinds(self, dictionary: str, kinds: Mapping[int, str], values: Array) -> Array:
         strings = self.additions.strings(dictionary)
         distinct, index = distinct_values(values)
-        codes = [
-            NONE if kind == NONE else strings.code(kinds.get(kind, f"kind {kind}"))
-            for kind in distinct.tolist()
-        ]
-        return np.array(codes, np.int8)[index]
+        codes = np.array(
+            [
+                NONE if kind == NONE else strings.code(kinds.get(kind, f"kind {kind}"))
+                for kind in distinct.tolist()
+            ],
+            np.int64,
+        )
+        # no version has a tenth as many kinds: what more there are is no kind
+        codes[codes > np.iinfo(np.int8).max] = NONE
+        return codes.astype(np.int8)[index]
 
     # ------------------------------------------------------------------ GPUs
 
@@ -743,7 +755,7 @@ class Placing:
         of a GPU; without that table it is that number. Where the report does not say which GPU
         that is, the worker's own list of its GPUs does.
         """
-        if device == NONE:
+        if not 0 <= device <= np.iinfo(np.int32).max:
             return NONE
         known = self.gpu_rows.get((pid, device))
         if known is not None:

@@ -57,7 +57,10 @@ def place(placing: Placing) -> None:
             },
             where=where,
         )
-        mine = np.isin(sample["pid"], placing.own_pids()) & (sample["start"] != NONE)
+        own = placing.own_pids()
+        if not len(own) and not placing.known:
+            own = distinct_values(sample["pid"])[0]  # nothing but samples says what was profiled
+        mine = np.isin(sample["pid"], own) & (sample["start"] != NONE)
         sample = {name: values[mine] for name, values in sample.items()}
         if not len(sample["id"]):
             return

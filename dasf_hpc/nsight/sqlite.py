@@ -186,7 +186,8 @@ class Export:
         )
         bounds = self.stretches(table)
         # no row takes fewer than 4 bytes of the file
-        most = self.sqlite.stat().st_size // 4 + 1
+        files = [self.sqlite, *filter(None, [open_journal(self.sqlite)])]
+        most = sum(file.stat().st_size for file in files) // 4 + 1
         rooms = [min(end - last, most) for last, end in bounds]
         filled = _Filled(expressions, sum(rooms))
 
@@ -251,7 +252,7 @@ class Export:
         if self.connection.execute(has_text).fetchone() is None:
             return {}
         rows = self.connection.execute(f"SELECT text FROM {table} WHERE {where} ORDER BY rowid")
-        return {place: text for place, (text,) in enumerate(rows) if text is not None}
+        return {place: _text(text) for place, (text,) in enumerate(rows) if text is not None}
 
     def strings(self, ids: Integers, inline: Mapping[int, str] | None = None) -> Names:
         """Look up the strings of these ids; only strings that an event names are kept."""
@@ -261,7 +262,7 @@ class Export:
         if wanted:
             for identifier, value in self.connection.execute("SELECT id, value FROM StringIds"):
                 if identifier in wanted:
-                    found[identifier] = value
+                    found[identifier] = _text(value)
         names = [found.get(identifier, "") for identifier in distinct.tolist()]
         if inline:
             place_of: dict[str, int] = {}
@@ -286,6 +287,11 @@ class Export:
             return None
         row = self.connection.execute(f"SELECT {column} FROM {table} LIMIT 1").fetchone()
         return int(row[0]) if row is not None and row[0] is not None else None
+
+
+def _text(value: object) -> str:
+    """Give what stands where a text should, as one."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class _Filled:

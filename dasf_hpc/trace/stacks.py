@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +121,37 @@ def read_stacks(trace: Trace) -> Stacks:
     )
 
 
+def samples_once(trace: Trace, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """Read the samples of CPUs; what several nsys of a host sampled of a thread is that of one.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    columns
+        Columns of ``cpu_samples``.
+
+    Yields
+    ------
+    pandas.DataFrame
+        So many rows at once. Of each thread they are of the report that has most of it.
+    """
+    who = ["report", "process", "thread"]
+    if len(trace.reports) < 2 or not trace.rows("cpu_samples"):
+        yield from trace.pieces("cpu_samples", columns)
+        return
+    sums = pd.concat([p.groupby(who).size() for p in trace.pieces("cpu_samples", who)])
+    counts = sums.groupby(level=who).sum().rename("count").reset_index()
+    counts = counts.sort_values("count", kind="stable")
+    twice = counts[counts.duplicated(["process", "thread"], keep="last")]
+    if not len(twice):
+        yield from trace.pieces("cpu_samples", columns)
+        return
+    left_out = pd.MultiIndex.from_frame(twice[who])
+    for part in trace.pieces("cpu_samples", list(dict.fromkeys([*columns, *who]))):
+        yield part.loc[~pd.MultiIndex.from_frame(part[who]).isin(left_out), columns]
+
+
 def weights(
     trace: Trace,
     function: str | None = None,
@@ -158,7 +190,7 @@ def weights(
             chosen &= np.isin(np.arange(len(chosen)), tasks)
     found = np.zeros(trace.rows("stacks"), np.int64)
     columns = ["start", "stack", "process", "task"]
-    for part in trace.pieces("cpu_samples", columns):
+    for part in samples_once(trace, columns):
         at, stack, of, task = (part[name].to_numpy() for name in columns)
         used = (stack >= 0) & (stack < len(found))
         if start is not None:
