@@ -22,7 +22,7 @@ COLLECTIVES: Columns = {
     "library": ("", "MPI, UCX or NCCL"),
     "operation": ("", "the function"),
     "communicator": ("", "its number or one of its handles; -1: not told"),
-    "ranks": ("", "processes that called it"),
+    "ranks": ("", "ranks that took part, the most of one collective"),
     "count": ("", "collectives whose calls were matched between ranks"),
     "calls": ("", "calls of all ranks"),
     "sent": ("bytes", "size of what was sent, where it is told"),
@@ -94,7 +94,9 @@ def collectives(trace: Trace) -> Answer:
     unanswered = []
     if not trace.rows("messages"):
         unanswered.append(f"Messages between ranks: {held(trace)[Kind.MESSAGES].sentence}.")
-    elif not len(last.row) and tables["operations"]["operation"].isin(EVERYONE_WAITS).any():
+    elif (
+        not (last.calls > 1).any() and tables["operations"]["operation"].isin(EVERYONE_WAITS).any()
+    ):
         unanswered.append(
             "Who waited for whom: no call of a collective could be matched with another rank's; "
             "join or import all reports of a job in one command."
@@ -110,6 +112,11 @@ def collectives(trace: Trace) -> Answer:
     return Answer("collectives", tables, columns, findings, unanswered)
 
 
+def _waited(operations: pd.DataFrame) -> bool:
+    """Say whether there are calls in which ranks wait for each other."""
+    return bool(operations["operation"].isin(EVERYONE_WAITS).any())
+
+
 class _Last:
     """Which call of each collective began last.
 
@@ -121,12 +128,16 @@ class _Last:
         Its row in ``messages``; -1: there is none.
     communicator
         The least of its calls' communicators, which stands for all of them.
+    calls
+        How many of its calls the trace holds: of one alone (the other's report was known already,
+        say) nothing can be told.
     """
 
     def __init__(self, count: int) -> None:
         self.start = np.full(count, -1, np.int64)
         self.row = np.full(count, -1, np.int64)
         self.communicator = np.full(count, np.iinfo(np.int64).max)
+        self.calls = np.zeros(count, np.int64)
 
     @classmethod
     def read(cls, trace: Trace) -> _Last:
@@ -140,6 +151,7 @@ class _Last:
             number = own["collective"].to_numpy()
             found.start[number] = own["start"].to_numpy()
             found.row[number] = own.index.to_numpy()
+            found.calls += np.bincount(number, minlength=count)
             np.minimum.at(found.communicator, number, own["communicator"].to_numpy(np.int64))
         return found
 
@@ -152,7 +164,7 @@ class _Sums:
         self._runs = read_executions(trace, ("prefix",))
         # by key: ranks or calls, bytes and times
         self._collectives: dict[Any, Any] = defaultdict(lambda: np.zeros(4, np.int64))
-        self._ranks: dict[Any, set[int]] = defaultdict(set)
+        self._ranks: dict[Any, int] = defaultdict(int)
         self._numbers: dict[Any, int] = defaultdict(int)
         self._waiting: dict[Any, Any] = defaultdict(lambda: np.zeros(5, np.int64))
         self._operations: dict[Any, Any] = defaultdict(lambda: np.zeros(4, np.int64))
@@ -177,6 +189,7 @@ class _Sums:
         self._end = max(self._end, int((start + took).max()))
         number = piece["collective"].to_numpy(np.int64)
         matched = number >= 0
+        matched[matched] = self._last.calls[number[matched]] > 1
         together = np.isin(piece["operation"].astype(object).to_numpy(), list(EVERYONE_WAITS))
         waits = np.zeros(len(piece), np.int64)
         chosen = matched & together
@@ -221,8 +234,10 @@ class _Sums:
             self._collectives[key] += row
         for key, row in _sums(own[own["last"]], by, ["calls"]):
             self._numbers[key] += int(row[0])
-        for *key, process in own[[*by, "process"]].drop_duplicates().itertuples(index=False):
-            self._ranks[tuple(key)].add(int(process))
+        own = own.assign(ranks=self._last.calls[own["number"].to_numpy()])
+        # handles of communicators come again in another job: those of one collective count
+        for key, ranks in own.groupby(by, sort=False)["ranks"].max().items():
+            self._ranks[key] = max(self._ranks[key], int(ranks))
         for key, row in _sums(own, _WHO, ["calls", "time", "wait", "last"]):
             self._waiting[key][:4] += row
         ends = own[own["last"]]
@@ -232,7 +247,7 @@ class _Sums:
     def collectives(self) -> pd.DataFrame:
         """Give a row for each operation and communicator, the one with most waiting first."""
         rows = [
-            (*key, len(self._ranks[key]), self._numbers[key], *values.tolist())
+            (*key, self._ranks[key], self._numbers[key], *values.tolist())
             for key, values in self._collectives.items()
         ]
         return _table(rows, COLLECTIVES, ["wait", "time"])
