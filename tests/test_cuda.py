@@ -570,7 +570,7 @@ def test_not_recorded_nothing_came_and_some_are_told_apart(tmp_path: Path) -> No
                 found[kind].state for kind in (Kind.ALLOCATIONS, Kind.FAULTS, Kind.OS_CALLS)
             }
             said = " ".join(analyse("cuda", trace).unanswered)
-            asked = "What allocations cost: not recorded (nsys profile --cuda-memory-usage=true"
+            asked = "What allocations cost: not recorded (`--nsys-arg=--cuda-memory-usage=true`"
             assert (asked in said) == (name == "nothing")
     assert states == {
         "nothing": {State.MISSING},

@@ -35,8 +35,8 @@ why. Times and durations are int64 ns, times on the trace's clock.
 ``gpu_metrics(trace, tasks=1000)``
     Tables ``functions``: function, held, copying, coverage and a column for each measure that was
     sampled (sm_active, tensor_active, dram_read …), means over its kernels' time; ``tasks``: task,
-    function, worker, held, coverage and the same; ``metrics``: gpu, metric, measure, unit, samples,
-    covered, mean, busy_covered, busy, idle; ``function_metrics``: function, metric, unit, covered,
+    function, worker, held, coverage and the same; ``metrics``: gpu, metric, unit, mean, busy, idle,
+    measure, samples, covered, busy_covered; ``function_metrics``: function, metric, unit, covered,
     mean, of metrics that are no measure.
 ``ranges(trace)``
     Tables ``ranges``: function, domain, range, category, count, total, mean, max, self, share,

@@ -117,15 +117,16 @@ def cuda(trace: Trace) -> Answer:
     """
     runs = read_executions(trace, ("thread", "prefix"))
     tables = {name: pd.DataFrame(columns=list(columns)) for name, columns in _TABLES.items()}
-    tables["about"] = pd.DataFrame(
-        [(str(rule), *ABOUT[rule]) for rule in Rule], columns=list(ABOUT_COLUMNS)
-    )
     unanswered = _unanswered(trace)
     executing = group_sums(runs.function, runs.duration, len(runs.functions))
     tables["calls"] = _calls(trace, runs)
     tables["os_calls"] = _os_calls(trace, runs)
     names = [*runs.functions, NO_TASK]
     tables["rules"] = costs(trace, runs).table(names, executing)
+    told = set(tables["rules"]["rule"])
+    tables["about"] = pd.DataFrame(
+        [(str(rule), *ABOUT[rule]) for rule in Rule if rule in told], columns=list(ABOUT_COLUMNS)
+    )
     tables["copies"], tables["migrations"] = _copies(trace, runs)
     tables["fills"] = _fills(trace, runs)
     tables["page_faults"] = _faults(trace, runs)

@@ -82,14 +82,14 @@ TASK_COLUMNS: Columns = {
 METRICS: Columns = {
     "gpu": ("", "the GPU"),
     "metric": ("", "nsys's name of the metric"),
-    "measure": ("", "the measure that it is, or is a part of; empty for others"),
     "unit": ("", "unit of its values"),
-    "samples": ("", "number of samples, of all reports"),
-    "covered": ("ns", "time that the samples stand for, once"),
-    "mean": ("", "mean over that time, in the metric's unit"),
-    "busy_covered": ("ns", "of that time, the GPU was busy"),
+    "mean": ("", "mean over the time that its samples stand for, in the metric's unit"),
     "busy": ("", "mean while a kernel, copy or fill ran"),
     "idle": ("", "mean while none ran"),
+    "measure": ("", "the measure that it is, or is a part of; empty for others"),
+    "samples": ("", "number of samples, of all reports"),
+    "covered": ("ns", "time that the samples stand for, once"),
+    "busy_covered": ("ns", "of that time, the GPU was busy"),
 }
 OTHERS: Columns = {
     "function": FUNCTIONS["function"],
@@ -222,14 +222,14 @@ def _metrics(trace: Trace, found: Sampled, metrics: pd.DataFrame) -> pd.DataFram
         {
             "gpu": pd.Series([names[row] for row in gpu.tolist()], dtype=str),
             "metric": told["name"].astype(object),
-            "measure": told["measure"].astype(object),
             "unit": told["unit"].astype(object),
-            "samples": found.samples[metric, gpu],
-            "covered": found.whole.covered[metric, gpu],
             "mean": found.whole.mean()[metric, gpu],
-            "busy_covered": found.busy.covered[metric, gpu],
             "busy": found.busy.mean()[metric, gpu],
             "idle": idle.mean()[metric, gpu],
+            "measure": told["measure"].astype(object),
+            "samples": found.samples[metric, gpu],
+            "covered": found.whole.covered[metric, gpu],
+            "busy_covered": found.busy.covered[metric, gpu],
         }
     )
 

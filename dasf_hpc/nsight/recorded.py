@@ -46,6 +46,7 @@ _TRACES = {
     "messages": TRACED_BY,
     "samples": ("COMPOSITE_EVENTS",),
     "switches": ("SCHED_EVENTS",),
+    "nic": ("NET_NIC_METRIC",),
     "osrt": ("OSRT_API",),
     "allocations": ("CUDA_GPU_MEMORY_USAGE_EVENTS",),
     "faults": ("CUDA_UM_CPU_PAGE_FAULT_EVENTS", "CUDA_UM_GPU_PAGE_FAULT_EVENTS"),

@@ -33,6 +33,7 @@ class Kind(StrEnum):
     OS_CALLS = "OS runtime calls"
     ALLOCATIONS = "allocations"
     FAULTS = "page faults"
+    NETWORK = "network counters"
 
 
 #: The trace's table of each kind; of context switches and of the operating system's calls there are
@@ -50,6 +51,7 @@ TABLE_OF: Mapping[Kind, str] = {
     Kind.SAMPLES: "cpu_samples",
     Kind.ALLOCATIONS: "gpu_allocations",
     Kind.FAULTS: "page_faults",
+    Kind.NETWORK: "nic_metrics",
 }
 
 #: What keeps a GPU busy.
@@ -67,6 +69,7 @@ _PART_OF: Mapping[Kind, str] = {
     Kind.OS_CALLS: "osrt",
     Kind.ALLOCATIONS: "allocations",
     Kind.FAULTS: "faults",
+    Kind.NETWORK: "nic",
 }
 #: Why nothing of a part was recorded.
 _UNTRACED: Mapping[str, str] = {
@@ -78,10 +81,11 @@ _UNTRACED: Mapping[str, str] = {
     "node permits it",
     "switches": "context switches were not traced: `--nsys-arg=--cpuctxsw=process-tree` has nsys "
     "do it where the node permits it",
-    "osrt": "nsys profile --trace=osrt records them",
-    "allocations": "nsys profile --cuda-memory-usage=true records them",
-    "faults": "nsys profile --cuda-um-gpu-page-faults=true --cuda-um-cpu-page-faults=true records "
-    "them",
+    "osrt": "the operating system's calls were not traced (nsys's --trace=osrt)",
+    "allocations": "`--nsys-arg=--cuda-memory-usage=true` has nsys record them",
+    "faults": "`--nsys-arg=--cuda-um-gpu-page-faults=true` and "
+    "`--nsys-arg=--cuda-um-cpu-page-faults=true` have nsys record them",
+    "nic": "`--nsys-arg=--nic-metrics=true` has nsys record them",
 }
 
 #: How the names of the calls begin that have something run on a GPU, of the runtime and the driver.

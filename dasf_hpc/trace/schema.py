@@ -719,8 +719,8 @@ _TABLES = (
             _text(
                 "what",
                 "NVTX ranges, CUDA calls, kernels, copies, fills, waits, GPU metrics, messages, "
-                "NVTX marks, CPU samples, context switches, OS runtime calls, allocations or page "
-                "faults",
+                "NVTX marks, CPU samples, context switches, OS runtime calls, allocations, page "
+                "faults or network counters",
                 "recorded_kinds",
                 "int8",
             ),
