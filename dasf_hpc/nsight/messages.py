@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dasf_hpc.nsight.attribute import grouped, task_of_calls
+from dasf_hpc.nsight.attribute import grouped
 from dasf_hpc.nsight.sqlite import NONE, Export, Integers, Names, encode
 
 if TYPE_CHECKING:
@@ -544,10 +544,7 @@ def place(placing: Placing) -> None:
     pid, start, stop = found.pid, found.start.copy(), found.stop.copy()
     process = placing.process(pid)
     placing.times(pid, start, stop)
-    task = np.full(count, NONE, np.int32)
-    for number, rows in grouped(pid):
-        if number != NONE:
-            task[rows], _ = task_of_calls(placing.tasks(number), found.tid[rows], start[rows])
+    task, _ = placing.task_at(pid, found.tid, start)
     strings = placing.additions.strings("message_libraries")
     libraries = strings.codes(LIBRARIES).astype(np.int8)
     placing.spool(

@@ -28,6 +28,9 @@ from dasf_hpc.nsight.export import open_journal
 NONE = -1
 """What stands in an integer column where the report says nothing."""
 
+_BUSY_MS = 10_000
+"""How long a part of an export is waited for that another reader has locked."""
+
 _ROWS_AT_ONCE = 1 << 16
 """Rows that are read at once: their columns fit the cache of most machines."""
 
@@ -358,6 +361,9 @@ def _integers(sqlite: Path, query: str, what: str) -> Iterator[list[Integers]]:
             AdbcConnection(database) as connection,
             AdbcStatement(connection) as statement,
         ):
+            # of several that find a log beside the export, one makes its index and the others wait
+            statement.set_sql_query(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            statement.execute_update()
             statement.set_options(**{StatementOptions.BATCH_ROWS.value: str(_ROWS_AT_ONCE)})
             statement.set_sql_query(query)
             stream, _ = statement.execute_query()
