@@ -51,6 +51,15 @@ class Finding:
         What was found, with its figures.
     next_step
         What to do about it.
+    saves
+        What mending it could save of the time from first task to last, ns, at most; -1: it cannot
+        be told. Findings overlap: what two save is less than their sum.
+    start, stop
+        Where in the run to look, ns of trace time; -1: everywhere.
+    process
+        At which worker, a row of ``processes``; -1: no single one.
+    task
+        At which task, a row of ``tasks``; -1: no single one.
     """
 
     severity: Severity
@@ -59,6 +68,11 @@ class Finding:
     rows: tuple[int, ...]
     sentence: str
     next_step: str
+    saves: int = -1
+    start: int = -1
+    stop: int = -1
+    process: int = -1
+    task: int = -1
 
 
 @dataclass(frozen=True)
@@ -217,6 +231,11 @@ def told_as_one(
         sentence += f"; and {len(rows) - WORST} more"
     evidence = tuple(int(row) for row in rows.index[:EVIDENCE])
     return [Finding(severity, analysis, table, evidence, sentence + ".", next_step)]
+
+
+def costliest_first(findings: list[Finding]) -> list[Finding]:
+    """Sort findings by what they could save; those of which it cannot be told by severity."""
+    return sorted(most_severe_first(findings), key=lambda finding: -max(finding.saves, 0))
 
 
 def most_severe_first(findings: list[Finding]) -> list[Finding]:

@@ -10,7 +10,6 @@ from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
-    duration_text,
     group_quantiles,
     group_sums,
     read_executions,
@@ -18,6 +17,7 @@ from dasf_hpc.analysis.executions import (
     workers,
 )
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: Intervals of the table over time, at most.
 INTERVALS = 200

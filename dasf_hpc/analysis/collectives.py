@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.executions import UNKNOWN, duration_text, read_executions, run_span
+from dasf_hpc.analysis.executions import UNKNOWN, read_executions, run_span
 from dasf_hpc.trace.causality import COLLECTIVE
 from dasf_hpc.trace.holdings import Kind, held
+from dasf_hpc.trace.names import node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.ties import EVERYONE_WAITS
+from dasf_hpc.units import duration_text
 
 #: Waiting is worth a warning from this part of the ranks' time on.
 MUCH = 0.05
@@ -258,15 +260,14 @@ class _Sums:
         for key, row in _sums(caused[caused["caused"] > 0], _WHO, ["caused"]):
             self._waiting[key][4] += row[0]
         processes = self._trace.processes
-        nodes = [str(n) if isinstance(n, str) else UNKNOWN for n in self._trace.nodes["hostname"]]
+        nodes, names = node_names(self._trace), process_names(self._trace)
         rows = []
         for (process, rank, function), values in self._waiting.items():
             worker, node = UNKNOWN, UNKNOWN
             if 0 <= process < len(processes):
-                known = processes.iloc[int(process)]
-                node = nodes[known["node"]] if 0 <= known["node"] < len(nodes) else UNKNOWN
-                named = isinstance(known["name"], str)
-                worker = str(known["name"]) if named else f"process {known['pid']}"
+                of = processes["node"].iloc[int(process)]
+                node = nodes[of] if 0 <= of < len(nodes) else UNKNOWN
+                worker = names[int(process)]
             name = self._runs.functions[int(function)] if function >= 0 else UNKNOWN
             rows.append((worker, node, int(rank), name, *values.tolist()))
         return _table(rows, WAITING, ["caused", "wait"])

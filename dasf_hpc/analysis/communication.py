@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
-from dasf_hpc.analysis.executions import UNKNOWN, bytes_text, group_sums, run_span, workers
+from dasf_hpc.analysis.executions import UNKNOWN, group_sums, run_span, workers
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import bytes_text
 
 #: Links that carried less say little of their speed.
 ENOUGH_BYTES = 10_000_000

@@ -15,16 +15,11 @@ from dasf_hpc.analysis.answer import (
     most_severe_first,
     told_as_one,
 )
-from dasf_hpc.analysis.executions import (
-    Executions,
-    Ints,
-    duration_text,
-    group_sums,
-    read_executions,
-)
+from dasf_hpc.analysis.executions import Executions, Ints, group_sums, read_executions
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.stacks import Stacks, read_stacks, samples_once
+from dasf_hpc.units import duration_text
 
 #: Off the CPU for this share of its time a function is named, in %.
 OFF = 30.0

@@ -15,16 +15,10 @@ import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import (
-    Executions,
-    bounds,
-    duration_text,
-    layer_of,
-    read_executions,
-    workers,
-)
+from dasf_hpc.analysis.executions import Executions, bounds, layer_of, read_executions, workers
 from dasf_hpc.analysis.graph import Graph, executed_graph
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: A function on the path is named from this share.
 NAMED_SHARE = 25.0

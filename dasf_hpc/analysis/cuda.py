@@ -16,21 +16,14 @@ from dasf_hpc.analysis.answer import (
     told_as_one,
 )
 from dasf_hpc.analysis.cuda_rules import ABOUT, Rule, costs
-from dasf_hpc.analysis.executions import (
-    Executions,
-    Ints,
-    bytes_text,
-    duration_text,
-    group_sums,
-    read_executions,
-    run_span,
-)
+from dasf_hpc.analysis.executions import Executions, Ints, group_sums, read_executions, run_span
 from dasf_hpc.analysis.gpu_allocations import HOLDERS, MEMORY, OVER_TIME, allocated
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.sums import Sums
+from dasf_hpc.units import bytes_text, duration_text
 
 NO_TASK = "(no task)"
 #: Shares of the tasks' time, %, from which a cost is a finding, and from which it is a warning.

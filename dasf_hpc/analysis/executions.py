@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dasf_hpc.trace.names import node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import reports_times
@@ -206,11 +207,12 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        By row of ``processes``: ``worker`` and ``node`` (names), ``node_row``, ``threads`` (at
-        least 1), ``start`` and ``stop`` (ns), ``gpus`` (rows of ``gpus``), ``memory_limit``.
+        By row of ``processes``: ``worker`` and ``node`` (named as by `dasf_hpc.trace.names`),
+        ``node_row``, ``threads`` (at least 1), ``start`` and ``stop`` (ns), ``gpus`` (rows of
+        ``gpus``), ``memory_limit``.
     """
     processes = trace.processes
-    nodes = [str(n) if isinstance(n, str) else UNKNOWN for n in trace.nodes["hostname"]]
+    nodes, names = node_names(trace), process_names(trace)
     is_worker = (processes["role"] == "worker").to_numpy()
     used: list[int] = []
     if executions is not None and len(executions):
@@ -234,7 +236,7 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
         uuids = process.get("gpus")
         made.append(
             {
-                "worker": _first_text(process.get("name"), process.get("address"), f"worker {row}"),
+                "worker": names[row] if row < len(names) else f"worker {row}",
                 "node": nodes[node] if 0 <= node < len(nodes) else UNKNOWN,
                 "node_row": int(node),
                 "threads": threads,
@@ -250,10 +252,6 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
         )
     columns = ["worker", "node", "node_row", "threads", "start", "stop", "gpus", "memory_limit"]
     return pd.DataFrame(made, index=pd.Index(rows, dtype="int64"), columns=columns)
-
-
-def _first_text(*values: object) -> str:
-    return next(str(value) for value in values if isinstance(value, str) and value)
 
 
 def run_span(trace: Trace, executions: Executions | None = None) -> Span:
@@ -358,19 +356,3 @@ def bounds(trace: Trace) -> Ints:
         return np.full(len(clock), -1, np.int64)
     result: Ints = np.where(known, of_clock[np.where(known, clock, 0)], -1)
     return result
-
-
-def duration_text(ns: float) -> str:
-    """Write a duration with a unit that suits it."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if abs(ns) >= size:
-            return f"{ns / size:.3g} {unit}" if abs(ns) < 1e12 else f"{ns / 1e9:,.0f} s"
-    return f"{ns:.0f} ns"
-
-
-def bytes_text(count: float) -> str:
-    """Write a number of bytes with a unit that suits it."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"

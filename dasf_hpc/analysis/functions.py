@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
 from dasf_hpc.analysis.executions import (
     Executions,
-    duration_text,
     group_quantiles,
     group_sums,
     in_lanes,
@@ -20,6 +19,7 @@ from dasf_hpc.analysis.executions import (
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: Share of the executing time above which a function is named as the one to look at.
 LARGE_SHARE = 0.5

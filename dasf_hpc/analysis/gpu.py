@@ -17,19 +17,12 @@ from dasf_hpc.analysis.answer import (
     told_as_one,
 )
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import (
-    Executions,
-    bytes_text,
-    duration_text,
-    group_sums,
-    read_executions,
-    run_span,
-    workers,
-)
+from dasf_hpc.analysis.executions import Executions, group_sums, read_executions, run_span, workers
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
+from dasf_hpc.units import bytes_text, duration_text
 
 #: Idle gaps that are listed, ns, and how many at most.
 GAP = 1_000_000

@@ -15,19 +15,13 @@ from dasf_hpc.analysis.answer import (
     most_severe_first,
     told_as_one,
 )
-from dasf_hpc.analysis.executions import (
-    Executions,
-    Floats,
-    Ints,
-    duration_text,
-    read_executions,
-    workers,
-)
+from dasf_hpc.analysis.executions import Executions, Floats, Ints, read_executions, workers
 from dasf_hpc.analysis.gpu import NO_TASK
 from dasf_hpc.analysis.sampled import Means, Sampled, sampled_by_owner
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import Kind, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: Tasks that are listed, those that had GPUs longest.
 TASKS = 1000

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.executions import Ints, duration_text, read_executions, workers
+from dasf_hpc.analysis.executions import Ints, read_executions, workers
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: Records written to time one.
 TIMED = 20_000

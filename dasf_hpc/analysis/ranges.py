@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
-from dasf_hpc.analysis.executions import Ints, duration_text, group_sums, read_executions
+from dasf_hpc.analysis.executions import Ints, group_sums, read_executions
 from dasf_hpc.nsight.attribute import pieces
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: A range that takes this share of the executing time of its function in itself is named.
 LARGE = 50.0

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
-from dasf_hpc.analysis.executions import duration_text, group_sums, read_executions, workers
+from dasf_hpc.analysis.executions import group_sums, read_executions, workers
 from dasf_hpc.analysis.graph import Schedule, executed_graph
 from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
 
 #: Functions that are looked at where none is named: those with the longest times in total.
 LONGEST = 8

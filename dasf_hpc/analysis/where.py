@@ -37,7 +37,6 @@ from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
     Span,
-    duration_text,
     keep_arrivals,
     layer_of,
     read_executions,
@@ -62,6 +61,7 @@ from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activ
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
+from dasf_hpc.units import duration_text
 
 #: Share of a worker's memory limit at which Dask pauses it: ``distributed.worker.memory.pause``.
 PAUSE = 0.8

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from dasf_hpc.analysis import ANALYSES
 from dasf_hpc.analysis.answer import Answer, Severity
-from dasf_hpc.analysis.executions import bytes_text, duration_text
 from dasf_hpc.show.terminal import visible
+from dasf_hpc.units import bytes_text, duration_text
 
 #: Rows of a table on a terminal, where nothing else is asked for.
 ROWS = 20

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dasf_hpc.analysis.compare import Comparison, Difference, Verdict
-from dasf_hpc.analysis.executions import duration_text
+from dasf_hpc.units import duration_text
 
 #: Functions that are the same are not listed beyond this many.
 ROWS = 20

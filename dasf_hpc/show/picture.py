@@ -7,7 +7,6 @@ of bins: a zoom shows more of it, down to a bin's width.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from dasf_hpc.analysis.executions import (
 )
 from dasf_hpc.show.counters import COUNTERS, Counter, curves_of, level_means
 from dasf_hpc.trace.gpus import gpu_names
+from dasf_hpc.trace.names import natural, node_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.schema import TABLES
@@ -162,16 +162,10 @@ def lanes(executions: Executions) -> NDArray[np.int64]:
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Sort workers by node and name, numbers in names by their value."""
     names = [
-        (_natural(node), _natural(worker), row)
+        (natural(node), natural(worker), row)
         for node, worker, row in zip(table["node"], table["worker"], table.index, strict=True)
     ]
     return table.loc[[row for _, _, row in sorted(names)]]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Give what sorts names with the numbers in them by value."""
-    parts = re.split(r"([0-9]+)", str(name))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _binned(
@@ -273,7 +267,7 @@ def _gpu_rows(trace: Trace, span: Span) -> list[dict[str, Any]]:
     samples = trace.gpu_samples
     rows = []
     kernels = _kernels(trace, span)
-    numbered = sorted(enumerate(gpu_names(trace)), key=lambda gpu: _natural(gpu[1]))
+    numbered = sorted(enumerate(gpu_names(trace)), key=lambda gpu: natural(gpu[1]))
     apart = gpus_apart(trace)
     for number, name in numbered:
         if number in apart:  # it has no place on the run's time
@@ -340,12 +334,11 @@ def curves(trace: Trace, executions: Executions) -> list[dict[str, Any]]:
     Curves of which the run has no sample are left out.
     """
     span = run_span(trace, executions)
-    hosts = [str(h) if isinstance(h, str) else "?" for h in trace.nodes["hostname"]]
     table = workers(trace, executions)
     names = [f"{w['node']} {w['worker']}" for w in table.to_dict("records")]
     of_worker = dict(zip(table.index.tolist(), names, strict=True))
     gpus = dict(enumerate(gpu_names(trace)))
-    nodes = dict(enumerate(hosts))
+    nodes = dict(enumerate(node_names(trace)))
     charts = [_executing(executions, table, span)]
     for title, unit, source, owner, column, owners in (
         ("CPU of the nodes", "%", "node_samples", "node", "cpu", nodes),
@@ -403,7 +396,7 @@ def _counter_charts(
             else:
                 means = _means(curve.times, curve.values, span, bins)
             own[owners[curve.owner]] = means
-        own = {name: own[name] for name in sorted(own, key=_natural)}
+        own = {name: own[name] for name in sorted(own, key=natural)}
         drawn.append(_drawn(title, these[0].unit if these else "", own))
     return drawn
 
@@ -435,7 +428,7 @@ def _chart(
         means = _means(times, values, span, bins)
         if name is not None and np.isfinite(means).any():
             own[name] = means
-    return _drawn(title, unit, {name: own[name] for name in sorted(own, key=_natural)})
+    return _drawn(title, unit, {name: own[name] for name in sorted(own, key=natural)})
 
 
 def _drawn(title: str, unit: str, own: dict[str, Floats]) -> dict[str, Any]:

@@ -20,13 +20,7 @@ from markupsafe import Markup, escape
 
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, most_severe_first
-from dasf_hpc.analysis.executions import (
-    Executions,
-    bytes_text,
-    duration_text,
-    read_executions,
-    run_span,
-)
+from dasf_hpc.analysis.executions import Executions, read_executions, run_span
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
@@ -39,6 +33,7 @@ from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
+from dasf_hpc.units import bytes_text, duration_text
 
 #: Name of the report in a run's directory.
 REPORT_NAME = "report.html"

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dasf_hpc.analysis.executions import duration_text
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.trace.holdings import State
 from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.summary import GpuTimes, Recorded, Summary
+from dasf_hpc.units import duration_text
 
 #: Dask gives functions that it fuses names of up to 120 characters; a kernel's name may have
 #: thousands.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dasf_hpc.show.counters import COUNTERS, Counter, curves_of
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.gpus import gpu_labels
+from dasf_hpc.trace.names import node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import SENTENCE, reports_apart
 from dasf_hpc.trace.schema import TABLES
@@ -287,7 +288,8 @@ class _Tracks:
     last: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.hosts = [_text(name) or "?" for name in self.trace.nodes["hostname"]]
+        self.hosts = node_names(self.trace)
+        self.names = process_names(self.trace)
         self.processes = self.trace.processes.to_dict("records")
         self.bounds = self.trace.clocks.to_dict("records")
         self.gpus = self.trace.gpus.to_dict("records")
@@ -327,8 +329,7 @@ class _Tracks:
             name, bounds = "unknown process", []
             if 0 <= row < len(self.processes):
                 process = self.processes[row]
-                title = _text(process["name"]) or _text(process["role"]) or "process"
-                name = f"{self.host(process['node'])} {title} (pid {process['pid']})"
+                name = f"{self.host(process['node'])} {self.names[row]} (pid {process['pid']})"
                 if 0 <= process["clock"] < len(self.bounds):
                     bounds = [self.bounds[process["clock"]]]
             self.drawing.group(group, name, self._label(bounds))

@@ -21,11 +21,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from dasf_hpc.analysis.executions import bytes_text
 from dasf_hpc.manifest import Manifest, find_run, run_state
 from dasf_hpc.profile.journal import STATUSES, Stream
 from dasf_hpc.profile.tail import JournalTail
 from dasf_hpc.runs import state_now
+from dasf_hpc.units import bytes_text
 
 #: Over how many seconds the rate of tasks is taken.
 RATE_S = 10.0

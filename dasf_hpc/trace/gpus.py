@@ -6,10 +6,9 @@ import re
 from collections import Counter
 from typing import Any
 
+from dasf_hpc.trace.names import UNKNOWN, node_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
-
-UNKNOWN_HOST = "?"
 
 #: Words that every product's name begins with.
 _BRANDS = re.compile(r"^(?:NVIDIA|Tesla)\s+", re.IGNORECASE)
@@ -28,10 +27,10 @@ def gpu_names(trace: Trace) -> list[str]:
 
 def gpu_labels(trace: Trace) -> list[tuple[str, str]]:
     """Give the host of each GPU, and its name there."""
-    hosts = [str(h) if isinstance(h, str) else UNKNOWN_HOST for h in trace.nodes["hostname"]]
+    hosts = node_names(trace)
     apart = gpus_apart(trace)
     gpus = trace.gpus.to_dict("records")
-    of = [hosts[g["node"]] if 0 <= g["node"] < len(hosts) else UNKNOWN_HOST for g in gpus]
+    of = [hosts[g["node"]] if 0 <= g["node"] < len(hosts) else UNKNOWN for g in gpus]
     labels = [_label(gpu, apart.get(row)) for row, gpu in enumerate(gpus)]
     alike = Counter(zip(of, labels, strict=True))
     for row, gpu in enumerate(gpus):

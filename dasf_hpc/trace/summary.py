@@ -10,6 +10,7 @@ import pandas as pd
 
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import held
+from dasf_hpc.trace.names import UNKNOWN, natural, node_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import reports_apart
 from dasf_hpc.trace.schema import TABLES
@@ -306,11 +307,11 @@ class _Tasks:
 
 
 def _worker_nodes(trace: Trace) -> list[str]:
-    processes, hostnames = trace.processes, trace.nodes["hostname"].tolist()
+    processes, names = trace.processes, node_names(trace)
     if not processes["role"].isin(["worker", "scheduler"]).any():  # of reports alone
-        return sorted({str(name) for name in hostnames if isinstance(name, str)})
+        return sorted({name for name in names if name != UNKNOWN}, key=natural)
     rows = processes["node"][processes["role"] == "worker"].unique().tolist()
-    return sorted({str(hostnames[row]) for row in rows if 0 <= row < len(hostnames)})
+    return sorted({names[row] for row in rows if 0 <= row < len(names)}, key=natural)
 
 
 def _duration(trace: Trace, times: list[int]) -> int:
