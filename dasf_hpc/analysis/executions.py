@@ -265,6 +265,17 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
     return Span(min(times), max(times)) if times else Span(0, 0)
 
 
+def work_span(trace: Trace, executions: Executions) -> Span:
+    """Give the run from the start of its first task to the end of its last one.
+
+    That is the time that headlines, findings and pictures are about, and its start is time 0 of
+    every moment that is shown. Of a trace without tasks it is the whole time that was recorded.
+    """
+    if not len(executions):
+        return run_span(trace, executions)
+    return Span(int(executions.start.min()), int(executions.stop.max()))
+
+
 def in_lanes(executions: Executions) -> tuple[NDArray[np.intp], Ints]:
     """Sort executions by thread and start.
 

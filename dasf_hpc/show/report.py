@@ -181,7 +181,9 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         exact=len(picture["exact"]["start"]),
         executions=len(executions),
         style=_resource("report.css"),
-        script=_resource("report.js"),
+        timeline_style=_resource("timeline.css"),
+        tables_script=_resource("tables.js"),
+        script=_resource("timeline.js"),
         data=_packed(data),
     )
 

@@ -1,6 +1,5 @@
 'use strict';
-// Draws the timeline and the curves, sorts tables, switches the theme. Everything else is in the
-// page as it is.
+// Draws the timeline and the curves, switches the theme.
 (() => {
 const $ = id => document.getElementById(id);
 const DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
@@ -40,37 +39,6 @@ function amount(value, unit) {
 function niceStep(range, count) {
   const rough = Math.max(range / count, 1e-9), size = 10 ** Math.floor(Math.log10(rough));
   return [1, 2, 5, 10].map(f => f * size).find(s => s >= rough);
-}
-
-// ------------------------------------------------------------------------------ tables
-
-for (const table of document.querySelectorAll('table.sortable')) {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  const fold = () => [...body.rows].forEach((row, i) =>
-    row.classList.toggle('beyond', i >= Number(table.dataset.seen)));
-  fold();
-  const more = table.parentElement.nextElementSibling;
-  const unfold = more && more.querySelector('.unfold');
-  if (unfold) unfold.addEventListener('click', () => {
-    const folded = table.classList.toggle('folded');
-    unfold.textContent = folded ? `Show all ${body.rows.length} rows` : 'Show fewer';
-  });
-  heads.forEach((head, column) => head.firstElementChild.addEventListener('click', () => {
-    const number = head.classList.contains('number');
-    // numbers begin with the largest, names with the first
-    const before = head.getAttribute('aria-sort');
-    const down = before ? before === 'ascending' : number;
-    const key = row => {
-      const text = row.cells[column].dataset.order;
-      return number ? parseFloat(text) : text;
-    };
-    const rows = [...body.rows].map(row => [key(row), row]);
-    rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1));
-    body.append(...rows.map(([, row]) => row));
-    heads.forEach(other => other.removeAttribute('aria-sort'));
-    head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-    fold();
-  }));
 }
 
 // ------------------------------------------------------------------------------ theme
