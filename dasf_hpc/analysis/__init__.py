@@ -9,9 +9,9 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Table ``functions``: [node | worker | gpu], function, count, failed, total, mean, p50, p95, max,
     share, bytes_in, bytes_out, throughput, gpu_utilization, gpu_memory, kernel_time, copy_time.
     With by="worker" it is dasf-core's function_bottleneck.
-``functions.task_bottleneck(trace)``
+``functions.task_bottleneck(trace, longest=1000)``
     Table ``tasks``: task, key (its text), function, node, worker, duration, share, nbytes; the
-    longest first. dasf-core's task_bottleneck.
+    longest first (longest=None: all). dasf-core's task_bottleneck.
 ``failures(trace)``
     Tables ``failures``: function, exception, message, example, executions, tasks, recovered, final,
     lost, workers, worker, time, first_start, task; ``tasks``, those without a result: task, key,

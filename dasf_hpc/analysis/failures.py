@@ -289,10 +289,8 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
     ) -> None:
         if not len(rows):
             return
-        first = rows.loc[rows["first_start"].idxmin()]
-        for finding in told_as_one(
-            severity, "failures", "failures", rows, heading, clause, step
-        ):
+        first = rows.iloc[int(rows["first_start"].to_numpy().argmin())]
+        for finding in told_as_one(severity, "failures", "failures", rows, heading, clause, step):
             found.append(replace(finding, start=int(first["first_start"]), task=int(first["task"])))
 
     raised = table[table["lost"] == 0]
@@ -308,14 +306,15 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
         "What needs their results was not executed: mend what the message names, or give "
         "`retries=` to submit where it may pass.",
     )
-    again = raised[(raised["executions"] > raised["final"])]
+    again = raised[raised["recovered"] > 0]
     tell(
         Severity.WARNING,
         again.sort_values("time", ascending=False, kind="stable"),
-        f"kinds of failure were retried, {duration_text(again['time'].sum())} went to them",
+        f"kinds of failure were retried with success, {duration_text(again['time'].sum())} went to "
+        "them",
         lambda row: (
-            f"{_counted(row['executions'] - row['final'], 'execution')} of {row['function']} "
-            f"failed and {_again(row)}: {_said(row)}; the failed ones took "
+            f"{_counted(row['recovered'], 'task')} of {row['function']} gave a result only when "
+            f"retried: {_said(row)}; {_counted(row['executions'], 'failed execution')} took "
             f"{duration_text(row['time'])}"
         ),
         "Retries hide the cause and cost their time again: mend what the message names.",
@@ -351,13 +350,6 @@ def _said(row: dict[str, Any]) -> str:
     """Give what the exception of a group says, the first one's words."""
     text = f"{row['exception']}: {row['example']}" if row["example"] else str(row["exception"])
     return f"{text} (and others alike)" if row["message"] != row["example"] else text
-
-
-def _again(row: dict[str, Any]) -> str:
-    """Say what became of the tasks of a group."""
-    if row["recovered"] == row["tasks"]:
-        return f"all {_counted(row['tasks'], 'task')} gave a result when retried"
-    return f"{count_text(row['recovered'])} of {_counted(row['tasks'], 'task')} gave a result later"
 
 
 def _where(row: dict[str, Any]) -> str:
