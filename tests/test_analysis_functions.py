@@ -19,7 +19,6 @@ from dasf_hpc.analysis.balance import balance
 from dasf_hpc.analysis.communication import communication, matrix
 from dasf_hpc.analysis.energy import IDLE, energy
 from dasf_hpc.analysis.functions import functions, task_bottleneck
-from dasf_hpc.analysis.overhead import overhead
 from dasf_hpc.cli import app
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
@@ -304,33 +303,6 @@ def test_energy_is_refused_with_a_reason_where_power_was_not_sampled(
     assert not answer.looked
     assert len(answer.unanswered) == 1
     assert answer.findings == []
-
-
-def test_overhead_counts_this_run_and_times_the_writer(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "journals", nodes=1, workers=1, tasks=50)
-    merge_journals(run.journals).write(tmp_path / "trace.h5")
-    with open_trace(tmp_path) as trace:
-        table = overhead(trace).table.set_index("what")
-        assert table.loc["start and stop of tasks", "count"] == trace.rows("tasks")
-        assert table.loc["transitions", "count"] == trace.rows("transitions")
-    assert (table["each"] > 50).all()  # a Python call takes longer than 50 ns
-    assert table["time"].iloc[:-1].sum() == table.loc["all", "time"]
-
-
-def test_ranges_around_tasks_are_measured_in_the_run(tmp_path: Path) -> None:
-    made = Made(
-        [Task("f-1", 0, 1000, 9000), Task("f-2", 0, 20_000, 30_000)],
-        more={
-            "nvtx_ranges": {
-                "start": [900, 3000, 19_500],
-                "stop": [9100, 4000, 30_900],
-                "task": [0, 0, 1],
-            }
-        },
-    )
-    with make_trace(tmp_path / "trace.h5", made) as trace:
-        row = overhead(trace).table.set_index("what").loc["NVTX ranges around tasks, with nsys"]
-    assert (row["count"], row["each"], row["time"]) == (2, 800, 1600)
 
 
 @pytest.mark.parametrize("name", list(ANALYSES))
