@@ -445,7 +445,9 @@ def test_a_failure_of_a_builtin_type_is_named_plainly(one: Recorded) -> None:
     future = one.client.submit(lambda: 1 // 0, key="division")
     assert isinstance(future.exception(), ZeroDivisionError)
     found = execution(one.directory, "division")
-    assert (found.status, found.result) == ("error", "ZeroDivisionError|division by zero")
+    kind, _, message = (found.result or "").partition("|")
+    assert (found.status, kind) == ("error", "ZeroDivisionError")
+    assert message.endswith("by zero")
 
 
 def test_what_depends_on_a_failure_is_not_executed(one: Recorded) -> None:
