@@ -13,8 +13,8 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Table ``tasks``: task, key (its text), function, node, worker, duration, share, nbytes; the
     longest first (longest=None: all). dasf-core's task_bottleneck.
 ``failures(trace)``
-    Tables ``failures``: function, exception, message, example, executions, tasks, recovered, final,
-    lost, workers, worker, time, first_start, task; ``tasks``, those without a result: task, key,
+    Tables ``failures``: function, exception, message, tasks, final, recovered, executions, lost,
+    time, workers, worker, first_start, task, example; ``tasks``, those without a result: task, key,
     function, worker, node, start, exception, message.
 ``balance(trace, interval=None)``
     Tables ``workers``: worker, node, threads, count, failed, busy, busy_share, first_start,

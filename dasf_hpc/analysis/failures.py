@@ -34,17 +34,17 @@ FAILURES: Columns = {
     "function": ("", "name of the function"),
     "exception": ("", "type of the exception; (lost): the worker ended before the execution did"),
     "message": ("", "first line of what it says; # stands for numbers that differ"),
-    "example": ("", "what the first one says"),
-    "executions": ("", "executions that failed"),
-    "tasks": ("", "tasks that they are of"),
+    "tasks": ("", "tasks of which an execution failed so"),
+    "final": ("", "those of them whose last execution it was: they have no result"),
     "recovered": ("", "those of them that gave a result in a later execution"),
-    "final": ("", "those of them of which this was the last execution: they have no result"),
-    "lost": ("", "executions that were lost, since their worker ended before they did"),
+    "executions": ("", "executions that failed so"),
+    "lost": ("", "those of them that were lost, since their worker ended before they did"),
+    "time": ("ns", "time in these executions, in sum"),
     "workers": ("", "workers on which they failed"),
     "worker": ("", "the worker, where it is only one"),
-    "time": ("ns", "time in these executions, in sum"),
     "first_start": ("ns", "the first one began"),
     "task": ("", "row of table tasks: the first one"),
+    "example": ("", "what the first one says"),
 }
 
 TASKS: Columns = {
