@@ -578,7 +578,11 @@ def analyze(
         else:
             answers.show_analyses(Console())
         return
-    more = {"longest": rows} if name == "task_bottleneck" and (as_json or as_csv) else {}
+    more: dict[str, Any] = {}
+    if name == "task_bottleneck" and (rows is not None or as_json or as_csv):
+        from dasf_hpc.analysis.functions import LONGEST
+
+        more = {"longest": None if rows is None else max(rows, LONGEST)}
     answer = _answer(name, run_path, by, faster or [], **more)
     if as_json:
         print(json.dumps(answer.document(rows), indent=1))

@@ -36,7 +36,7 @@ FAILURES: Columns = {
     "message": ("", "first line of what it says; # stands for numbers that differ"),
     "tasks": ("", "tasks of which an execution failed so"),
     "final": ("", "those of them whose last execution it was: they have no result"),
-    "recovered": ("", "those of them that gave a result in a later execution"),
+    "recovered": ("", "those of them that gave a result later, and did not fail in the end"),
     "executions": ("", "executions that failed so"),
     "lost": ("", "those of them that were lost, since their worker ended before they did"),
     "time": ("ns", "time in these executions, in sum"),
@@ -81,7 +81,8 @@ class _Failed:
     message: NDArray[np.int64]
     exceptions: list[str]
     messages: list[str]
-    #: Whether it is the last execution of its key, and whether a later one gave a result.
+    #: Whether it is the last execution of its key, and whether a later one gave a result with which
+    #: it was left: a result that was lost may be computed again, and fail.
     final: NDArray[np.bool_]
     recovered: NDArray[np.bool_]
 
@@ -151,6 +152,9 @@ def _read(trace: Trace, bad: NDArray[np.intp]) -> _Failed:
     good = of[runs.in_state("memory")[of]]
     np.maximum.at(given, key[good], runs.start[good])
     known = key[bad] >= 0
+    code = np.where(known, key[bad], 0)
+    final = np.zeros(len(failing), np.bool_)
+    final[code[last[bad] & known]] = True
     return _Failed(
         row=bad.astype(np.int64),
         function=runs.function[bad].astype(np.int64),
@@ -164,7 +168,7 @@ def _read(trace: Trace, bad: NDArray[np.intp]) -> _Failed:
         exceptions=[*exceptions, LOST],
         messages=[*messages, LOST_MESSAGE],
         final=last[bad],
-        recovered=known & (given[np.where(known, key[bad], 0)] > runs.start[bad]),
+        recovered=known & (given[code] > runs.start[bad]) & ~final[code],
     )
 
 
