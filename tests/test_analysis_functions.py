@@ -18,7 +18,7 @@ from dasf_hpc.analysis import ANALYSES, Severity, analyse
 from dasf_hpc.analysis.balance import balance
 from dasf_hpc.analysis.communication import communication, matrix
 from dasf_hpc.analysis.energy import IDLE, energy
-from dasf_hpc.analysis.functions import functions, task_bottleneck
+from dasf_hpc.analysis.functions import LONGEST, functions, task_bottleneck
 from dasf_hpc.cli import app
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
@@ -118,6 +118,34 @@ def test_every_execution_stands_in_task_bottleneck_the_longest_first(tmp_path: P
         assert table["key"].tolist() == ["g-1", "f-1", "f-2"]
         assert table["share"].round(3).tolist() == [76.923, 23.077, 100.0]
         assert trace.tasks.loc[table["task"], "key"].tolist() == ["g-1", "f-1", "f-2"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 25))
+def test_the_longest_tasks_are_the_first_of_all_of_them(
+    tmp_path_factory: pytest.TempPathFactory, durations: list[int], longest: int
+) -> None:
+    tasks = [Task(f"f-{i}", 0, 10 * i, 10 * i + d) for i, d in enumerate(durations)]
+    path = tmp_path_factory.mktemp("longest") / "trace.h5"
+    with make_trace(path, Made(tasks)) as trace:
+        whole = task_bottleneck(trace, longest=None).table
+        some = task_bottleneck(trace, longest=longest).table
+    assert len(whole) == len(tasks)
+    columns = ["task", "key", "duration", "share", "nbytes"]
+    assert some[columns].equals(whole[columns].head(longest))
+
+
+def test_the_command_gives_all_tasks_as_csv_and_so_many_of_the_longest_on_request(
+    tmp_path: Path,
+) -> None:
+    count = LONGEST + 5
+    made = Made([Task(f"f-{i}", 0, 10 * i, 10 * i + 1 + i % 7) for i in range(count)])
+    make_trace(tmp_path / "trace.h5", made).close()
+    words = ["analyze", "task_bottleneck", str(tmp_path)]
+    assert len(CliRunner().invoke(app, [*words, "--csv"]).stdout.splitlines()) == 1 + count
+    asked = CliRunner().invoke(app, [*words, "--json", "--rows", "2"]).stdout
+    rows = json.loads(asked)["tables"]["tasks"]["rows"]
+    assert [row["key"] for row in rows] == ["f-6", "f-13"]
 
 
 def test_lost_executions_last_until_their_worker_ended(tmp_path: Path) -> None:
