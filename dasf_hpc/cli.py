@@ -578,7 +578,12 @@ def analyze(
         else:
             answers.show_analyses(Console())
         return
-    answer = _answer(name, run_path, by, faster or [])
+    more: dict[str, Any] = {}
+    if name == "task_bottleneck" and (rows is not None or as_json or as_csv):
+        from dasf_hpc.analysis.functions import LONGEST
+
+        more = {"longest": None if rows is None else max(rows, LONGEST)}
+    answer = _answer(name, run_path, by, faster or [], **more)
     if as_json:
         print(json.dumps(answer.document(rows), indent=1))
     elif as_csv:
@@ -589,13 +594,12 @@ def analyze(
         answers.show_answer(Console(), answer, rows or answers.ROWS)
 
 
-def _answer(name: str, run_path: Path, by: str | None, faster: list[str]) -> Any:
+def _answer(name: str, run_path: Path, by: str | None, faster: list[str], **options: Any) -> Any:
     from dasf_hpc.analysis import ANALYSES, analyse
     from dasf_hpc.trace.open import open_trace
 
     if name not in ANALYSES:
         raise typer.BadParameter(f"there is no analysis {name}; there are {', '.join(ANALYSES)}")
-    options: dict[str, Any] = {}
     if by is not None:
         if name not in ("functions", "communication"):
             raise typer.BadParameter(f"{name} takes no --by")

@@ -18,8 +18,7 @@ from dasf_hpc.analysis import ANALYSES, Severity, analyse
 from dasf_hpc.analysis.balance import balance
 from dasf_hpc.analysis.communication import communication, matrix
 from dasf_hpc.analysis.energy import IDLE, energy
-from dasf_hpc.analysis.functions import functions, task_bottleneck
-from dasf_hpc.analysis.overhead import overhead
+from dasf_hpc.analysis.functions import LONGEST, functions, task_bottleneck
 from dasf_hpc.cli import app
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
@@ -116,9 +115,37 @@ def test_every_execution_stands_in_task_bottleneck_the_longest_first(tmp_path: P
     with make_trace(tmp_path / "trace.h5", made) as trace:
         table = task_bottleneck(trace).table
         assert table["duration"].tolist() == [100, 30, 10]
-        assert trace.texts("keys", table["key"].to_numpy()) == ["g-1", "f-1", "f-2"]
+        assert table["key"].tolist() == ["g-1", "f-1", "f-2"]
         assert table["share"].round(3).tolist() == [76.923, 23.077, 100.0]
         assert trace.tasks.loc[table["task"], "key"].tolist() == ["g-1", "f-1", "f-2"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 25))
+def test_the_longest_tasks_are_the_first_of_all_of_them(
+    tmp_path_factory: pytest.TempPathFactory, durations: list[int], longest: int
+) -> None:
+    tasks = [Task(f"f-{i}", 0, 10 * i, 10 * i + d) for i, d in enumerate(durations)]
+    path = tmp_path_factory.mktemp("longest") / "trace.h5"
+    with make_trace(path, Made(tasks)) as trace:
+        whole = task_bottleneck(trace, longest=None).table
+        some = task_bottleneck(trace, longest=longest).table
+    assert len(whole) == len(tasks)
+    columns = ["task", "key", "duration", "share", "nbytes"]
+    assert some[columns].equals(whole[columns].head(longest))
+
+
+def test_the_command_gives_all_tasks_as_csv_and_so_many_of_the_longest_on_request(
+    tmp_path: Path,
+) -> None:
+    count = LONGEST + 5
+    made = Made([Task(f"f-{i}", 0, 10 * i, 10 * i + 1 + i % 7) for i in range(count)])
+    make_trace(tmp_path / "trace.h5", made).close()
+    words = ["analyze", "task_bottleneck", str(tmp_path)]
+    assert len(CliRunner().invoke(app, [*words, "--csv"]).stdout.splitlines()) == 1 + count
+    asked = CliRunner().invoke(app, [*words, "--json", "--rows", "2"]).stdout
+    rows = json.loads(asked)["tables"]["tasks"]["rows"]
+    assert [row["key"] for row in rows] == ["f-6", "f-13"]
 
 
 def test_lost_executions_last_until_their_worker_ended(tmp_path: Path) -> None:
@@ -304,33 +331,6 @@ def test_energy_is_refused_with_a_reason_where_power_was_not_sampled(
     assert not answer.looked
     assert len(answer.unanswered) == 1
     assert answer.findings == []
-
-
-def test_overhead_counts_this_run_and_times_the_writer(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "journals", nodes=1, workers=1, tasks=50)
-    merge_journals(run.journals).write(tmp_path / "trace.h5")
-    with open_trace(tmp_path) as trace:
-        table = overhead(trace).table.set_index("what")
-        assert table.loc["start and stop of tasks", "count"] == trace.rows("tasks")
-        assert table.loc["transitions", "count"] == trace.rows("transitions")
-    assert (table["each"] > 50).all()  # a Python call takes longer than 50 ns
-    assert table["time"].iloc[:-1].sum() == table.loc["all", "time"]
-
-
-def test_ranges_around_tasks_are_measured_in_the_run(tmp_path: Path) -> None:
-    made = Made(
-        [Task("f-1", 0, 1000, 9000), Task("f-2", 0, 20_000, 30_000)],
-        more={
-            "nvtx_ranges": {
-                "start": [900, 3000, 19_500],
-                "stop": [9100, 4000, 30_900],
-                "task": [0, 0, 1],
-            }
-        },
-    )
-    with make_trace(tmp_path / "trace.h5", made) as trace:
-        row = overhead(trace).table.set_index("what").loc["NVTX ranges around tasks, with nsys"]
-    assert (row["count"], row["each"], row["time"]) == (2, 800, 1600)
 
 
 @pytest.mark.parametrize("name", list(ANALYSES))

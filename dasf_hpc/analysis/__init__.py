@@ -9,9 +9,13 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Table ``functions``: [node | worker | gpu], function, count, failed, total, mean, p50, p95, max,
     share, bytes_in, bytes_out, throughput, gpu_utilization, gpu_memory, kernel_time, copy_time.
     With by="worker" it is dasf-core's function_bottleneck.
-``functions.task_bottleneck(trace)``
-    Table ``tasks``: task, key (code), function, node, worker, duration, share, nbytes; the longest
-    first. dasf-core's task_bottleneck.
+``functions.task_bottleneck(trace, longest=1000)``
+    Table ``tasks``: task, key (its text), function, node, worker, duration, share, nbytes; the
+    longest first (longest=None: all). dasf-core's task_bottleneck.
+``failures(trace)``
+    Tables ``failures``: function, exception, message, tasks, final, recovered, executions, lost,
+    time, workers, worker, first_start, task, example; ``tasks``, those without a result: task, key,
+    function, worker, node, start, exception, message.
 ``balance(trace, interval=None)``
     Tables ``workers``: worker, node, threads, count, failed, busy, busy_share, first_start,
     last_stop, bytes_out, slowdown; ``over_time``: time, worker, started, finished, busy, held
@@ -65,7 +69,8 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power, idle_energy; ``nodes``:
     node, gpus, energy; ``functions``: function, energy, share, count, each.
 ``overhead(trace)``
-    Table ``costs``: what, count, each, time, share, source.
+    Table ``costs``: what, count, each_low, each_high, time_low, time_high, share_low, share_high,
+    how.
 
 The gate is module ``compare``.
 """
@@ -96,6 +101,7 @@ ANALYSES: dict[str, Question] = {
     "where": Question("Where did the workers' time go?", "where"),
     "functions": Question("Which functions took the time?", "functions"),
     "task_bottleneck": Question("Which tasks took the time?", "functions"),
+    "failures": Question("What failed, and what of it in the end?", "failures"),
     "balance": Question("Did the workers share the work evenly?", "balance"),
     "critical_path": Question("What did the run's length depend on?", "critical_path"),
     "what_if": Question("What would a faster function bring?", "what_if"),

@@ -172,6 +172,11 @@ def _read_column(trace: Trace, column: str) -> tuple[NDArray[Any], list[str]]:
     return whole, names
 
 
+def key_texts(trace: Trace, codes: NDArray[Any]) -> list[str]:
+    """Give the keys that some codes stand for; of -1 `UNKNOWN`. Only those are read."""
+    return [UNKNOWN if text is None else text for text in trace.texts("keys", codes)]
+
+
 def layer_of(key: str) -> str:
     """Give what the keys of one array or collection have in common; other keys whole."""
     return key[: key.find("',", 2)] if key.startswith("('") and "'," in key else key

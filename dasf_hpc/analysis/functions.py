@@ -13,6 +13,7 @@ from dasf_hpc.analysis.executions import (
     group_sums,
     in_lanes,
     input_bytes,
+    key_texts,
     read_executions,
     workers,
 )
@@ -27,6 +28,8 @@ LARGE_SHARE = 0.5
 LONG_TAIL = 5.0
 #: ... and whose tasks above the median cost this share of all executing time, has a long tail.
 TAIL_SHARE = 0.1
+#: Executions that task_bottleneck lists.
+LONGEST = 1000
 
 FUNCTIONS: Columns = {
     "node": ("", "the host (with by=node)"),
@@ -52,7 +55,7 @@ FUNCTIONS: Columns = {
 
 TASKS: Columns = {
     "task": ("", "row of table tasks"),
-    "key": ("", "code of the task's key: a row of dictionary keys; -1: not known"),
+    "key": ("", "the task's key"),
     "function": ("", "name of the function"),
     "node": ("", "the host"),
     "worker": ("", "the worker"),
@@ -282,20 +285,27 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def task_bottleneck(trace: Trace) -> Answer:
-    """List every execution, the longest first: dasf-core's task_bottleneck.
+def task_bottleneck(trace: Trace, longest: int | None = LONGEST) -> Answer:
+    """List executions, the longest first: dasf-core's task_bottleneck.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    longest
+        So many executions; None: all, which for each million takes a second more to read keys.
 
     Returns
     -------
     Answer
-        Table ``tasks``. Keys are codes; ``trace.texts("keys", codes)`` gives their text.
+        Table ``tasks``.
     """
     runs = read_executions(trace, ("prefix", "key", "nbytes"))
     found = workers(trace, runs)
     duration = runs.duration
     slots = int(found.index.max()) + 1 if len(found) else 1
     total = np.bincount(runs.process, weights=duration, minlength=slots)
-    order = np.argsort(-duration, kind="stable")
+    order = _longest(duration, len(runs) if longest is None else longest)
     names = {c: np.full(slots, -1, np.int32) for c in ("node", "worker")}
     categories = {}
     for column, codes in names.items():
@@ -307,7 +317,7 @@ def task_bottleneck(trace: Trace) -> Answer:
     table = pd.DataFrame(
         {
             "task": order,
-            "key": runs.key[order],
+            "key": pd.Series(key_texts(trace, runs.key[order]), dtype="str"),
             "function": pd.Categorical.from_codes(
                 runs.function[order], categories=pd.Index(runs.functions, dtype="str")
             ),
@@ -320,3 +330,13 @@ def task_bottleneck(trace: Trace) -> Answer:
     )
     unanswered = [] if len(runs) else ["No task was executed in this run."]
     return Answer("task_bottleneck", {"tasks": table}, {"tasks": TASKS}, [], unanswered)
+
+
+def _longest(duration: NDArray[np.int64], most: int) -> NDArray[np.intp]:
+    """Give the rows of the longest, those first; of equal ones the first row."""
+    rows = np.arange(len(duration))
+    if most < len(duration):
+        least = np.partition(duration, -most)[-most] if most else duration.max() + 1
+        rows = np.flatnonzero(duration >= least)
+    result: NDArray[np.intp] = rows[np.argsort(-duration[rows], kind="stable")][:most]
+    return result

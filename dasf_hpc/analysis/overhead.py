@@ -1,52 +1,93 @@
 """Analysis: what did the recording itself cost?
 
-Measured is what the trace shows: how many records each kind has, and how much longer the NVTX range
-around a task is than the task. What a record costs is timed when this is asked, with the writer
-that the workers use, on the machine that asks: the run's own nodes may be faster or slower.
+How often something was recorded is counted in the trace. What one record costs is not in it: it is
+timed when this is asked, on the machine that asks, with the functions that a worker calls (module
+``recording_cost``), and given as a range, from caches that are warm, as in no worker, to cold ones.
+Measured in the run is how long a task's thread was between the task's times and the NVTX range in
+them. What could not be looked at has no number but a reason.
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.executions import Ints, read_executions, workers
+from dasf_hpc.analysis.executions import Ints, read_executions
+from dasf_hpc.analysis.recording_cost import Cost, time_recording
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
-from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
-#: Records written to time one.
-TIMED = 20_000
-#: The cost is named from this share of the executing time.
+#: The cost is named from this share of the executing time, %.
 NAMED_SHARE = 1.0
+
+#: What the last row is called.
+ALL = "all, for each task"
+#: What ranges around tasks are called.
+RANGES = "NVTX ranges around tasks"
+#: And CUDA's calls.
+CALLS = "CUDA calls under nsys"
 
 COSTS: Columns = {
     "what": ("", "what was recorded"),
-    "count": ("", "how often"),
-    "each": ("ns", "cost of one"),
-    "time": ("ns", "cost in sum over all threads; in the task's thread or the event loop's"),
-    "share": ("%", "of the executing time of all tasks"),
-    "source": ("", "measured in this run, or counted in it and timed on this machine"),
+    "count": ("", "how often; absent where it is not known"),
+    "each_low": ("ns", "cost of one at least: with the processor's caches warm"),
+    "each_high": ("ns", "cost of one, about, with cold caches, as between a worker's tasks"),
+    "time_low": ("ns", "in sum over all threads and event loops, at least"),
+    "time_high": ("ns", "the same with cold caches"),
+    "share_low": ("%", "of the executing time of all tasks, at least"),
+    "share_high": ("%", "the same with cold caches"),
+    "how": ("", "how it is known, or why it is not"),
 }
 
-_COUNTED = "counted in this run, timed on this machine"
-_MEASURED = "measured in this run"
+_TIMED = "counted in this run; timed on this machine, not on the run's nodes, warm to cold"
+_RANGES = (
+    "at least: tasks' time outside their range, measured in this run (median); in addition, at "
+    "most: the call without nsys, timed on this machine with cold caches"
+)
+
+#: What is recorded of some tasks: how it is called, its table, and what it is timed as.
+_RECORDED = (
+    ("transitions", "transitions", "transition"),
+    ("dependencies", "dependencies", "dependency"),
+    ("activities", "activities", "activity"),
+    ("transfers", "transfers", "transfer"),
+    ("reschedules", "reschedules", "reschedule"),
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What was recorded: how often and what one costs, None where it is not known."""
+
+    what: str
+    count: int | None
+    cost: Cost | None
+    how: str
+
+    def time(self, end: str) -> int | None:
+        """Give what all cost, ns: the ``low`` end, or the ``high`` one."""
+        if self.count is None or self.cost is None:
+            return None
+        return round(self.count * (self.cost.low if end == "low" else self.cost.high))
 
 
 def overhead(trace: Trace) -> Answer:
-    """Say what recording the run cost its workers.
+    """Say what recording the run cost its workers, from the least to about the most.
 
     Returns
     -------
     Answer
-        Table ``costs``; its last row is the sum.
+        Table ``costs``; its last row is the sum, its costs of one those of one execution. Rows of
+        what is not known have no numbers.
+
+    Raises
+    ------
+    TraceError
+        If the trace is damaged.
     """
     runs = read_executions(trace)
     if not len(runs):
@@ -54,105 +95,101 @@ def overhead(trace: Trace) -> Answer:
         return Answer(
             "overhead", empty, {"costs": COSTS}, [], ["No task was executed in this run."]
         )
-    executing = int(runs.duration.sum())
-    each = time_records()
-    rows = []
-
-    def put(what: str, count: int, cost: float, source: str) -> None:
-        total = round(count * cost)
-        rows.append(
-            {
-                "what": what,
-                "count": count,
-                "each": cost,
-                "time": total,
-                "share": 100.0 * total / executing if executing else np.nan,
-                "source": source,
-            }
-        )
-
-    put("start and stop of tasks", len(runs), 2 * each["timed"], _COUNTED)
-    put("transitions", trace.rows("transitions"), each["transition"], _COUNTED)
-    others = ("dependencies", "activities", "transfers", "reschedules")
-    put(
-        "dependencies, activities, transfers",
-        sum(trace.rows(name) for name in others),
-        each["plain"],
-        _COUNTED,
-    )
-    unanswered = []
+    timed: dict[str, Cost] = {}
+    how = _TIMED
+    try:
+        timed = time_recording()
+    except OSError as error:
+        how = f"counted in this run; its cost cannot be timed on this machine: {error}"
+    rows = [_Row("starts and stops of tasks", len(runs), timed.get("execution"), how)]
+    for what, table, kind in _RECORDED:
+        if count := trace.rows(table):
+            rows.append(_Row(what, count, timed.get(kind), how))
     lags = _range_lags(trace, runs.start, runs.stop)
-    if lags is None:
-        unanswered.append("NVTX ranges around tasks: no Nsight report was joined to this run.")
+    if isinstance(lags, str):
+        rows.append(_Row(RANGES, None, None, f"not known: {lags}"))
     else:
-        count, cost = lags
-        put("NVTX ranges around tasks, with nsys", count, cost, _MEASURED)
-    unanswered.append(
-        "What nsys costs inside CUDA calls: a report does not tell; compare with a run of --no-nsys"
-        " (`dasf-hpc compare`)."
+        count, lag = lags
+        more = timed["range"].high if "range" in timed else 0.0
+        how = _RANGES if more else f"{_RANGES.partition(';')[0]}; nvtx cannot be timed here"
+        rows.append(_Row(RANGES, count, Cost(lag, lag + more), how))
+    calls = "a report does not tell; compare with a run of --no-nsys (`dasf-hpc compare`)"
+    if count := trace.rows("cuda_api"):
+        rows.append(_Row(CALLS, count, None, f"not told: {calls}"))
+    costs = _table(rows, len(runs), int(runs.duration.sum()))
+    unanswered = [] if not isinstance(lags, str) else [f"{RANGES}: {lags}."]
+    unanswered += [
+        f"What nsys costs inside CUDA calls: {calls}.",
+        "What the recording costs the node besides: its recorder is a process of its own, which "
+        "samples the node and writes the journals; a worker looks every 0.1 s for what it sent.",
+    ]
+    return Answer(
+        "overhead", {"costs": costs}, {"costs": COSTS}, _findings(costs, len(runs)), unanswered
     )
-    put("all", 1, sum(row["time"] for row in rows), f"{_COUNTED}; ranges measured")  # type: ignore[misc]
-    table = pd.DataFrame(rows, columns=list(COSTS))
-    findings = []
-    share = float(table["share"].iloc[-1])
-    if share >= NAMED_SHARE:
-        threads = int(workers(trace, runs)["threads"].sum())
-        whole = int(table["time"].iloc[-1])
-        findings.append(
-            Finding(
-                Severity.WARNING,
-                "overhead",
-                "costs",
-                (len(table) - 1,),
-                f"Recording cost {duration_text(whole)} of {threads} thread(s)' time, "
-                f"{share:.1f} % of the executing time: tasks are very short "
-                f"({duration_text(executing / max(1, len(runs)))} in the mean).",
-                "Make larger tasks; Dask itself costs more than this for each of them.",
-            )
-        )
-    return Answer("overhead", {"costs": table}, {"costs": COSTS}, findings, unanswered)
 
 
-def time_records() -> dict[str, float]:
-    """Time a record of each kind on this machine, ns: the best of five rounds."""
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "timed.journal", {"role": "worker"})
-        now = time.monotonic_ns
-        timed = journal.timed_recorder(Stream.STARTS)
-        transition = journal.transition_recorder()
-        plain = journal.recorder(Stream.EDGES)
-        key = journal.key("key")
-        kinds: dict[str, Callable[[int], object]] = {
-            "timed": lambda i: timed(now(), i, key, 1),
-            "transition": lambda i: transition(now(), key, 18),
-            "plain": lambda i: plain(key, key),
+def _table(rows: list[_Row], executions: int, executing: int) -> pd.DataFrame:
+    """Make a table of what was recorded, and of the sum."""
+    times = {end: [row.time(end) for row in rows] for end in ("low", "high")}
+    whole = {
+        end: sum(time for time in of if time is not None) if any(of) else None
+        for end, of in times.items()
+    }
+    table = pd.DataFrame(
+        {
+            "what": [*(row.what for row in rows), ALL],
+            "count": pd.array([*(row.count for row in rows), executions], dtype="Int64"),
+            "how": [*(row.how for row in rows), "the sum of what is known"],
         }
-        costs = {}
-        for kind, record in kinds.items():
-            rounds = []
-            for _ in range(5):
-                begun = now()
-                for i in range(TIMED // 5):
-                    record(i)
-                rounds.append((now() - begun) / (TIMED // 5))
-            costs[kind] = min(rounds)
-        journal.close({"time": now()})
-    return costs
+    )
+    for end, time in times.items():
+        each = [getattr(row.cost, end) if row.cost else np.nan for row in rows]
+        total = whole[end]
+        table[f"each_{end}"] = [*each, np.nan if total is None else total / executions]
+        column = pd.array([*time, total], dtype="Int64")
+        table[f"time_{end}"] = column
+        shares = 100.0 * column.to_numpy(np.float64, na_value=np.nan)
+        table[f"share_{end}"] = shares / executing if executing else np.nan
+    return table[list(COSTS)]
 
 
-def _range_lags(trace: Trace, start: Ints, stop: Ints) -> tuple[int, float] | None:
-    """Give the number of ranges around tasks, and how much longer than the task they are, ns."""
-    if not trace.rows("nvtx_ranges"):
-        return None
-    ranges = trace.table("nvtx_ranges", ["task", "start", "stop", "domain"])
-    ranges = ranges[ranges["domain"].isna() | (ranges["domain"] == COMPUTE_DOMAIN)]
-    ranges = ranges[(ranges["task"] >= 0) & (ranges["task"] < len(start)) & (ranges["stop"] >= 0)]
-    if not len(ranges):
-        return None
-    task = ranges["task"].to_numpy()
-    longer = (ranges["stop"] - ranges["start"]).to_numpy() - (stop[task] - start[task])
-    # ranges that the user's own code made inside a task are shorter than it
-    around = longer >= 0
-    if not around.any():
-        return len(ranges), 0.0
-    return int(around.sum()), float(np.mean(longer[around]))
+def _findings(table: pd.DataFrame, executions: int) -> list[Finding]:
+    whole = table.iloc[-1]
+    if not whole["share_high"] >= NAMED_SHARE:
+        return []
+    return [
+        Finding(
+            Severity.WARNING if whole["share_low"] >= NAMED_SHARE else Severity.NOTICE,
+            "overhead",
+            "costs",
+            (len(table) - 1,),
+            f"Recording cost {duration_text(whole['each_low'])} to "
+            f"{duration_text(whole['each_high'])} a task (timed on this machine, caches warm to "
+            f"cold), {share_text(whole['share_low'])} to {share_text(whole['share_high'])} of the "
+            f"executing time of {executions:,} tasks: they are short.",
+            "Make larger tasks; Dask itself costs more than this for each of them.",
+        )
+    ]
+
+
+def _range_lags(trace: Trace, start: Ints, stop: Ints) -> tuple[int, float] | str:
+    """Give how many ranges are around tasks, and how long a task is outside its range, ns.
+
+    That is the median: a thread may wait for the GIL there. A range lies in its task's times, which
+    are read before it begins and after it ends. Where there are none, the reason is given.
+    """
+    if not trace.rows("reports") and not trace.rows("nvtx_ranges"):
+        return "no Nsight report was joined to this run"
+    columns = ["task", "start", "stop", "domain"]
+    found: list[Ints] = []
+    for piece in trace.pieces("nvtx_ranges", columns):
+        task = piece["task"].to_numpy(np.int64)
+        begun, ended = (piece[name].to_numpy(np.int64) for name in ("start", "stop"))
+        own = (task >= 0) & (task < len(start)) & (ended >= 0)
+        own &= (piece["domain"] == COMPUTE_DOMAIN).to_numpy()
+        longer = (stop[task[own]] - start[task[own]]) - (ended - begun)[own]
+        found.append(longer[longer >= 0])
+    lags = np.concatenate(found)
+    if not len(lags):
+        return "no range in the joined reports is around a task of this run"
+    return len(lags), float(np.median(lags))

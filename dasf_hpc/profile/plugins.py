@@ -41,7 +41,7 @@ from dasf_hpc.profile.recording import (
     leave_recording,
 )
 from dasf_hpc.profile.registration import RecordingPlugin
-from dasf_hpc.profile.results import ResultTexts, byte_count, type_name
+from dasf_hpc.profile.results import ResultTexts, byte_count, shown_error, type_name
 from dasf_hpc.profile.running import answer_running
 
 if TYPE_CHECKING:
@@ -294,11 +294,11 @@ class WorkerTaskPlugin(RecordingPlugin):
         start, stop = self._outside
         start(round((spans[-1]["start"] - delay) * 1e9) + shift, sequence, number, 0)
         failed = task.state == "error"
-        what = (task.exception_text or "").partition("(")[0] if failed else type_name(task.type)
+        what = shown_error(task.exception_text or "") if failed else f"{type_name(task.type)}||"
         stop(
             round((spans[-1]["stop"] - delay) * 1e9) + shift,
             sequence,
-            self._journal.string(what if failed else f"{what}||"),
+            self._journal.string(what),
             int(failed),
             0 if failed else byte_count(task.nbytes),
         )
@@ -471,6 +471,7 @@ class _ThreadRecorder:
         start, stop = recorders
         thread = threading.get_native_id()
         known, see, describe = self._ids.get, self.seen.add, self._results.describe
+        describe_error = self._results.describe_error
         plain, monotonic_ns = self._results.known.get, clock.monotonic_ns
 
         def started(sequence: int, key: Any, at: int) -> int:
@@ -501,9 +502,10 @@ class _ThreadRecorder:
                     nbytes = NO_SIZE if nbytes is None else byte_count(nbytes)
                 stop(now, sequence, result, 0, nbytes)
             else:
-                kind = type(message["actual_exception"])
-                status = 2 if issubclass(kind, Reschedule) else 1
-                stop(now, sequence, self._journal.string(type_name(kind)), status, 0)
+                error = message["actual_exception"]
+                status = 2 if issubclass(type(error), Reschedule) else 1
+                text = describe_error(error, message.get("exception_text", ""))
+                stop(now, sequence, text, status, 0)
 
         return started, stopped
 

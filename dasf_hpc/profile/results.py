@@ -1,4 +1,4 @@
-"""Recording: what a task's result is, without running any code of the user's.
+"""Recording: what a task's result is, or its failure, without running any code of the user's.
 
 An attribute may be anything: a property that computes for seconds, or ends the process, would do so
 in the task that is recorded. So shape and element type are read of types only of which it is known
@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+#: Longest message of an exception that is kept, in characters.
+MAX_MESSAGE = 200
+#: Different messages that a worker records whole; of so many more the numbers in them are left out,
+#: and then there is the exception's type only. Each costs the worker's memory 0.5 kB at most.
+MOST_MESSAGES = 1000
 
 #: Gives a value's shape and element type, None for what it has not.
 Reader = Callable[[Any], tuple[Any, Any]]
@@ -23,6 +30,12 @@ Reader = Callable[[Any], tuple[Any, Any]]
 _MRO = type.__dict__["__mro__"].__get__
 _MODULE = type.__dict__["__module__"].__get__
 _QUALNAME = type.__dict__["__qualname__"].__get__
+# And what an exception holds, past what its class has in the place of it.
+_ARGUMENTS = BaseException.__dict__["args"].__get__
+_STRERROR = OSError.__dict__["strerror"].__get__
+_FILENAME = OSError.__dict__["filename"].__get__
+
+_SHOWN = re.compile(r"[\w.]+\((.*)\)\s*", re.DOTALL)
 
 
 def type_name(kind: type | None) -> str:
@@ -187,8 +200,51 @@ def shape_text(shape: Any) -> str:
         return ""
 
 
+def shown_error(shown: str) -> str:
+    """Give the text ``type|message`` of an exception of which only its ``repr`` is known."""
+    kind = shown.partition("(")[0][:MAX_MESSAGE]
+    message = _first_line(_inside(shown))
+    return f"{kind}|{message}" if message else kind
+
+
+def _inside(shown: str) -> str:
+    """Give what stands between the brackets of an exception's ``repr``; another text whole."""
+    match = _SHOWN.fullmatch(shown)
+    return match.group(1) if match else shown
+
+
+def _first_line(text: str) -> str:
+    lines = text[: 10 * MAX_MESSAGE].strip().splitlines()
+    line = lines[0].rstrip() if lines else ""
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 1]}…"
+
+
+def error_message(error: BaseException, shown: str = "") -> str:
+    """Give the first line of what an exception says, of `MAX_MESSAGE` characters at most.
+
+    Parameters
+    ----------
+    error
+        The exception. Its own ``__str__`` may be anything and is not called.
+    shown
+        Its ``repr`` as Dask made it, for one that holds more than a text.
+    """
+    arguments = _ARGUMENTS(error)
+    text = ""
+    if len(arguments) == 1 and type(arguments[0]) is str:
+        text = arguments[0]
+    elif issubclass(type(error), OSError) and type(_STRERROR(error)) is str:
+        name = _FILENAME(error)
+        text = _STRERROR(error) + (f": {name!r}" if type(name) is str else "")
+    elif type(shown) is str:
+        text = _inside(shown)
+    return _first_line(text)
+
+
 class ResultTexts:
     """Gives the id of the text ``type|dtype|shape`` that describes a result.
+
+    Of a failure it is ``type|message``.
 
     Parameters
     ----------
@@ -205,6 +261,21 @@ class ResultTexts:
         self._string = string
         self.known: dict[Any, int] = {}
         self._readers: dict[type, Reader] = {}
+        self._errors: set[str] = set()
+
+    def describe_error(self, error: BaseException, shown: str = "") -> int:
+        """Give the id of a failure's text; the parameters are those of `error_message`."""
+        kind = type_name(type(error)).replace("|", "/")
+        try:
+            message = error_message(error, shown)
+            texts = [f"{kind}|{message}", f"{kind}|{re.sub('[0-9]+', '#', message)}"]
+            for text, most in zip(texts, (MOST_MESSAGES, 2 * MOST_MESSAGES), strict=True):
+                if message and (text in self._errors or len(self._errors) < most):
+                    self._errors.add(text)
+                    return self._string(text)
+        except Exception:
+            logger.debug("an exception could not be described", exc_info=True)
+        return self._string(kind)
 
     def describe(self, value: Any) -> int:
         """Give the id of a result's text."""

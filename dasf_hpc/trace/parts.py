@@ -423,14 +423,18 @@ class _Maker:
         self._put("tasks", columns)
 
     def _results(self, ids: Array, status: Array) -> dict[str, Array]:
-        """Split the text that STOPS carries: ``type|dtype|shape``, or an exception's type."""
-        names = {"type": "types", "dtype": "dtypes", "shape": "shapes", "exception": "exceptions"}
-        columns = {name: np.full(len(ids), -1, np.int32) for name in names}
+        """Split the text that STOPS carries: ``type|dtype|shape``, or an exception's.
+
+        That is ``type|message``, of one without message and in earlier journals its type only.
+        """
+        columns = ("type", "dtype", "shape", "exception", "message")
+        names = {name: f"{name}s" for name in columns}
+        coded = {name: np.full(len(ids), -1, np.int32) for name in names}
         strings = {n: self.texts.setdefault(d, Strings()) for n, d in names.items()}
         # both in one number: the text of an error is read another way
         both = ids.astype(np.int64) << 2 | np.minimum(status, 3)
         distinct, inverse = np.unique(both, return_inverse=True)
-        found = np.full((len(distinct), 4), -1, np.int32)
+        found = np.full((len(distinct), len(names)), -1, np.int32)
         for i, value in enumerate(distinct.tolist()):
             text = self.contents.strings.get(value >> 2)
             if text is None:
@@ -441,14 +445,15 @@ class _Maker:
                 dtype, _, shape = rest.rpartition("|")
                 parts = {"type": kind, "dtype": dtype, "shape": shape}
             elif value & 3 == STATUSES.index("error"):
-                parts = {"exception": text}
+                kind, _, message = text.partition("|")
+                parts = {"exception": kind, "message": message}
             else:
                 continue
             for j, name in enumerate(names):
                 found[i, j] = strings[name].code(parts.get(name) or None)
         for j, name in enumerate(names):
-            columns[name] = found[inverse, j]
-        return columns
+            coded[name] = found[inverse, j]
+        return coded
 
     def _dependencies(self) -> None:
         edges = self.contents.records[Stream.EDGES]

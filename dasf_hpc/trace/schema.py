@@ -158,6 +158,7 @@ DICTIONARIES: dict[str, str] = {
     "dtypes": "array element types of results, as text",
     "shapes": "array shapes of results, as text",
     "exceptions": "qualified names of exception types",
+    "messages": "what exceptions say",
     "states": "states of a Dask worker's state machine",
     "actions": "activities that Dask reports for a task",
     "directions": "directions of a transfer, seen from the recording process",
@@ -422,6 +423,12 @@ _TABLES = (
             ),
             _text("shape", "shape of such a result", "shapes"),
             _text("exception", "qualified name of the exception's type", "exceptions"),
+            _text(
+                "message",
+                "first line of what the exception says, of at most 200 characters; of many "
+                "different ones a worker leaves out the numbers (#), then the text",
+                "messages",
+            ),
         ),
         order="start",
     ),
