@@ -38,7 +38,9 @@ def opened(browser: Any, trace: Path, timeout_s: float = 60) -> Iterator[float]:
         browser.get("about:blank")
         begun = time.monotonic()
         browser.get(f"{address}/#!/?url={address}/trace")
-        while not browser.execute_script("return !!(self.app && self.app.trace)"):
+        while not browser.execute_script(
+            "return !!(self.app && self.app.trace && !self.app.isLoadingTrace)"
+        ):
             assert time.monotonic() < begun + timeout_s, "Perfetto did not open the trace"
             time.sleep(0.1)
         yield time.monotonic() - begun

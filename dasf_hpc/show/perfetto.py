@@ -43,8 +43,8 @@ _TOGETHER = 1 << 20
 #: Of zlib: twice as fast as the default, for a tenth more bytes.
 _LEVEL = 4
 
-#: Details that are the same for all of a function's tasks, or that the key and the attempt say, too:
-#: each costs its bytes and a row of the page's table for every task.
+#: Details that are the same for all of a function's tasks, or that the key and the attempt say,
+#: too: each costs its bytes, and a row of the page's table for every task.
 _LEFT_OUT = frozenset({"id", "result type"})
 
 _UNITS = {
