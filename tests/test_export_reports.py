@@ -6,16 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from exports import Export
+from hypothesis import given
+from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackEvent
 from perfetto_file import read_packets, told, track_names, whole
+from perfetto_page import opened, query
 from test_cuda import made_run
 from test_join import OTHER, POOL_1, POOL_2, WORKER, at
 
 from dasf_hpc.imports import Wishes, import_files
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
+from dasf_hpc.show.timeline import Launches, _most_of_each
+from dasf_hpc.trace.open import open_trace
 
 MS = 1_000_000
 WORKERS = {pid: f"node7 w{pid}" for pid in (WORKER.pid, OTHER.pid)}
@@ -122,7 +128,7 @@ def test_calls_of_libraries_are_slices_of_their_thread(drawn: Drawn) -> None:
     assert inner[:3] == ("ucp_tag_send_nbx", 13 * MS, 1 * MS)
     assert inner[3] == {"library": "UCX", "bytes sent": 5, "task": 0}
     # a call that never ended has no length
-    ((name, start, took, told),) = _track(drawn, OTHER.pid, "thread 3 messages")
+    ((name, start, took, told),) = _track(drawn, OTHER.pid, "thread 2 messages")
     assert (name, start, took) == ("MPI_Bcast", 12 * MS, 3 * MS)
     assert told.items() >= {"library": "MPI", "root": 0, "communicator": "8"}.items()
     assert "peer" not in told
@@ -184,3 +190,87 @@ def test_what_has_no_time_is_left_out_and_counted(tmp_path: Path, to: Format) ->
     assert b"left out: nvtx_marks" in content
     assert b"neither" not in content
     assert b"nowhere" not in content
+
+
+def _launch(made: Export) -> None:
+    """Have the first task launch three kernels, the second one two; one is of no task."""
+    for number, (thread, call, start) in enumerate(
+        [(POOL_1, 11, 12), (POOL_2, 16, 17), (POOL_1, 13, 18), (POOL_2, 20, 21), (POOL_1, 14, 24)]
+    ):
+        made.call(WORKER.pid, thread, at(call), at(call) + 1000, number + 1)
+        made.kernel(
+            WORKER.pid, at(start), at(start + 1), f"k{number}", correlationId=number + 1, streamId=7
+        )
+    made.kernel(WORKER.pid, at(60), at(61), "alone", correlationId=99, streamId=7)
+
+
+@pytest.fixture(scope="module")
+def launching(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launching")
+    made_run(folder, _launch).close()
+    return folder / "run"
+
+
+WANTED = {(10, "k0"), (10, "k2"), (10, "k4"), (15, "k1"), (15, "k3")}
+"""When the task began that launched a kernel, ms, and the kernel."""
+
+
+def test_perfetto_has_an_arrow_from_each_task_to_its_kernels(
+    launching: Path, tmp_path: Path
+) -> None:
+    out, into = {}, {}
+    for one in read_packets(export(launching, Format.PERFETTO, tmp_path / "made")):
+        out.update(dict.fromkeys(one.event.flow_ids, one.time // MS))
+        into.update(dict.fromkeys(one.event.terminating_flow_ids, one.name))
+    assert out.keys() == into.keys()
+    assert {(out[number], into[number]) for number in out} == WANTED
+
+
+def test_chrome_has_an_arrow_from_each_task_to_its_kernels(launching: Path, tmp_path: Path) -> None:
+    path = export(launching, Format.CHROME, tmp_path / "made")
+    events = json.loads(path.read_bytes())["traceEvents"]
+    slices = {(e["pid"], e["tid"], e["ts"]): e["name"] for e in events if e["ph"] == "X"}
+    arrows = [e for e in events if e["ph"] in "sf" and e["cat"] == "launch"]
+    into = {e["id"]: slices[e["pid"], e["tid"], e["ts"]] for e in arrows if e["ph"] == "f"}
+    out = {e["id"]: round(e["ts"] / 1000) for e in arrows if e["ph"] == "s"}
+    assert len(arrows) == 2 * len(WANTED)
+    assert {(out[number], into[number]) for number in out} == WANTED
+
+
+@pytest.mark.needs("browser")
+@pytest.mark.parametrize("to", [Format.PERFETTO, Format.CHROME])
+def test_perfettos_page_has_arrows_from_tasks_to_kernels(
+    launching: Path, tmp_path: Path, browser: Any, to: Format
+) -> None:
+    with opened(browser, export(launching, to, tmp_path / "made")):
+        found = query(
+            browser,
+            "select task.ts / 1000000, kernel.name from flow "
+            "join slice task on task.id = slice_out join slice kernel on kernel.id = slice_in",
+        )
+    assert {tuple(one) for one in found} == WANTED
+
+
+@pytest.mark.parametrize(("most", "of_each"), [(5, (3, 2)), (4, (2, 2)), (3, (1, 1)), (1, (0, 0))])
+def test_arrows_to_kernels_are_no_more_than_there_may_be(
+    launching: Path, most: int, of_each: tuple[int, int]
+) -> None:
+    with open_trace(launching) as trace:
+        launches = Launches(trace, 100, most)
+        tasks = trace.tasks.sort_values("start")
+        rows = [row for row, start in tasks["start"].items() if start // MS in (10, 15)]
+        named = [row for row in rows if row in set(trace.kernels["task"])]
+        leaving = [list(launches.of_task(row)) for row in named]
+        assert tuple(map(len, leaving)) == of_each
+        entering = {row: [*launches.into_kernel(row), *launches.into_kernel(row)] for row in named}
+        for row, numbers in zip(named, leaving, strict=True):
+            assert entering[row] == numbers[:2]
+        assert launches.into_kernel(-1) == ()
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(0, 500))
+def test_as_many_are_taken_of_each_as_all_may_be(counts: list[int], most: int) -> None:
+    each = _most_of_each(np.array(counts, np.int64), most)
+    assert sum(min(count, each) for count in counts) <= most
+    if each < max(counts, default=0):
+        assert sum(min(count, each + 1) for count in counts) > most
