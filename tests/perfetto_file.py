@@ -44,7 +44,11 @@ class Event:
 
 def whole(path: Path) -> Any:
     """Give all packets, those that are compressed, too."""
-    for packet in Trace.FromString(path.read_bytes()).packet:
+    return _packets(path.read_bytes())
+
+
+def _packets(content: bytes) -> Any:
+    for packet in Trace.FromString(content).packet:
         if packet.compressed_packets:
             yield from Trace.FromString(zlib.decompress(packet.compressed_packets)).packet
         else:
@@ -53,9 +57,14 @@ def whole(path: Path) -> Any:
 
 def read_packets(path: Path) -> list[Event]:
     """Give the events of rows in the order in which they stand in the file."""
+    return events(path.read_bytes())
+
+
+def events(content: bytes) -> list[Event]:
+    """Give the events of what a file holds."""
     sequences: dict[int, _Sequence] = {}
     found = []
-    for packet in whole(path):
+    for packet in _packets(content):
         one = sequences.setdefault(packet.trusted_packet_sequence_id, _Sequence())
         if packet.HasField("trace_packet_defaults"):
             one.track = packet.trace_packet_defaults.track_event_defaults.track_uuid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 import shutil
@@ -18,14 +19,18 @@ import msgpack
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackEvent
-from perfetto_file import read_packets, told, track_names
+from perfetto_file import events, read_packets, told, track_names
 from perfetto_page import opened, query, rows
 from synthetic import SyntheticRun, write_run
 
 from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
+from dasf_hpc.show.perfetto import PerfettoDrawing
+from dasf_hpc.show.timeline import Group, Mark, Row, Slice
 from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.names import process_names
@@ -280,6 +285,47 @@ def _ints(*values: int) -> Any:
     return np.array(values, np.int32)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.integers(0, 60)), max_size=20),
+    st.lists(st.integers(0, 200), max_size=5),
+    st.integers(1, 3),
+)
+def test_perfetto_has_the_exact_times_of_nested_slices_and_marks(
+    spans: list[tuple[int, int]], moments: list[int], rows_count: int
+) -> None:
+    wanted = sorted((start, start + lasts) for start, lasts in spans)
+    file = io.BytesIO()
+    drawing = PerfettoDrawing(file)
+    drawing.group(Group(1, None, "node", 0, "node"))
+    open_stops: list[list[int]] = [[] for _ in range(rows_count + len(spans))]
+    placed: dict[int, list[Slice]] = {}
+    for start, stop in sorted(wanted, key=lambda one: (one[0], -one[1])):
+        for row, stops in enumerate(open_stops):
+            while stops and stops[-1] <= start:
+                stops.pop()
+            if not stops or stop <= stops[-1]:
+                stops.append(stop)
+                placed.setdefault(row, []).append(Slice(row, start, stop, "slice", {}))
+                break
+    for row, slices in placed.items():
+        drawing.track(Row(row, 1, f"row {row}", row))
+        drawing.slices(slices[: len(slices) // 2])
+        drawing.marks([Mark(row, time, "mark", {}) for time in sorted(moments)])
+        drawing.slices(slices[len(slices) // 2 :])
+    drawing.close()
+    begun: dict[int, list[int]] = {}
+    found, marks = [], []
+    for one in events(file.getvalue()):
+        if one.kind == TrackEvent.TYPE_SLICE_BEGIN:
+            begun.setdefault(one.track, []).append(one.time)
+        elif one.kind == TrackEvent.TYPE_SLICE_END:
+            found.append((begun[one.track].pop(), one.time))
+        else:
+            marks.append(one.time)
+    assert sorted(found) == wanted
+    assert sorted(marks) == sorted(moments * len(placed))
+
+
 def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "trace.h5", tmp_path)
     ranges: dict[str, Any] = {
@@ -450,14 +496,18 @@ def test_parquet_holds_every_table_with_units_and_bounds(
 def test_opentelemetry_has_a_span_an_execution_linked_to_what_it_needs(
     run_folder: Path, trace: Trace
 ) -> None:
-    spans, hosts = {}, {}
+    spans, hosts, bounds = {}, {}, set()
     for line in export(run_folder, Format.OTLP_JSON).read_text().splitlines():
         for resource in json.loads(line)["resourceSpans"]:
             about = {a["key"]: a["value"] for a in resource["resource"]["attributes"]}
+            if "dasf_hpc.times.bound_ns" in about:
+                bounds.add(int(about["dasf_hpc.times.bound_ns"]["intValue"]))
             for scope in resource["scopeSpans"]:
                 for span in scope["spans"]:
                     spans[span["spanId"]] = span
                     hosts[span["spanId"]] = about.get("host.name", {}).get("stringValue")
+    assert bounds <= set(trace.clocks["bound"])
+    assert bounds
     assert len({span["traceId"] for span in spans.values()}) == 1
     (root,) = [span for span in spans.values() if "parentSpanId" not in span]
     assert {s["parentSpanId"] for s in spans.values() if s is not root} == {root["spanId"]}

@@ -258,8 +258,8 @@ def test_arrows_to_kernels_are_no_more_than_there_may_be(
     with open_trace(launching) as trace:
         launches = Launches(trace, 100, most)
         tasks = trace.tasks.sort_values("start")
-        rows = [row for row, start in tasks["start"].items() if start // MS in (10, 15)]
-        named = [row for row in rows if row in set(trace.kernels["task"])]
+        kernels = set(trace.kernels["task"])
+        named = [row for row in tasks.index.tolist() if row in kernels]
         leaving = [list(launches.of_task(row)) for row in named]
         assert tuple(map(len, leaving)) == of_each
         entering = {row: [*launches.into_kernel(row), *launches.into_kernel(row)] for row in named}

@@ -244,7 +244,7 @@ def facts(trace: Trace) -> dict[str, str]:
     Returns
     -------
     dict
-        Text by name, such as ``clock node1/…``: ``within 45000 ns (probes)``.
+        Text by name, such as ``clock node1/…``: ``within 45 us (probes)``.
     """
     found = {name: str(value) for name, value in trace.attributes.items()}
     found["time_unit"] = "ns on the reference clock since the trace's first record"
