@@ -299,25 +299,7 @@ def openpbs() -> Iterator[openpbs_testbed.OpenPbsTestbed]:
 def browser() -> Iterator[Any]:
     """Give a headless Chromium under Selenium's control; its console is kept."""
     require("browser")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
+    from chromium import headless_browser
 
-    options = webdriver.ChromeOptions()
-    # no sandbox: as root, and in containers, Chromium has none to offer
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "window-size=1280,900",
-        "force-device-scale-factor=1",
-        "hide-scrollbars",
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    driver.set_script_timeout(60)
-    try:
+    with headless_browser() as driver:
         yield driver
-    finally:
-        driver.quit()

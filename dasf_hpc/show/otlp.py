@@ -133,6 +133,7 @@ def _resources(trace: Trace) -> dict[int, dict[str, Any]]:
         if 0 <= process["clock"] < len(clocks):
             clock = clocks[process["clock"]]
             about["dasf_hpc.times"] = bound_text(clock["bound"], clock["source"])
+            about["dasf_hpc.times.bound_ns"] = clock["bound"]
         found[row] = _resource(about)
     return found
 
