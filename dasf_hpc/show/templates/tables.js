@@ -18,8 +18,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
     const before = head.getAttribute('aria-sort');
     const down = before ? before === 'ascending' : number;
     const key = row => {
-      const text = row.cells[column].dataset.order;
-      return number ? parseFloat(text) : text;
+      const cell = row.cells[column];
+      return number ? parseFloat(cell.dataset.order) : cell.textContent.trim();
     };
     const rows = [...body.rows].map(row => [key(row), row]);
     rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1));
