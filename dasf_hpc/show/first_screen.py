@@ -19,7 +19,7 @@ from dasf_hpc.trace.names import UNKNOWN, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import SENTENCE, gpus_apart
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary
-from dasf_hpc.units import bytes_text, duration_text, share_text
+from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
 
 #: Parts of a worker's time that lie outside of the work: they are told in a line of their own.
 OUTSIDE = ("starting", "stopping")
@@ -154,7 +154,9 @@ def gpu_sentence(bars: list[Bar], span: Span, gpus: int) -> str:
     if len(bars) == 1:
         return f"{bars[0].name} was busy for {share_text(busy[0])} of {took}."
     least, most = int(np.argmin(busy)), int(np.argmax(busy))
-    mean = f"{len(bars)} GPUs were busy for {share_text(float(np.mean(busy)))} of {took} in the mean"
+    mean = (
+        f"{len(bars)} GPUs were busy for {share_text(float(np.mean(busy)))} of {took} in the mean"
+    )
     if busy[most] - busy[least] < 1:
         return f"{mean}."
     return (
@@ -163,7 +165,9 @@ def gpu_sentence(bars: list[Bar], span: Span, gpus: int) -> str:
     )
 
 
-def _bar(name: str, parts: dict[str, int], meanings: Mapping[str, str], href: str = "") -> list[Bar]:
+def _bar(
+    name: str, parts: dict[str, int], meanings: Mapping[str, str], href: str = ""
+) -> list[Bar]:
     """Give a bar of parts; none where there is no time."""
     whole = sum(parts.values())
     if not whole:
@@ -205,18 +209,18 @@ def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) 
             return None
         return seconds * 1e9 - origin
 
-    told = []
+    told = ["Time 0 is the first task's start"]
     submitted, began, ended, over = map(at, ("started", "job_started", "job_ended", "ended"))
     if submitted is not None and submitted < span.start:
-        told.append(f"Submitted {duration_text(span.start - submitted)} before the first task")
+        told.append(f"submitted {duration_text(span.start - submitted)} before it")
     if began is not None and began < span.start:
         told.append(f"the script began {duration_text(span.start - began)} before it")
-    told.append(f"last task until {duration_text(span.duration)}")
+    told.append(f"last task ended at {moment_text(span.stop, span.start)}")
     if ended is not None and ended > span.stop:
-        told.append(f"the script ended {duration_text(ended - span.stop)} after that")
+        told.append(f"the script ended {duration_text(ended - span.stop)} later")
     if over is not None and over > span.stop:
-        told.append(f"all was written {duration_text(over - span.stop)} after it")
-    return told if len(told) > 1 else []
+        told.append(f"reports and trace were written {duration_text(over - span.stop)} later")
+    return told
 
 
 # ------------------------------------------------------------------------------------- tiles
@@ -262,30 +266,29 @@ def _memory(trace: Trace, known: Places) -> Tile | None:
     node = processes["node"].tolist()[worst]
     nodes = node_names(trace)
     named = f"{nodes[node] if 0 <= node < len(nodes) else UNKNOWN} {process_names(trace)[worst]}"
-    href = place_of_row(
-        {"start": time, "stop": time, "worker": process_names(trace)[worst]}, known
-    )
+    href = place_of_row({"start": time, "stop": time, "worker": process_names(trace)[worst]}, known)
     if not limited:
         return Tile("Peak memory", bytes_text(memory), f"of {named}; it has no limit", href)
     share = 100 * memory / limits[worst]
     value = f"{bytes_text(memory)} of {bytes_text(limits[worst])}"
-    return Tile("Peak memory", value, f"{share_text(share)} of the limit of {named}", href, share > 80)
+    return Tile(
+        "Peak memory", value, f"{share_text(share)} of the limit of {named}", href, share > 80
+    )
 
 
 def _gpu_memory(gpu: Answer | None) -> Tile | None:
     if gpu is None or "peak_memory" not in gpu.tables.get("gpus", ()):
         return None
     table = gpu.tables["gpus"]
-    known = table[table["peak_memory"] > 0]
-    if not len(known):
+    table = table[table["peak_memory"] > 0]
+    if not len(table):
         return None
-    by = "peak_memory_share" if known["peak_memory_share"].notna().any() else "peak_memory"
-    worst = known.loc[known[by].idxmax()]
+    known = bool(table["peak_memory_share"].notna().any())
+    by = "peak_memory_share" if known else "peak_memory"
+    worst = table.sort_values(by, ascending=False).to_dict("records")[0]
     share = float(worst["peak_memory_share"])
-    of = f"{share_text(share)} of {worst['gpu']}" if share == share else f"of {worst['gpu']}"
-    return Tile(
-        "Peak GPU memory", bytes_text(float(worst["peak_memory"])), of, "", bool(share > 95)
-    )
+    of = f"{share_text(share)} of {worst['gpu']}" if known else f"of {worst['gpu']}"
+    return Tile("Peak GPU memory", bytes_text(worst["peak_memory"]), of, "", share > 95)
 
 
 def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
@@ -297,6 +300,8 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
     if not count:
         return Tile("Failures", "none", f"{len(executions):,} executions")
     retried, final = _outcomes(executions, failed)
+    if answer is not None and "final" in answer.table:
+        final = int(answer.table["final"].sum())
     note = ", ".join(
         f"{number:,} task{'s' * (number != 1)} {what}"
         for number, what in ((retried, "succeeded when retried"), (final, "failed for good"))
@@ -336,7 +341,11 @@ def _completeness(summary: Summary, lost: str) -> Tile | None:
         named = ", ".join(summary.own_axis[:3])
         count = len(summary.own_axis)
         return Tile(
-            "Not placed", f"{count} report{'s' * (count != 1)}", f"{named}: {SENTENCE}", "#run", True
+            "Not placed",
+            f"{count} report{'s' * (count != 1)}",
+            f"{named}: {SENTENCE}",
+            "#run",
+            True,
         )
     if lost:
         return Tile("Recording", "partial", lost, "#run", True)

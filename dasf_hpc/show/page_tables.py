@@ -31,6 +31,9 @@ SMALL = 6
 #: Characters of a name in a row; longer ones are cut in their middle.
 NAME = 44
 
+#: Characters of a sentence in a row.
+SENTENCE = 240
+
 #: Characters of a name that is shown whole when it is asked for.
 WHOLE = 20_000
 
@@ -40,8 +43,11 @@ NONE = "–"
 #: Columns of moments, which are told from time 0; others in ns are durations.
 MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time")
 
+#: Columns that tell of tasks, of an analysis or else of all: left out where there are none.
+OF_TASKS = {"cuda": ("function", "task", "reason")}
+
 #: Columns of sentences, which are read to their end and wrap.
-PROSE = ("meaning", "reason", "documentation", "next_step", "source", "hint")
+PROSE = ("meaning", "reason", "documentation", "next_step", "how", "message", "example")
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,12 @@ def view(
     """
     table, described = answer.tables[name], answer.columns[name]
     shown = table.head(ROWS) if rows is None else table.loc[table.index.intersection(list(rows))]
-    records = shown.to_dict("records")
+    records = [
+        {str(column): value for column, value in row.items()} for row in shown.to_dict("records")
+    ]
     names = [c for c in described if c in shown and not _says_nothing(shown[c])]
+    if not len(known.executions):  # where there are no tasks, nothing is said of them
+        names = [c for c in names if c not in OF_TASKS.get(answer.analysis, ("function", "task"))]
     keys = _keys(trace, shown, known)
     if keys is not None:
         # a task is called by its key, whatever number it has
@@ -189,9 +199,9 @@ def cut(text: str, longest: int = NAME) -> str:
     return f"{line[: longest - back - 1]}…{line[len(line) - back :]}"
 
 
-def whole_of(text: str) -> str:
+def whole_of(text: str, longest: int = NAME) -> str:
     """Give the whole of a name that `cut` does not show whole, else nothing."""
-    if cut(text) == text:
+    if cut(text, longest) == text:
         return ""
     if len(text) > WHOLE:
         return f"{text[:WHOLE]} … ({len(text):,} characters)"
@@ -207,7 +217,9 @@ def _keys(trace: Trace, shown: pd.DataFrame, known: Places) -> list[str] | None:
     """Give the keys of the rows' tasks; None where they are of none."""
     if "key" in shown and pd.api.types.is_integer_dtype(shown["key"]):
         codes = shown["key"].to_numpy()
-    elif "key" not in shown and "task" in shown and pd.api.types.is_integer_dtype(shown["task"]):
+    elif "key" in shown:
+        return [text if isinstance(text, str) and text else NONE for text in shown["key"]]
+    elif "task" in shown and pd.api.types.is_integer_dtype(shown["task"]):
         task = shown["task"].to_numpy()
         real = (task >= 0) & (task < len(known.executions))
         if not len(known.executions):
@@ -238,7 +250,11 @@ def _cell(value: Any, unit: str, origin: int, prose: bool) -> Cell:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return Cell(NONE, -1.0)
     if isinstance(value, str):
-        return Cell(value) if prose else name_cell(value)
+        return (
+            Cell(cut(value, SENTENCE), None, "", whole_of(value, SENTENCE))
+            if prose
+            else name_cell(value)
+        )
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     number = float(value)

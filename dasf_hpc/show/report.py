@@ -40,6 +40,7 @@ from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
 from dasf_hpc.show.places import Places, place_of_finding, places
 from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.holdings import gpu_activity
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import Summary, summarise
@@ -76,14 +77,14 @@ class Section:
 
 
 #: The sections of analyses, in the order of a run's page.
-SECTIONS = (
+SECTIONS: tuple[Section, ...] = (
     Section(
         "functions",
         "Functions and tasks",
         (
             ("functions", ("functions",)),
             ("task_bottleneck", ("tasks",)),
-            ("failures", ("failures", "tasks", "functions", "errors")),
+            ("failures", ("failures", "tasks")),
             ("what_if", ("changes",)),
             ("cpu", ("functions", "frames")),
             ("ranges", ("ranges", "marks")),
@@ -132,11 +133,46 @@ SECTIONS = (
     ),
 )
 
-#: The order where there are no tasks: GPUs come first.
-GPU_FIRST = ("gpus", "functions", "communication", "split", "path")
+#: Sections where there are no tasks, and what they are called: GPUs come first.
+GPU_FIRST = {
+    "gpus": "GPUs",
+    "functions": "Ranges and CPUs",
+    "communication": "Communication",
+}
+
+#: Analyses of tasks: of a recording that has none it is not told that they say nothing.
+OF_TASKS = {
+    "where",
+    "functions",
+    "task_bottleneck",
+    "failures",
+    "balance",
+    "critical_path",
+    "what_if",
+    "communication",
+    "overhead",
+}
+
+#: What an analysis tells of, where it does not say what of that it could not look at.
+SUBJECTS = {
+    "where": "workers' time",
+    "task_bottleneck": "longest tasks",
+    "what_if": "what faster functions would bring",
+    "ranges": "NVTX ranges",
+    "cpu": "CPU time",
+    "cuda": "calls of CUDA",
+    "gpu": "what GPUs did",
+    "overhead": "what the recording cost",
+}
+
+#: Words with which a reason may begin that are small within a sentence.
+BEGINNINGS = ("No", "None", "Nothing", "The", "What", "Workers", "It", "There", "Their")
 
 #: Tables that say nothing by themselves: a part of which nothing else is there is empty.
 BESIDE = {("gpu", "recorded"), ("cuda", "about"), ("cuda", "os_calls")}
+
+#: Tables of what tasks did with GPUs.
+BUSY = {("where", "gpus"), ("gpu", "functions"), ("energy", "functions")}
 
 
 def write_report(path: Path, output: Path | None = None, told: Told = lambda step: None) -> Path:
@@ -199,7 +235,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
     known = places(trace)
     summary = summarise(trace)
     lost = lost_sentence(manifest)
-    gpu_first = not len(executions) and bool(trace.rows("gpus"))
+    gpu_first = not len(executions) and gpu_activity(trace)
     head = headline(trace, answers)
     on_gpus = gpu_bars(trace, known.span)
     picture = timeline(trace, executions, answers.get("critical_path"))
@@ -208,54 +244,61 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         _shown(trace, finding, answers, known, number)
         for number, finding in enumerate(head.findings, 1)
     ]
+    first = [finding for finding in findings if gpu_first or not finding["folded"]]
     bars, left_out = worker_bars(answers.get("where"), WORKERS, known)
     matrix = _matrix(answers.get("communication"))
     sections = _sections(trace, answers, failures, known, gpu_first)
     if len(bars) < 3:  # one worker: its bar is the first screen's
         bars = []
     title = _title(manifest, trace)
-    return _environment().get_template("report.html").render(
-        title=title,
-        subtitle=_subtitle(trace, summary, len(executions)),
-        state=manifest.get("state"),
-        sentence=gpu_sentence(on_gpus, known.span, trace.rows("gpus"))
-        if gpu_first
-        else head.sentence,
-        gpu_first=gpu_first,
-        first_bars=on_gpus if gpu_first else work_bar(answers.get("where")),
-        moments=moments(manifest, trace, known.span, bool(len(executions))),
-        tiles=tiles(trace, summary, known, answers, lost),
-        findings=findings,
-        first=findings[:FIRST],
-        unused=summary.unused,
-        sections=sections,
-        not_recorded=_not_recorded(answers),
-        colours={
-            executions.functions[code]: number
-            for number, code in enumerate(by_time_spent(executions)[:COLOURED])
-        },
-        split=bars,
-        split_left_out=left_out,
-        gpu_bars=[] if gpu_first else on_gpus,
-        parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
-        gpu_parts=GPU_PARTS,
-        matrix=matrix,
-        has_curves=bool(drawn),
-        clocks=_clocks(trace),
-        gaps=[gap.sentence for gap in summary.gaps],
-        recorded=[one.sentence for one in summary.recorded],
-        facts=_facts(manifest, trace),
-        overhead=_part(trace, "overhead", ("costs",), answers, failures, known),
-        lost=lost,
-        notes=manifest.get("notes", []),
-        whole=picture["whole"],
-        exact=len(picture["exact"]["start"]),
-        executions=len(executions),
-        style=_resource("report.css"),
-        timeline_style=_resource("timeline.css"),
-        tables_script=_resource("tables.js"),
-        script=_resource("timeline.js"),
-        data=_packed(json.dumps([picture, drawn], separators=(",", ":"))),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            subtitle=_subtitle(trace, summary, len(executions)),
+            state=manifest.get("state"),
+            sentence=gpu_sentence(on_gpus, known.span, trace.rows("gpus"))
+            if gpu_first
+            else head.sentence,
+            gpu_first=gpu_first,
+            first_bars=on_gpus if gpu_first else work_bar(answers.get("where")),
+            moments=moments(manifest, trace, known.span, bool(len(executions))),
+            tiles=tiles(trace, summary, known, answers, lost),
+            findings=findings,
+            first=first[:FIRST],
+            unused=summary.unused,
+            sections=sections,
+            not_recorded=_not_recorded(
+                {name: a for name, a in answers.items() if not gpu_first or name not in OF_TASKS}
+            ),
+            colours={
+                executions.functions[code]: number
+                for number, code in enumerate(by_time_spent(executions)[:COLOURED])
+            },
+            split=bars,
+            split_left_out=left_out,
+            gpu_bars=[] if gpu_first else on_gpus,
+            parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
+            gpu_parts=GPU_PARTS,
+            matrix=matrix,
+            has_curves=bool(drawn),
+            clocks=_clocks(trace),
+            gaps=[gap.sentence for gap in summary.gaps],
+            recorded=[one.sentence for one in summary.recorded],
+            facts=_facts(manifest, trace),
+            overhead=_part(trace, "overhead", ("costs",), answers, failures, known),
+            lost=lost,
+            notes=manifest.get("notes", []),
+            whole=picture["whole"],
+            exact=len(picture["exact"]["start"]),
+            executions=len(executions),
+            style=_resource("report.css"),
+            timeline_style=_resource("timeline.css"),
+            tables_script=_resource("tables.js"),
+            script=_resource("timeline.js"),
+            data=_packed(json.dumps([picture, drawn], separators=(",", ":"))),
+        )
     )
 
 
@@ -338,6 +381,8 @@ def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
         return f"{count:,} {what}{'' if count == 1 else 's'}" if count else ""
 
     nodes = len(summary.nodes) or len(trace.nodes)
+    # a node says how many GPUs it was given, also where there is none
+    described = trace.gpus[["uuid", "name", "bus"]].notna()
     return " · ".join(
         filter(
             None,
@@ -345,7 +390,7 @@ def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
                 counted(executions, "task"),
                 counted(summary.workers, "worker"),
                 counted(nodes, "node"),
-                counted(trace.rows("gpus"), "GPU"),
+                counted(int(described.any(axis=1).sum()), "GPU"),
                 counted(trace.rows("kernels"), "kernel") if not executions else "",
             ),
         )
@@ -362,17 +407,22 @@ def _shown(
     answer = answers[finding.analysis]
     table = answer.tables[finding.table]
     rows = [row for row in finding.rows[:EVIDENCE] if row in table.index]
-    first = table.loc[rows[0]].to_dict() if rows else None
+    first = table.loc[rows[:1]].to_dict("records")
     return {
         "number": number,
         "severity": str(finding.severity),
         "folded": finding.severity == Severity.NOTICE and finding.saves <= 0,
         "saves": f"up to {duration_text(finding.saves)}" if finding.saves > 0 else "",
+        "unknown": f"{finding.severity.capitalize()}: what it costs is not known",
         "sentence": finding.sentence,
         "next_step": finding.next_step,
-        "place": place_of_finding(finding, known, first),
+        "place": place_of_finding(finding, known, _named(first[0]) if first else None),
         "evidence": view(trace, answer, finding.table, known, rows),
     }
+
+
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(column): value for column, value in row.items()}
 
 
 # ---------------------------------------------------------------------------------- sections
@@ -388,7 +438,8 @@ def _sections(
     """Give the sections that hold anything, in the order in which they are shown."""
     ordered = SECTIONS
     if gpu_first:
-        ordered = tuple(sorted(SECTIONS, key=lambda section: GPU_FIRST.index(section.id)))
+        of = {section.id: section for section in SECTIONS}
+        ordered = tuple(Section(one, title, of[one].parts) for one, title in GPU_FIRST.items())
     found = []
     for section in ordered:
         parts = [
@@ -410,6 +461,7 @@ def _part(
 ) -> dict[str, Any]:
     """Give what an analysis found: its question and those of its tables that hold anything."""
     views: list[View] = []
+    kinds = tuple(kind for kind in kinds if len(known.executions) or (name, kind) not in BUSY)
     if name in answers:
         answer = answers[name]
         there = [kind for kind in kinds if kind in answer.tables and len(answer.tables[kind])]
@@ -426,11 +478,14 @@ def _not_recorded(answers: Mapping[str, Answer]) -> list[tuple[str, str]]:
         for why in answer.unanswered:
             what, colon, reason = why.partition(": ")
             if not colon or len(what) > 60:
-                what, reason = name.replace("_", " "), why
+                what, reason = SUBJECTS.get(name, name.replace("_", " ")), why
             reason = reason.strip().rstrip(".")
             while inner := re.fullmatch(r"(?:messages: )?not recorded \((.*)\)", reason, re.DOTALL):
                 reason = inner[1]
-            what = what if what[1:2].isupper() else what[:1].lower() + what[1:]
+            if not what[1:2].isupper():
+                what = what[:1].lower() + what[1:]
+            if reason.split(" ")[0] in BEGINNINGS:
+                reason = reason[:1].lower() + reason[1:]
             if what not in of.setdefault(reason, []):
                 of[reason].append(what)
     return [(_listed(what), reason) for reason, what in of.items()]
