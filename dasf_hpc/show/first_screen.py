@@ -13,6 +13,7 @@ from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, Ints, Span
 from dasf_hpc.analysis.where import PARTS
+from dasf_hpc.show.page_tables import cut
 from dasf_hpc.show.places import Places, place_of_row
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.names import UNKNOWN, node_names, process_names
@@ -28,7 +29,7 @@ OUTSIDE = ("starting", "stopping")
 GPU_PARTS = {
     "kernels": "a kernel runs",
     "copies": "a copy or a fill runs, and no kernel",
-    "nothing": "nothing runs on the GPU",
+    "idle": "nothing runs on the GPU",
 }
 
 #: GPUs with a bar of their own.
@@ -138,7 +139,7 @@ def gpu_bars(trace: Trace, span: Span) -> list[Bar]:
         parts = {
             "kernels": kernels,
             "copies": every - kernels,
-            "nothing": max(0, span.duration - every),
+            "idle": max(0, span.duration - every),
         }
         bars += _bar(name, parts, GPU_PARTS)
     return sorted(bars, key=lambda bar: bar.name)[:GPUS]
@@ -150,7 +151,7 @@ def gpu_sentence(bars: list[Bar], span: Span, gpus: int) -> str:
     if not bars:
         what = f" of {gpus} GPU{'s' * (gpus != 1)}" if gpus else ""
         return f"{took} recorded{what}; nothing ran on a GPU in it."
-    busy = [100 - next((p.share for p in bar.parts if p.part == "nothing"), 0.0) for bar in bars]
+    busy = [100 - next((p.share for p in bar.parts if p.part == "idle"), 0.0) for bar in bars]
     if len(bars) == 1:
         return f"{bars[0].name} was busy for {share_text(busy[0])} of {took}."
     least, most = int(np.argmin(busy)), int(np.argmax(busy))
@@ -209,17 +210,17 @@ def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) 
             return None
         return seconds * 1e9 - origin
 
-    told = ["Time 0 is the first task's start"]
+    told = ["Time 0: the first task"]
     submitted, began, ended, over = map(at, ("started", "job_started", "job_ended", "ended"))
     if submitted is not None and submitted < span.start:
-        told.append(f"submitted {duration_text(span.start - submitted)} before it")
+        told.append(f"submitted {duration_text(span.start - submitted)} before")
     if began is not None and began < span.start:
-        told.append(f"the script began {duration_text(span.start - began)} before it")
+        told.append(f"script began {duration_text(span.start - began)} before")
     told.append(f"last task ended at {moment_text(span.stop, span.start)}")
     if ended is not None and ended > span.stop:
-        told.append(f"the script ended {duration_text(ended - span.stop)} later")
+        told.append(f"script ended {duration_text(ended - span.stop)} later")
     if over is not None and over > span.stop:
-        told.append(f"reports and trace were written {duration_text(over - span.stop)} later")
+        told.append(f"all written {duration_text(over - span.stop)} later")
     return told
 
 
@@ -231,6 +232,7 @@ def tiles(
 ) -> list[Tile]:
     """Give the figures beside the findings; clocks and completeness only where they are bad."""
     made = [
+        _kernel(answers.get("gpu")) if not len(known.executions) else None,
         _memory(trace, known),
         _gpu_memory(answers.get("gpu")),
         _failures(known.executions, answers.get("failures")),
@@ -266,7 +268,9 @@ def _memory(trace: Trace, known: Places) -> Tile | None:
     node = processes["node"].tolist()[worst]
     nodes = node_names(trace)
     named = f"{nodes[node] if 0 <= node < len(nodes) else UNKNOWN} {process_names(trace)[worst]}"
-    href = place_of_row({"start": time, "stop": time, "worker": process_names(trace)[worst]}, known)
+    around = known.span.duration // 40  # what led to it is to be seen, too
+    place = {"start": time - around, "stop": time + around, "worker": process_names(trace)[worst]}
+    href = place_of_row(place, known)
     if not limited:
         return Tile("Peak memory", bytes_text(memory), f"of {named}; it has no limit", href)
     share = 100 * memory / limits[worst]
@@ -274,6 +278,17 @@ def _memory(trace: Trace, known: Places) -> Tile | None:
     return Tile(
         "Peak memory", value, f"{share_text(share)} of the limit of {named}", href, share > 80
     )
+
+
+def _kernel(gpu: Answer | None) -> Tile | None:
+    """Give the kernel that took most of the time."""
+    if gpu is None or not len(gpu.tables.get("kernels", ())):
+        return None
+    sums = gpu.tables["kernels"].groupby("kernel")[["total", "share"]].sum()
+    longest = sums.sort_values("total", ascending=False).reset_index().to_dict("records")[0]
+    name = str(longest["kernel"])
+    note = f"{duration_text(longest['total'])}, {share_text(longest['share'])} of kernels' time"
+    return Tile("Longest kernel", cut(name), note, "#gpus")
 
 
 def _gpu_memory(gpu: Answer | None) -> Tile | None:
@@ -307,8 +322,9 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
         for number, what in ((retried, "succeeded when retried"), (final, "failed for good"))
         if number
     )
-    href = "#failures" if answer is not None and len(answer.table) else ""
-    return Tile("Failures", f"{count:,}", note, href, final > 0)
+    href = "#about-failures" if answer is not None and len(answer.table) else ""
+    value = f"{count:,} execution{'s' * (count != 1)}"
+    return Tile("Failures", value, note, href, final > 0)
 
 
 def _outcomes(executions: Executions, failed: NDArray[np.bool_]) -> tuple[int, int]:

@@ -509,12 +509,16 @@ def _facts(manifest: Mapping[str, Any], trace: Trace) -> list[tuple[str, str]]:
         if f"{what}_expected" in merged:
             text = f"{merged.get(f'{what}_found')} of {merged[f'{what}_expected']}"
             found.append((f"{what} found", text))
+    files = [str(file) for file in trace.reports["file"].dropna()] if not manifest else []
+    if files:
+        found.append(("reports", f"{', '.join(files[:8])}{' …' * (len(files) > 8)}"))
     found += [("trace", trace.path.name)]
-    found += [("trace made by", trace.attributes.get("producer", "?"))]
-    found += [("reference clock", trace.attributes.get("reference_clock", "?"))]
+    found += [("trace made by", trace.attributes.get("producer", ""))]
+    found += [("reference clock", trace.attributes.get("reference_clock", ""))]
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in found
+        if value
     ]
 
 
