@@ -199,28 +199,27 @@ def _spans(trace: Trace, table: str) -> tuple[Ints, Ints, Ints]:
 
 
 def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) -> list[str]:
-    """Tell when the run was submitted, worked and ended, in seconds from its first task."""
-    origin = int(trace.attributes.get("origin_utc_ns", -1))
-    if not tasks or origin <= 0:
+    """Tell what time the bar is, and when the run was submitted, and all of it ended."""
+    if not tasks:
         return []
+    origin = int(trace.attributes.get("origin_utc_ns", -1))
 
     def at(name: str) -> float | None:
         seconds = manifest.get(name)
-        if not isinstance(seconds, int | float):
+        if origin <= 0 or not isinstance(seconds, int | float):
             return None
         return seconds * 1e9 - origin
 
-    told = ["Time 0: the first task"]
-    submitted, began, ended, over = map(at, ("started", "job_started", "job_ended", "ended"))
-    if submitted is not None and submitted < span.start:
-        told.append(f"submitted {duration_text(span.start - submitted)} before")
-    if began is not None and began < span.start:
-        told.append(f"script began {duration_text(span.start - began)} before")
-    told.append(f"last task ended at {moment_text(span.stop, span.start)}")
-    if ended is not None and ended > span.stop:
-        told.append(f"script ended {duration_text(ended - span.stop)} later")
-    if over is not None and over > span.stop:
-        told.append(f"all written {duration_text(over - span.stop)} later")
+    last = moment_text(span.stop, span.start)
+    told = [f"Workers' time from first task (time 0) to last ({last})"]
+    for name, what in (("started", "submitted"), ("job_started", "script began")):
+        time = at(name)
+        if time is not None and time < span.start:
+            told.append(f"{what} {duration_text(span.start - time)} before")
+    for name, what in (("job_ended", "script ended"), ("ended", "all written")):
+        time = at(name)
+        if time is not None and time > span.stop:
+            told.append(f"{what} {duration_text(time - span.stop)} after")
     return told
 
 
@@ -317,11 +316,9 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
     retried, final = _outcomes(executions, failed)
     if answer is not None and "final" in answer.table:
         final = int(answer.table["final"].sum())
-    note = ", ".join(
-        f"{number:,} task{'s' * (number != 1)} {what}"
-        for number, what in ((retried, "succeeded when retried"), (final, "failed for good"))
-        if number
-    )
+    outcomes = ((retried, "succeeded when retried"), (final, "failed for good"))
+    told = [f"{number:,} {what}" for number, what in outcomes if number]
+    note = f"tasks: {', '.join(told)}"
     href = "#about-failures" if answer is not None and len(answer.table) else ""
     value = f"{count:,} execution{'s' * (count != 1)}"
     return Tile("Failures", value, note, href, final > 0)

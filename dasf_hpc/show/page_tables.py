@@ -235,7 +235,7 @@ def _keys(trace: Trace, shown: pd.DataFrame, known: Places) -> list[str] | None:
 def _says_nothing(column: pd.Series[Any]) -> bool:
     """Tell whether no row has a value: all are absent, or stand for that."""
     if not pd.api.types.is_numeric_dtype(column):
-        return bool(column.isna().all())
+        return all(value == "" or pd.isna(value) for value in column)
     return bool((column.isna() | (column == -1)).all()) and len(column) > 0
 
 
@@ -247,7 +247,7 @@ def _unit(described: dict[str, tuple[str, str]], head: Head) -> str:
 
 
 def _cell(value: Any, unit: str, origin: int, prose: bool) -> Cell:
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
+    if value is None or value == "" or (not isinstance(value, str) and pd.isna(value)):
         return Cell(NONE, -1.0)
     if isinstance(value, str):
         return (
