@@ -115,14 +115,24 @@ COLUMNS: dict[str, str] = {
 #: Where a column of one table needs another name than elsewhere.
 COLUMNS_OF: dict[tuple[str, str], dict[str, str]] = {
     ("balance", "summary"): {"factor": "Busiest over mean", "lost": "Lost by uneven shares"},
-    ("failures", "failures"): {"first_start": "First at"},
-    ("where", "summary"): {"share": "Share of the run"},
-    ("what_if", "changes"): {"total": "Takes in all", "time": "Would be"},
-    ("gpu_metrics", "metrics"): {"idle": "Idle"},
-    ("gpu", "memory"): {"time": "At"},
-    ("gpu", "gpus"): {"utilization": "Utilisation"},
-    ("overhead", "costs"): {"what": "Recorded", "source": "How it is known"},
+    ("critical_path", "functions"): {"share": "Share of the path", "time": "On the path"},
     ("cuda", "about"): {"time": "What its time is"},
+    ("cuda", "calls"): {"share": "Share of all calls"},
+    ("cuda", "memory_holders"): {"share": "Share of the peak"},
+    ("cuda", "os_calls"): {"share": "Share of all calls"},
+    ("cuda", "rules"): {"share": "Share of its tasks"},
+    ("energy", "functions"): {"each": "An execution", "share": "Share of the energy"},
+    ("failures", "failures"): {"first_start": "First at", "task": "The first task"},
+    ("functions", "functions"): {"share": "Share of executing"},
+    ("gpu", "gpus"): {"utilization": "Utilisation"},
+    ("gpu", "kernels"): {"share": "Share of kernels"},
+    ("gpu", "memory"): {"time": "At"},
+    ("gpu_metrics", "metrics"): {"idle": "Idle"},
+    ("overhead", "costs"): {"what": "Recorded", "source": "How it is known"},
+    ("ranges", "ranges"): {"share": "Share of its function"},
+    ("task_bottleneck", "tasks"): {"share": "Share of its worker"},
+    ("what_if", "changes"): {"total": "Takes in all", "time": "Would be"},
+    ("where", "summary"): {"share": "Share of the run"},
 }
 
 #: What tables hold, where their own name says too little.
