@@ -154,6 +154,20 @@ def test_clocks_are_a_figure_only_where_their_error_is_large(tmp_path: Path) -> 
         assert ("<dt>Clocks" in first) == told, bound
 
 
+def test_what_is_wrong_with_a_run_is_said_first(tmp_path: Path) -> None:
+    Manifest(tmp_path).update(name="x", state="failed", error="the script ended with <code> 1")
+    made = Made([], [Worker(0)], span=(0, 10**9))
+    make_trace(tmp_path / "trace.h5", made).close()
+    text = _text(write_report(tmp_path))
+    first = _section(text, "first")
+    assert "the script ended with &lt;code&gt; 1" in first
+    assert "No task reached the run" in first
+    assert text.count("the script did not use them") == 1
+    assert "nothing that costs" not in first
+    make_trace(tmp_path / "good.h5", Made([Task("a-1", 0, 0, MS)])).close()
+    assert "none" in _section(_text(write_report(tmp_path / "good.h5")), "first")
+
+
 def test_times_of_the_run_stand_in_a_line_of_their_own(tmp_path: Path, folder: Path) -> None:
     with open_trace(folder) as trace:
         attributes = {**trace.attributes, "origin_utc_ns": 10**18}

@@ -90,6 +90,11 @@ class Tile:
     bad: bool = False
 
 
+def counted(count: int, what: str) -> str:
+    """Write how many there are of something: ``1 task``, ``1,200 tasks``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 # ------------------------------------------------------------------------------------ bars
 
 
@@ -149,7 +154,7 @@ def gpu_sentence(bars: list[Bar], span: Span, gpus: int) -> str:
     """Tell in a sentence how busy GPUs were, where there are no tasks to tell of."""
     took = duration_text(span.duration)
     if not bars:
-        what = f" of {gpus} GPU{'s' * (gpus != 1)}" if gpus else ""
+        what = f" of {counted(gpus, 'GPU')}" if gpus else ""
         return f"{took} recorded{what}; nothing ran on a GPU in it."
     busy = [100 - next((p.share for p in bar.parts if p.part == "idle"), 0.0) for bar in bars]
     if len(bars) == 1:
@@ -312,7 +317,7 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
     failed = executions.in_state(*FAILED)
     count = int(failed.sum())
     if not count:
-        return Tile("Failures", "none", f"{len(executions):,} executions")
+        return Tile("Failures", "none", f"of {counted(len(executions), 'execution')}")
     retried, final = _outcomes(executions, failed)
     if answer is not None and "final" in answer.table:
         final = int(answer.table["final"].sum())
@@ -320,8 +325,7 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
     told = [f"{number:,} {what}" for number, what in outcomes if number]
     note = f"tasks: {', '.join(told)}"
     href = "#about-failures" if answer is not None and len(answer.table) else ""
-    value = f"{count:,} execution{'s' * (count != 1)}"
-    return Tile("Failures", value, note, href, final > 0)
+    return Tile("Failures", counted(count, "execution"), note, href, final > 0)
 
 
 def _outcomes(executions: Executions, failed: NDArray[np.bool_]) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from dasf_hpc.show.export import written
 from dasf_hpc.show.first_screen import (
     GPU_PARTS,
     OUTSIDE,
+    counted,
     gpu_bars,
     gpu_sentence,
     moments,
@@ -267,10 +268,12 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
             tiles=tiles(trace, summary, known, answers, lost),
             findings=findings,
             first=first[:FIRST],
-            unused=summary.unused,
+            nothing=_nothing(trace, summary),
+            error=str(manifest.get("error") or ""),
             sections=sections,
             not_recorded=_not_recorded(
-                {name: a for name, a in answers.items() if not gpu_first or name not in OF_TASKS}
+                {name: a for name, a in answers.items() if not gpu_first or name not in OF_TASKS},
+                summary.unused,
             ),
             colours={
                 executions.functions[code]: number
@@ -354,7 +357,7 @@ def _title(manifest: Mapping[str, Any], trace: Trace) -> str:
     """Name a run by its job and date, an import by its files, any other trace by its own file."""
     job, name = manifest.get("job"), manifest.get("name")
     if job or name:
-        what = Path(str(job).split(":")[-1]).name if job else str(name)
+        what = Path(str(job)).name if job else str(name)
         return ", ".join(filter(None, (cut(what, 80), _date(manifest, trace))))
     imported = trace.attributes.get("imported")
     sources = str(imported).split("\n") if imported else trace.reports["file"].dropna().tolist()
@@ -376,25 +379,25 @@ def _date(manifest: Mapping[str, Any], trace: Trace) -> str:
 
 def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
     """Tell how much there is, in a few words; what there is none of is left out."""
-
-    def counted(count: int, what: str) -> str:
-        return f"{count:,} {what}{'' if count == 1 else 's'}" if count else ""
-
-    nodes = len(summary.nodes) or len(trace.nodes)
     # a node says how many GPUs it was given, also where there is none
-    described = trace.gpus[["uuid", "name", "bus"]].notna()
-    return " · ".join(
-        filter(
-            None,
-            (
-                counted(executions, "task"),
-                counted(summary.workers, "worker"),
-                counted(nodes, "node"),
-                counted(int(described.any(axis=1).sum()), "GPU"),
-                counted(trace.rows("kernels"), "kernel") if not executions else "",
-            ),
-        )
-    )
+    described = trace.gpus[["uuid", "name", "bus"]].notna().any(axis=1)
+    found = [
+        (executions, "task"),
+        (summary.workers, "worker"),
+        (len(summary.nodes) or len(trace.nodes), "node"),
+        (int(described.sum()), "GPU"),
+        (0 if executions else trace.rows("kernels"), "kernel"),
+    ]
+    return " · ".join(counted(count, what) for count, what in found if count)
+
+
+def _nothing(trace: Trace, summary: Summary) -> str:
+    """Say what stands in the place of findings where there are none."""
+    if summary.unused:
+        return f"{summary.unused[:1].upper()}{summary.unused[1:]}."
+    if not trace.rows("tasks") and not gpu_activity(trace):
+        return "No task, and nothing on a GPU, was recorded."
+    return "Looked, and found nothing that costs more than a few percent."
 
 
 # ---------------------------------------------------------------------------------- findings
@@ -471,11 +474,21 @@ def _part(
     return {"name": name, "question": question, "views": views, "failed": failures.get(name, "")}
 
 
-def _not_recorded(answers: Mapping[str, Answer]) -> list[tuple[str, str]]:
-    """Give what could not be looked at, together with all that has the same reason."""
+def _not_recorded(answers: Mapping[str, Answer], unused: str) -> list[tuple[str, str]]:
+    """Give what could not be looked at, together with all that has the same reason.
+
+    Parameters
+    ----------
+    answers
+        The answers.
+    unused
+        What is said before all else of a run that was not used, and not said again.
+    """
     of: dict[str, list[str]] = {}
     for name, answer in answers.items():
         for why in answer.unanswered:
+            if unused and unused[1:] in why:
+                continue
             what, colon, reason = why.partition(": ")
             if not colon or len(what) > 60:
                 what, reason = SUBJECTS.get(name, name.replace("_", " ")), why
