@@ -168,7 +168,10 @@ def view(
             if keys is not None and head.name in ("task", "key"):
                 line.append(name_cell(keys[number], place))
                 continue
-            cell = _cell(row[head.name], _unit(described, head), known.span.start, head.prose)
+            value = row[head.name]
+            if head.name == "part" and isinstance(value, str):
+                value = value.replace("_", " ")  # as the bars call it
+            cell = _cell(value, _unit(described, head), known.span.start, head.prose)
             href = ""
             if head.name == linked:
                 href = place

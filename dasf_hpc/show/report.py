@@ -42,6 +42,7 @@ from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
 from dasf_hpc.show.places import Places, place_of_finding, places
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.holdings import gpu_activity
+from dasf_hpc.trace.names import node_names
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.store import TraceError
 from dasf_hpc.trace.summary import Summary, summarise
@@ -536,14 +537,19 @@ def _facts(manifest: Mapping[str, Any], trace: Trace) -> list[tuple[str, str]]:
 
 
 def _clocks(trace: Trace) -> list[tuple[str, str]]:
-    return [
-        (
-            str(row["clock"]),
-            (f"within {duration_text(row['bound'])}" if row["bound"] >= 0 else "error not known")
-            + f" ({row['source'] if isinstance(row['source'], str) else 'no source'})",
-        )
-        for row in trace.clocks.to_dict("records")
-    ]
+    """Give each clock by its node, and how far its times may be wrong."""
+    nodes = node_names(trace)
+    clocks = trace.clocks.to_dict("records")
+    of = [nodes[c["node"]] if 0 <= c["node"] < len(nodes) else "" for c in clocks]
+    found = []
+    for name, clock in zip(of, clocks, strict=True):
+        known = name and of.count(name) == 1
+        source = clock["source"] if isinstance(clock["source"], str) else "no source"
+        bound = clock["bound"]
+        within = f"within {duration_text(bound)}" if bound >= 0 else "error not known"
+        identity = clock["clock"] if isinstance(clock["clock"], str) else "?"
+        found.append((name if known else f"{name} {identity}".strip(), f"{within} ({source})"))
+    return found
 
 
 def _matrix(answer: Answer | None) -> dict[str, Any]:
