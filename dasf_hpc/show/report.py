@@ -1,4 +1,4 @@
-"""Show, as a page: one file that opens offline and answers how long, where, why and what to do."""
+"""Show, as a page: one file that opens offline and tells at first sight what was slow, and why."""
 
 from __future__ import annotations
 
@@ -8,74 +8,173 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
-from dasf_hpc.analysis.answer import Finding, most_severe_first
-from dasf_hpc.analysis.executions import Executions, read_executions, run_span
+from dasf_hpc.analysis.answer import Finding, Severity
+from dasf_hpc.analysis.executions import read_executions
+from dasf_hpc.analysis.headline import headline
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show.export import written
+from dasf_hpc.show.first_screen import (
+    GPU_PARTS,
+    OUTSIDE,
+    counted,
+    gpu_bars,
+    gpu_sentence,
+    moments,
+    tiles,
+    work_bar,
+    worker_bars,
+)
+from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
-from dasf_hpc.show.timeline import bound_text
+from dasf_hpc.show.places import Places, place_of_finding, places
 from dasf_hpc.steps import Step, Told
+from dasf_hpc.trace.holdings import gpu_activity
+from dasf_hpc.trace.names import node_names
 from dasf_hpc.trace.open import Trace, open_trace
-from dasf_hpc.trace.own_axis import SENTENCE
 from dasf_hpc.trace.store import TraceError
-from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary, summarise
-from dasf_hpc.units import bytes_text, duration_text
+from dasf_hpc.trace.summary import Summary, summarise
+from dasf_hpc.units import bytes_text, count_text, duration_text, rate_text
 
 #: Name of the report in a run's directory.
 REPORT_NAME = "report.html"
-
-#: Rows of a table in the page, and those that are seen before one asks for the rest.
-ROWS, SEEN = 300, 15
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
 #: by task (measured: 20 s for each million and function asked about).
 PATIENCE = {"what_if": 200_000}
 
-#: What says more of some columns than their unit: times that are no durations, and row numbers.
-UNITS = {
-    **dict.fromkeys(("start", "stop", "first_start", "last_stop"), "moment"),
-    "task": "row",
-}
+#: Findings on the first screen, and rows of a finding's evidence.
+FIRST, EVIDENCE = 3, 10
 
 #: Nodes in the matrix of communication, and workers in the split: those with most of it.
 NODES, WORKERS = 24, 40
+
+#: Files of an import that its title names.
+TITLED = 2
 
 #: What of a manifest goes into the page. Settings and arguments stay out: a report is passed on,
 #: and they may hold what is private.
 FACTS = ("name", "state", "job", "on", "host", "git_revision", "exit_code", "error", "batch_jobs")
 
-#: What the parts of a worker's time have in common, for their colours.
-GROUPS = {
-    "executing": "executing",
-    "deserialising": "overhead",
-    "disk": "overhead",
-    "paused": "overhead",
-    "dispatching": "overhead",
-    "transferring": "data",
-    "waiting": "data",
-}
-
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a table: what is shown, and what it is sorted by."""
+class Section:
+    """A section of the page: its id, its title, and the analyses in it with their tables."""
 
-    text: str
-    order: float | str
+    id: str
+    title: str
+    parts: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+#: The sections of analyses, in the order of a run's page.
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "functions",
+        "Functions and tasks",
+        (
+            ("functions", ("functions",)),
+            ("task_bottleneck", ("tasks",)),
+            ("failures", ("failures", "tasks")),
+            ("what_if", ("changes",)),
+            ("cpu", ("functions", "frames")),
+            ("ranges", ("ranges", "marks")),
+        ),
+    ),
+    Section(
+        "split",
+        "Workers",
+        (
+            ("where", ("summary", "gpus")),
+            ("balance", ("summary", "functions", "workers", "stragglers")),
+        ),
+    ),
+    Section("path", "Critical path", (("critical_path", ("functions", "path")),)),
+    Section(
+        "communication",
+        "Communication",
+        (
+            ("communication", ("links",)),
+            ("collectives", ("collectives", "waiting", "operations", "clocks")),
+        ),
+    ),
+    Section(
+        "gpus",
+        "GPUs",
+        (
+            ("gpu", ("gpus", "kernels", "functions", "gaps", "recorded")),
+            (
+                "cuda",
+                (
+                    "rules",
+                    "calls",
+                    "copies",
+                    "fills",
+                    "migrations",
+                    "page_faults",
+                    "memory",
+                    "memory_holders",
+                    "os_calls",
+                    "about",
+                ),
+            ),
+            ("gpu_metrics", ("functions", "metrics", "function_metrics", "tasks")),
+            ("energy", ("gpus", "nodes", "functions")),
+        ),
+    ),
+)
+
+#: Sections where there are no tasks, and what they are called: GPUs come first.
+GPU_FIRST = {
+    "gpus": "GPUs",
+    "functions": "Ranges and CPUs",
+    "communication": "Communication",
+}
+
+#: Analyses of tasks: of a recording that has none it is not told that they say nothing.
+OF_TASKS = {
+    "where",
+    "functions",
+    "task_bottleneck",
+    "failures",
+    "balance",
+    "critical_path",
+    "what_if",
+    "communication",
+    "overhead",
+}
+
+#: What an analysis tells of, where it does not say what of that it could not look at.
+SUBJECTS = {
+    "where": "workers' time",
+    "task_bottleneck": "longest tasks",
+    "what_if": "what faster functions would bring",
+    "ranges": "NVTX ranges",
+    "cpu": "CPU time",
+    "cuda": "calls of CUDA",
+    "gpu": "what GPUs did",
+    "overhead": "what the recording cost",
+}
+
+#: Words with which a reason may begin that are small within a sentence.
+BEGINNINGS = ("No", "None", "Nothing", "The", "What", "Workers", "It", "There", "Their")
+
+#: Tables that say nothing by themselves: a part of which nothing else is there is empty.
+BESIDE = {("gpu", "recorded"), ("cuda", "about"), ("cuda", "os_calls")}
+
+#: Tables of what tasks did with GPUs.
+BUSY = {("where", "gpus"), ("gpu", "functions"), ("energy", "functions")}
 
 
 def write_report(path: Path, output: Path | None = None, told: Told = lambda step: None) -> Path:
@@ -133,14 +232,81 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         HTML without a reference to anything outside of it.
     """
     answers, failures = _answers(trace, told)
-    short = _shorter(manifest.get("name"))
     told(Step("Writing the report", len(ANALYSES), len(ANALYSES)))
     executions = read_executions(trace)
+    known = places(trace)
     summary = summarise(trace)
+    lost = lost_sentence(manifest)
+    gpu_first = not len(executions) and gpu_activity(trace)
+    head = headline(trace, answers)
+    on_gpus = gpu_bars(trace, known.span)
     picture = timeline(trace, executions, answers.get("critical_path"))
-    data = short(json.dumps([picture, curves(trace, executions)], separators=(",", ":")))
-    findings = most_severe_first([f for answer in answers.values() for f in answer.findings])
-    unanswered = [(name, why) for name, answer in answers.items() for why in answer.unanswered]
+    drawn = curves(trace, executions)
+    findings = [
+        _shown(trace, finding, answers, known, number)
+        for number, finding in enumerate(head.findings, 1)
+    ]
+    first = [finding for finding in findings if gpu_first or not finding["folded"]]
+    bars, left_out = worker_bars(answers.get("where"), WORKERS, known)
+    matrix = _matrix(answers.get("communication"))
+    sections = _sections(trace, answers, failures, known, gpu_first)
+    if len(bars) < 3:  # one worker: its bar is the first screen's
+        bars = []
+    title = _title(manifest, trace)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            subtitle=_subtitle(trace, summary, len(executions)),
+            state=manifest.get("state"),
+            sentence=gpu_sentence(on_gpus, known.span, trace.rows("gpus"))
+            if gpu_first
+            else head.sentence,
+            gpu_first=gpu_first,
+            first_bars=on_gpus if gpu_first else work_bar(answers.get("where")),
+            moments=moments(manifest, trace, known.span, bool(len(executions))),
+            tiles=tiles(trace, summary, known, answers, lost),
+            findings=findings,
+            first=first[:FIRST],
+            nothing=_nothing(trace, summary),
+            error=str(manifest.get("error") or ""),
+            sections=sections,
+            not_recorded=_not_recorded(
+                {name: a for name, a in answers.items() if not gpu_first or name not in OF_TASKS},
+                summary.unused,
+            ),
+            colours={
+                executions.functions[code]: number
+                for number, code in enumerate(by_time_spent(executions)[:COLOURED])
+            },
+            split=bars,
+            split_left_out=left_out,
+            gpu_bars=[] if gpu_first else on_gpus,
+            parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
+            gpu_parts=GPU_PARTS,
+            matrix=matrix,
+            has_curves=bool(drawn),
+            clocks=_clocks(trace),
+            gaps=[gap.sentence for gap in summary.gaps],
+            recorded=[one.sentence for one in summary.recorded],
+            facts=_facts(manifest, trace),
+            overhead=_part(trace, "overhead", ("costs",), answers, failures, known),
+            lost=lost,
+            notes=manifest.get("notes", []),
+            whole=picture["whole"],
+            exact=len(picture["exact"]["start"]),
+            executions=len(executions),
+            style=_resource("report.css"),
+            timeline_style=_resource("timeline.css"),
+            tables_script=_resource("tables.js"),
+            script=_resource("timeline.js"),
+            data=_packed(json.dumps([picture, drawn], separators=(",", ":"))),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("dasf_hpc.show"),
         autoescape=True,
@@ -148,44 +314,9 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["prose"] = lambda text: _prose(short(text))
-    environment.filters["short"] = short
-    return environment.get_template("report.html").render(
-        title=manifest.get("name") or trace.path.name,
-        job=manifest.get("job"),
-        state=manifest.get("state"),
-        started=_date(manifest, trace),
-        figures=_figures(trace, summary, executions, answers),
-        findings=[_with_evidence(trace, finding, answers) for finding in findings],
-        unanswered=unanswered + list(failures.items()),
-        questions={name: question.text for name, question in ANALYSES.items()},
-        colours={
-            executions.functions[code]: number
-            for number, code in enumerate(by_time_spent(executions)[:COLOURED])
-        },
-        tables={
-            name: {kind: _view(trace, answer, kind) for kind in answer.tables}
-            for name, answer in answers.items()
-        },
-        split=_split(answers.get("where")),
-        parts={part: (GROUPS.get(part, "idle"), meaning) for part, meaning in PARTS.items()},
-        matrix=_matrix(answers.get("communication")),
-        clocks=_clocks(trace),
-        unused=summary.unused,
-        gaps=[gap.sentence for gap in summary.gaps],
-        recorded=[one.sentence for one in summary.recorded],
-        facts=_facts(manifest, trace),
-        lost=lost_sentence(manifest),
-        notes=manifest.get("notes", []),
-        whole=picture["whole"],
-        exact=len(picture["exact"]["start"]),
-        executions=len(executions),
-        style=_resource("report.css"),
-        timeline_style=_resource("timeline.css"),
-        tables_script=_resource("tables.js"),
-        script=_resource("timeline.js"),
-        data=_packed(data),
-    )
+    environment.filters["prose"] = _prose
+    environment.filters["cut"] = cut
+    return environment
 
 
 def _answers(trace: Trace, told: Told) -> tuple[dict[str, Answer], dict[str, str]]:
@@ -215,197 +346,210 @@ def _packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _shorter(run: str | None) -> Callable[[str], str]:
-    """Give what takes the run's name away from its workers' names, which all begin with it."""
-    if not run:
-        return str
-    return lambda text: text.replace(f"{run}-", "worker ")
-
-
 def _prose(text: str) -> Markup:
     """Set what stands between backquotes as code."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
-# --------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------- title
 
 
-def _date(manifest: dict[str, Any], trace: Trace) -> str:
+def _title(manifest: Mapping[str, Any], trace: Trace) -> str:
+    """Name a run by its job and date, an import by its files, any other trace by its own file."""
+    job, name = manifest.get("job"), manifest.get("name")
+    if job or name:
+        what = Path(str(job)).name if job else str(name)
+        return ", ".join(filter(None, (cut(what, 80), _date(manifest, trace))))
+    imported = trace.attributes.get("imported")
+    sources = str(imported).split("\n") if imported else trace.reports["file"].dropna().tolist()
+    names = list(dict.fromkeys(Path(str(source)).name for source in sources if source))
+    if not names:
+        return cut(trace.path.name, 80)
+    title = " and ".join(cut(one, 80) for one in names[:TITLED])
+    if len(names) > TITLED:
+        title = f"{cut(names[0], 80)} and {len(names) - 1} more"
+    return title
+
+
+def _date(manifest: Mapping[str, Any], trace: Trace) -> str:
     seconds = manifest.get("started")
     if not isinstance(seconds, int | float):
         seconds = int(trace.attributes.get("origin_utc_ns", -1)) / 1e9
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds > 0 else ""
 
 
-def _figures(
-    trace: Trace, summary: Summary, executions: Executions, answers: dict[str, Answer]
-) -> list[tuple[str, str, str]]:
-    """Give the headline numbers: name, value, what it rests on."""
-    states = {state: count for state, count in summary.tasks.items() if state != "memory" and count}
-    bad = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    gpus = trace.rows("gpus")
-    length = run_span(trace, executions).duration
+def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
+    """Tell how much there is, in a few words; what there is none of is left out."""
+    # a node says how many GPUs it was given, also where there is none
+    described = trace.gpus[["uuid", "name", "bus"]].notna().any(axis=1)
     found = [
-        ("Duration", duration_text(length), "first to last record"),
-        ("Tasks", f"{len(executions):,}", bad or "none failed"),
-        (
-            "Workers",
-            f"{summary.workers:,}",
-            f"on {len(summary.nodes)} node{'s' * (len(summary.nodes) != 1)}, "
-            + (f"{gpus} GPU{'s' * (gpus != 1)}" if gpus else "no GPU"),
-        ),
+        (executions, "task"),
+        (summary.workers, "worker"),
+        (len(summary.nodes) or len(trace.nodes), "node"),
+        (int(described.sum()), "GPU"),
+        (0 if executions else trace.rows("kernels"), "kernel"),
     ]
-    where = answers.get("where")
-    if where is not None and len(where.table):
-        shares = where.table.set_index("part")["share"]
-        idle = shares.drop("executing", errors="ignore")
-        found.append(("Executing", f"{shares.get('executing', 0.0):.0f} %", "of the threads' time"))
-        if len(idle) and idle.max() > 0:
-            worst = str(idle.idxmax()).replace("_", " ")
-            found.append(("Most of the rest", f"{idle.max():.0f} %", worst))
-    bound = summary.bound
-    if bound is not None:
-        text = duration_text(bound) if bound >= 0 else "not known"
-        found.append(("Clocks agree within", text, str(summary.bound_source)))
-    if summary.own_axis:
-        named = ", ".join(summary.own_axis[:8])
-        found.append(("Not placed", f"{len(summary.own_axis)} reports", f"{named}: {SENTENCE}"))
-    losses = [gap for gap in summary.gaps if gap.kind != NOT_AVAILABLE]
-    named = f"{len(losses)} kinds of gaps" if losses else "nothing is missing"
-    found.append(("Recording", "partial" if losses else "whole", named))
-    return found
+    return " · ".join(counted(count, what) for count, what in found if count)
 
 
-def _with_evidence(trace: Trace, finding: Finding, answers: dict[str, Answer]) -> dict[str, Any]:
-    """Give a finding with the rows it rests on."""
+def _nothing(trace: Trace, summary: Summary) -> str:
+    """Say what stands in the place of findings where there are none."""
+    if summary.unused:
+        return f"{summary.unused[:1].upper()}{summary.unused[1:]}."
+    if not trace.rows("tasks") and not gpu_activity(trace):
+        return "No task, and nothing on a GPU, was recorded."
+    return "Looked, and found nothing that costs more than a few percent."
+
+
+# ---------------------------------------------------------------------------------- findings
+
+
+def _shown(
+    trace: Trace, finding: Finding, answers: Mapping[str, Answer], known: Places, number: int
+) -> dict[str, Any]:
+    """Give a finding as it is shown: what it costs, where to see it, the rows it rests on."""
     answer = answers[finding.analysis]
+    table = answer.tables[finding.table]
+    rows = [row for row in finding.rows[:EVIDENCE] if row in table.index]
+    first = table.loc[rows[:1]].to_dict("records")
     return {
+        "number": number,
         "severity": str(finding.severity),
-        "analysis": finding.analysis,
+        "folded": finding.severity == Severity.NOTICE and finding.saves <= 0,
+        "saves": f"up to {duration_text(finding.saves)}" if finding.saves > 0 else "",
+        "unknown": f"{finding.severity.capitalize()}: what it costs is not known",
         "sentence": finding.sentence,
         "next_step": finding.next_step,
-        "table": _view(trace, answer, finding.table, list(finding.rows)[:10]),
+        "place": place_of_finding(finding, known, _named(first[0]) if first else None),
+        "evidence": view(trace, answer, finding.table, known, rows),
     }
 
 
-def _facts(manifest: dict[str, Any], trace: Trace) -> list[tuple[str, str]]:
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(column): value for column, value in row.items()}
+
+
+# ---------------------------------------------------------------------------------- sections
+
+
+def _sections(
+    trace: Trace,
+    answers: Mapping[str, Answer],
+    failures: Mapping[str, str],
+    known: Places,
+    gpu_first: bool,
+) -> list[dict[str, Any]]:
+    """Give the sections that hold anything, in the order in which they are shown."""
+    ordered = SECTIONS
+    if gpu_first:
+        of = {section.id: section for section in SECTIONS}
+        ordered = tuple(Section(one, title, of[one].parts) for one, title in GPU_FIRST.items())
+    found = []
+    for section in ordered:
+        parts = [
+            _part(trace, name, kinds, answers, failures, known) for name, kinds in section.parts
+        ]
+        parts = [part for part in parts if part["views"] or part["failed"]]
+        if parts:
+            found.append({"id": section.id, "title": section.title, "parts": parts})
+    return found
+
+
+def _part(
+    trace: Trace,
+    name: str,
+    kinds: tuple[str, ...],
+    answers: Mapping[str, Answer],
+    failures: Mapping[str, str],
+    known: Places,
+) -> dict[str, Any]:
+    """Give what an analysis found: its question and those of its tables that hold anything."""
+    views: list[View] = []
+    kinds = tuple(kind for kind in kinds if len(known.executions) or (name, kind) not in BUSY)
+    if name in answers:
+        answer = answers[name]
+        there = [kind for kind in kinds if kind in answer.tables and len(answer.tables[kind])]
+        if any((name, kind) not in BESIDE for kind in there):
+            views = [view(trace, answer, kind, known) for kind in there]
+    question = ANALYSES[name].text if name in ANALYSES else name.replace("_", " ")
+    return {"name": name, "question": question, "views": views, "failed": failures.get(name, "")}
+
+
+def _not_recorded(answers: Mapping[str, Answer], unused: str) -> list[tuple[str, str]]:
+    """Give what could not be looked at, together with all that has the same reason.
+
+    Parameters
+    ----------
+    answers
+        The answers.
+    unused
+        What is said before all else of a run that was not used, and not said again.
+    """
+    of: dict[str, list[str]] = {}
+    for name, answer in answers.items():
+        for why in answer.unanswered:
+            if unused and unused[1:] in why:
+                continue
+            what, colon, reason = why.partition(": ")
+            if not colon or len(what) > 60:
+                what, reason = SUBJECTS.get(name, name.replace("_", " ")), why
+            reason = reason.strip().rstrip(".")
+            while inner := re.fullmatch(r"(?:messages: )?not recorded \((.*)\)", reason, re.DOTALL):
+                reason = inner[1]
+            if not what[1:2].isupper():
+                what = what[:1].lower() + what[1:]
+            if reason.split(" ")[0] in BEGINNINGS:
+                reason = reason[:1].lower() + reason[1:]
+            if what not in of.setdefault(reason, []):
+                of[reason].append(what)
+    return [(_listed(what), reason) for reason, what in of.items()]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{'; '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _facts(manifest: Mapping[str, Any], trace: Trace) -> list[tuple[str, str]]:
     found = [(name.replace("_", " "), manifest[name]) for name in FACTS if manifest.get(name)]
     found += [(f"version of {name}", v) for name, v in manifest.get("versions", {}).items() if v]
     shape = manifest.get("shape") or {}
-    found += [(name.replace("_", " "), value) for name, value in shape.items() if value]
+    found += [
+        (name.replace("_", " "), bytes_text(value) if name == "memory" else value)
+        for name, value in shape.items()
+        if value
+    ]
     merged = manifest.get("merged") or {}
     for what in ("workers", "reports"):
         if f"{what}_expected" in merged:
             text = f"{merged.get(f'{what}_found')} of {merged[f'{what}_expected']}"
             found.append((f"{what} found", text))
-    found += [("trace made by", trace.attributes.get("producer", "?"))]
-    found += [("reference clock", trace.attributes.get("reference_clock", "?"))]
+    files = [str(file) for file in trace.reports["file"].dropna()] if not manifest else []
+    if files:
+        found.append(("reports", f"{', '.join(files[:8])}{' …' * (len(files) > 8)}"))
+    found += [("trace", trace.path.name)]
+    found += [("trace made by", trace.attributes.get("producer", ""))]
+    found += [("reference clock", trace.attributes.get("reference_clock", ""))]
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in found
+        if value
     ]
 
 
 def _clocks(trace: Trace) -> list[tuple[str, str]]:
-    return [
-        (str(row["clock"]), bound_text(row["bound"], row["source"]))
-        for row in trace.clocks.to_dict("records")
-    ]
-
-
-# ---------------------------------------------------------------------------------- tables
-
-
-def _view(trace: Trace, answer: Answer, name: str, rows: list[int] | None = None) -> dict[str, Any]:
-    """Give a table of an answer as cells; columns that say nothing are left out."""
-    table = answer.tables[name]
-    count = len(table)
-    described = answer.columns[name]
-    shown = table.head(ROWS) if rows is None else table.loc[table.index.intersection(rows)]
-    if "key" in shown and pd.api.types.is_integer_dtype(shown["key"]) and (shown["key"] >= 0).any():
-        keys = trace.texts("keys", shown["key"].to_numpy())
-        shown = shown.assign(key=pd.Series(keys, shown.index, dtype=object))
-    names = [c for c in described if c in shown and not _says_nothing(shown[c])]
-    return {
-        "name": name,
-        "columns": [
-            {
-                "name": column,
-                "title": column.replace("_", " "),
-                "meaning": described[column][1],
-                "number": pd.api.types.is_numeric_dtype(shown[column]),
-            }
-            for column in names
-        ],
-        "rows": [
-            [_cell(row[column], UNITS.get(column, described[column][0])) for column in names]
-            for row in shown.to_dict("records")
-        ],
-        "count": count,
-        "seen": SEEN,
-    }
-
-
-def _says_nothing(column: pd.Series[Any]) -> bool:
-    """Tell whether no row has a value: all are absent, or stand for that."""
-    if not pd.api.types.is_numeric_dtype(column):
-        return bool(column.isna().all())
-    return bool((column.isna() | (column == -1)).all()) and len(column) > 0
-
-
-def _cell(value: Any, unit: str) -> Cell:
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return Cell("–", -1.0)
-    if isinstance(value, str):
-        return Cell(value, value)
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no", float(value))
-    number = float(value)
-    if number == -1 and unit in ("ns", "moment", "bytes", "%"):
-        return Cell("–", -1.0)
-    if unit == "row":
-        return Cell(f"{number:.0f}", number)
-    if unit == "moment":
-        return Cell(f"{number / 1e9:,.6f} s", number)
-    if unit == "ns":
-        return Cell(duration_text(number), number)
-    if unit == "bytes":
-        return Cell(bytes_text(number), number)
-    if unit == "bytes/s":
-        return Cell(bytes_text(number) + "/s", number)
-    if unit == "%":
-        return Cell(f"{number:.1f} %", number)
-    text = f"{value:,}" if isinstance(value, int) else f"{number:,.4g}"
-    return Cell(f"{text} {unit}".rstrip(), number)
-
-
-def _split(answer: Answer | None) -> dict[str, Any]:
-    """Give, for each worker and for all, the parts of its time as shares of the whole."""
-    if answer is None or not len(answer.tables.get("workers", ())):
-        return {"rows": [], "left_out": 0}
-    table = answer.tables["workers"]
-    parts = [part for part in PARTS if part in table]
-    shown = table.sort_values("executing").head(WORKERS) if len(table) > WORKERS else table
-    rows = [("all workers", table[[*parts, "wall"]].sum())]
-    rows += [(f"{row['node']} {row['worker']}", row) for _, row in shown.iterrows()]
-    return {
-        "rows": [
-            {
-                "name": name,
-                "parts": [
-                    {
-                        "part": part,
-                        "share": 100 * float(row[part]) / max(1, row["wall"]),
-                        "time": duration_text(float(row[part])),
-                    }
-                    for part in parts
-                    if row[part] > 0
-                ],
-            }
-            for name, row in rows
-        ],
-        "left_out": len(table) - len(shown),
-    }
+    """Give each clock by its node, and how far its times may be wrong."""
+    nodes = node_names(trace)
+    clocks = trace.clocks.to_dict("records")
+    of = [nodes[c["node"]] if 0 <= c["node"] < len(nodes) else "" for c in clocks]
+    found = []
+    for name, clock in zip(of, clocks, strict=True):
+        known = name and of.count(name) == 1
+        source = clock["source"] if isinstance(clock["source"], str) else "no source"
+        bound = clock["bound"]
+        within = f"within {duration_text(bound)}" if bound >= 0 else "error not known"
+        identity = clock["clock"] if isinstance(clock["clock"], str) else "?"
+        found.append((name if known else f"{name} {identity}".strip(), f"{within} ({source})"))
+    return found
 
 
 def _matrix(answer: Answer | None) -> dict[str, Any]:
@@ -429,8 +573,8 @@ def _matrix(answer: Answer | None) -> dict[str, Any]:
             cells.append(
                 {
                     "text": bytes_text(link["bytes"]) if link else "",
-                    "hint": f"{source} to {target}: {link['messages']:,} messages, "
-                    f"{bytes_text(link['throughput'])}/s"
+                    "hint": f"{source} to {target}: {count_text(link['messages'])} messages, "
+                    f"{rate_text(link['throughput'])}"
                     if link
                     else "",
                     # ten steps

@@ -100,6 +100,7 @@ def import_dasf(files: Sequence[Path], target: Path) -> Imported:
             "reference_clock": tables.hosts[0],
             "origin_monotonic_ns": np.int64(tables.origins[tables.hosts[0]]),
             "origin_utc_ns": np.int64(-1),
+            "imported": "\n".join(path.name for path in files),
         },
     )
     return found

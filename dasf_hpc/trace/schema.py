@@ -1129,6 +1129,11 @@ ATTRIBUTES: tuple[tuple[str, str, str], ...] = (
         "int64",
         "ns since 1970-01-01 UTC at time 0 as the reference host's wall clock said; -1: not known",
     ),
+    (
+        "imported",
+        "string",
+        "names of the files of dasf-core that the trace was made of, a line each; else not there",
+    ),
 )
 
 

@@ -1,5 +1,5 @@
 'use strict';
-// Sorts the tables, and shows the rest of their rows.
+// Sorts the tables, shows the rest of their rows, opens what a link leads to.
 (() => {
 for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
@@ -18,8 +18,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
     const before = head.getAttribute('aria-sort');
     const down = before ? before === 'ascending' : number;
     const key = row => {
-      const text = row.cells[column].dataset.order;
-      return number ? parseFloat(text) : text;
+      const cell = row.cells[column];
+      return number ? parseFloat(cell.dataset.order) : cell.textContent.trim();
     };
     const rows = [...body.rows].map(row => [key(row), row]);
     rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1));
@@ -29,4 +29,30 @@ for (const table of document.querySelectorAll('table.sortable')) {
     fold();
   }));
 }
+
+// What a link leads to may lie in something closed: that opens, and a finding's evidence with it.
+function reveal() {
+  const name = decodeURIComponent(location.hash.slice(1));
+  const target = name.includes('=') ? null : document.getElementById(name);
+  if (!target) return;
+  for (let one = target; one; one = one.parentElement) if (one.tagName === 'DETAILS') one.open = true;
+  const evidence = target.classList.contains('finding') && target.querySelector('details');
+  if (evidence) evidence.open = true;
+  target.scrollIntoView();
+}
+addEventListener('hashchange', reveal);
+reveal();
+
+// A place in the timeline: that is to be seen, and has the keyboard.
+document.addEventListener('click', event => {
+  const link = event.target.closest('a[href^="#"]');
+  if (!link) return;
+  const hash = link.getAttribute('href');
+  if (hash.startsWith('#t=')) {
+    document.getElementById('timeline').scrollIntoView();
+    document.querySelector('#timeline canvas[tabindex]').focus({preventScroll: true});
+  }
+  // the same place once more is no change of the address
+  if (location.hash === hash) dispatchEvent(new HashChangeEvent('hashchange'));
+});
 })();
