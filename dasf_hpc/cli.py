@@ -304,7 +304,7 @@ def submit(
     else:
         settings = _load_hidden(given or {})
     from dasf_hpc import batch, run
-    from dasf_hpc.launch.job import begin_line
+    from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show.progress import progress
 
     if dry_run:
@@ -316,7 +316,7 @@ def submit(
         print(json.dumps(name, indent=1) if as_json else directory)
         return
     console = _console()
-    with progress(console) as told:
+    with progress(console, phases=True) as told:
         result = run.submit(settings, job, arguments or [], told, run_directory)
     if as_json:
         begin_line(sys.stdout.fileno())
@@ -751,13 +751,13 @@ def ci(
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
     from dasf_hpc.ci import compare_with_baseline, repeat
-    from dasf_hpc.launch.job import begin_line
+    from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
 
     base = load_baseline(baseline) if baseline and baseline.exists() else []
     console = _console()
-    with progress(console) as told:
+    with progress(console, phases=True) as told:
         results = repeat(settings, job, arguments or [], repeats, into, told)
     if results[-1].exit_code:
         raise results[-1].error or typer.Exit(results[-1].exit_code)
