@@ -31,8 +31,11 @@ from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
 from dasf_hpc.show.formats import Format
 
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.answer import Answer
     from dasf_hpc.analysis.compare import Comparison
     from dasf_hpc.imports import Imported
+    from dasf_hpc.run import RunResult
+    from dasf_hpc.trace.open import Trace
     from dasf_hpc.trace.summary import Summary
 
 app = typer.Typer(
@@ -320,7 +323,7 @@ def submit(
         result = run.submit(settings, job, arguments or [], told, run_directory)
     if as_json:
         begin_line(sys.stdout.fileno())
-    _print_summary(result.directory, as_json, console, result.summary)
+    _print_summary(result.directory, as_json, console, result.summary, ended=result)
     if result.error is not None:
         raise result.error
     raise typer.Exit(result.exit_code)
@@ -578,23 +581,26 @@ def analyze(
         else:
             answers.show_analyses(Console())
         return
-    answer = _answer(name, run_path, by, faster or [])
-    if as_json:
-        print(json.dumps(answer.document(rows), indent=1))
-    elif as_csv:
-        if table is not None and table not in answer.tables:
-            raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
-        answers.write_csv(answer, table, rows, sys.stdout)
-    else:
-        answers.show_answer(Console(), answer, rows or answers.ROWS)
-
-
-def _answer(name: str, run_path: Path, by: str | None, faster: list[str]) -> Any:
-    from dasf_hpc.analysis import ANALYSES, analyse
+    from dasf_hpc.analysis import ANALYSES
     from dasf_hpc.trace.open import open_trace
 
     if name not in ANALYSES:
         raise typer.BadParameter(f"there is no analysis {name}; there are {', '.join(ANALYSES)}")
+    with open_trace(run_path) as trace:
+        answer = _answer(name, trace, by, faster or [])
+        if as_json:
+            print(json.dumps(answer.document(rows), indent=1))
+        elif as_csv:
+            if table is not None and table not in answer.tables:
+                raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
+            answers.write_csv(answer, table, rows, sys.stdout)
+        else:
+            answers.show_answer(Console(), answer, rows or answers.ROWS, trace)
+
+
+def _answer(name: str, trace: Trace, by: str | None, faster: list[str]) -> Answer:
+    from dasf_hpc.analysis import analyse
+
     options: dict[str, Any] = {}
     if by is not None:
         if name not in ("functions", "communication"):
@@ -604,11 +610,10 @@ def _answer(name: str, run_path: Path, by: str | None, faster: list[str]) -> Any
         if name != "what_if":
             raise typer.BadParameter(f"{name} takes no --faster")
         options["faster"] = dict(map(_times_faster, faster))
-    with open_trace(run_path) as trace:
-        try:
-            return analyse(name, trace, **options)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+    try:
+        return analyse(name, trace, **options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _times_faster(given: str) -> tuple[str, float]:
@@ -917,10 +922,11 @@ def _print_summary(
     console: Console,
     summary: Summary | None = None,
     strict: bool = False,
+    ended: RunResult | None = None,
 ) -> None:
     """Print what a run's trace holds; the summary is read from the trace where none is given."""
     from dasf_hpc.outcome import missing, show_run
-    from dasf_hpc.show.terminal import show_summary
+    from dasf_hpc.show.terminal import show_places, show_summary
 
     summary, manifest, trace = show_run(path, summary)
     if as_json:
@@ -931,9 +937,11 @@ def _print_summary(
             )
         )
     else:
-        show_summary(console, summary, manifest, trace)
-        if (page := trace.with_name("report.html")).exists():
-            console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+        show_summary(console, summary, manifest)
+        if ended is not None:
+            _print_headline(ended, console)
+        page = trace.with_name("report.html")
+        show_places(console, trace, page if page.exists() else None)
     gaps = missing(summary, manifest)
     if summary.unused:
         gaps.append(summary.unused)
@@ -941,9 +949,25 @@ def _print_summary(
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
 
 
+def _print_headline(ended: RunResult, console: Console) -> None:
+    """Print what cost a run most, where that was looked at for its report."""
+    if ended.headline is not None:
+        from dasf_hpc.show.answers import show_headline
+
+        show_headline(console, ended.headline, ended.directory)
+    elif ended.summary.work >= 0:
+        console.print(
+            f"What it spent its time on: dasf-hpc analyze where {ended.directory.name} "
+            "(where, functions, balance, ...)",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+
+
 def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
     from dasf_hpc.outcome import show_run
-    from dasf_hpc.show.terminal import show_reports, show_summary
+    from dasf_hpc.show.terminal import show_places, show_reports, show_summary
 
     summary, _, trace = show_run(done.trace)
     if as_json:
@@ -963,7 +987,8 @@ def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
         show_reports(console, done.reports)
         for sentence in done.skipped:
             console.print(sentence, markup=False)
-        show_summary(console, summary, {}, trace)
+        show_summary(console, summary, {})
+        show_places(console, trace)
 
 
 def _public(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,7 @@ from dasf_hpc.settings import Settings, clock_port, lowered_resources, not_taken
 from dasf_hpc.steps import Now, Step, Told
 
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.headline import Headline
     from dasf_hpc.trace.summary import Summary
 
 
@@ -115,12 +116,15 @@ class RunResult:
         What the trace holds.
     error
         What ended the run early, or that its recording is partial.
+    headline
+        What the analyses found, the costliest first; None where no report was written.
     """
 
     directory: Path
     exit_code: int
     summary: Summary
     error: DasfHpcError | None = None
+    headline: Headline | None = None
 
     def __repr__(self) -> str:
         from dasf_hpc.show.notebook import summary_text
@@ -252,15 +256,14 @@ def submit(
             manifest.update(state="partial", ended=time.time())
             manifest.note(str(failed))
             raise
-        if settings.report:
-            _write_report(directory, told)
+        found = _write_report(directory, told) if settings.report else None
     if isinstance(error, InterruptedRun):
         error = InterruptedRun(f"{_begun(error)}; what was recorded is merged in {directory}.")
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
-    return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+    return RunResult(directory, error.exit_code if error else exit_code, summary, error, found)
 
 
 def _begun(error: DasfHpcError) -> str:
@@ -579,16 +582,18 @@ def _note_replaced(manifest: Manifest, new: Sequence[str]) -> None:
             return
 
 
-def _write_report(directory: Path, told: Told) -> None:
-    """Write the run's page; a run is no worse for not having one."""
+def _write_report(directory: Path, told: Told) -> Headline | None:
+    """Write the run's page and give what it says first; a run is no worse for not having one."""
+    found: list[Headline] = []
     again = f"to write it again: dasf-hpc report {directory}"
     try:
         from dasf_hpc.show.report import write_report
 
-        write_report(directory, told=told)
+        write_report(directory, told=told, heard=found.append)
     except KeyboardInterrupt:
         Manifest(directory).note(f"The report was interrupted; {again}")
     except DasfHpcError as error:
         Manifest(directory).note(f"{error} {again}")
     except Exception as bug:
         Manifest(directory).note(f"The report was not written, which is a bug: {bug!r}; {again}")
+    return found[0] if found else None

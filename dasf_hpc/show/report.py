@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, most_severe_first
 from dasf_hpc.analysis.executions import Executions, read_executions, run_span
+from dasf_hpc.analysis.headline import Headline, headline
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
@@ -78,7 +79,12 @@ class Cell:
     order: float | str
 
 
-def write_report(path: Path, output: Path | None = None, told: Told = lambda step: None) -> Path:
+def write_report(
+    path: Path,
+    output: Path | None = None,
+    told: Told = lambda step: None,
+    heard: Callable[[Headline], None] = lambda found: None,
+) -> Path:
     """Write a run's report.
 
     Parameters
@@ -89,6 +95,8 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
         The file; ``report.html`` beside the trace by default.
     told
         Called with the progress.
+    heard
+        Called with what the analyses found: they are asked once.
 
     Returns
     -------
@@ -105,7 +113,7 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
     try:
         with open_trace(path) as trace:
             target = output or trace.path.parent / REPORT_NAME
-            page = report_page(trace, Manifest(trace.path.parent).content, told)
+            page = report_page(trace, Manifest(trace.path.parent).content, told, heard)
             with written(target) as file:
                 file.write(page.encode())
     except OSError as error:
@@ -115,7 +123,12 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
     return target
 
 
-def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step: None) -> str:
+def report_page(
+    trace: Trace,
+    manifest: dict[str, Any],
+    told: Told = lambda step: None,
+    heard: Callable[[Headline], None] = lambda found: None,
+) -> str:
     """Make the page of a trace.
 
     Parameters
@@ -126,6 +139,8 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         Content of the run's ``run.json``; empty where there is none.
     told
         Called with the progress.
+    heard
+        Called with what the analyses found.
 
     Returns
     -------
@@ -133,6 +148,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         HTML without a reference to anything outside of it.
     """
     answers, failures = _answers(trace, told)
+    heard(headline(trace, answers))
     short = _shorter(manifest.get("name"))
     told(Step("Writing the report", len(ANALYSES), len(ANALYSES)))
     executions = read_executions(trace)
