@@ -246,7 +246,9 @@ def settings_options(
             kind = str
         if field.default not in (None, [], False) and kind is not bool:
             default = field.default
-            text += f" Default: {default:g}." if isinstance(default, float) else f" Default: {default}."
+            text += (
+                f" Default: {default:g}." if isinstance(default, float) else f" Default: {default}."
+            )
         flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
         metavar = None if kind is bool else shown[name]["metavar"]
         parameters.append(

@@ -46,7 +46,7 @@ from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
 from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher
 from dasf_hpc.launch.leaving import going
-from dasf_hpc.launch.look import look
+from dasf_hpc.launch.look import drop_now, keep_now, look
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.node_job import is_worker_of
@@ -231,6 +231,7 @@ def submit(
             delete_environment(directory)
             with contextlib.suppress(OSError):
                 (directory / SCHEDULER_FILE).unlink()
+            drop_now(directory)
             for sentence in script_notes(directory):
                 manifest.note(sentence)
         recorded = worker_recorded(directory)
@@ -510,6 +511,7 @@ def _wait_for_job(
             said = waits or "every task has a worker again"
         now = replace(now, waits_for=tasks_wait or launcher.why_workers_wait(now.workers))
         told(Step("Running the job", said=said, now=now))
+        keep_now(directory, now)
         memory, end = _replace_jobs(launcher, recorder, manifest, memory)
         if end is not None and not launcher.jobs() and process.poll() is None:
             if end is End.WALLTIME:

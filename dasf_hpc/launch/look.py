@@ -6,13 +6,24 @@ function as they change.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from distributed.core import Status
 
 from dasf_hpc.steps import FunctionNow, Now
 from dasf_hpc.trace.names import short_workers
+
+#: File of a run in which it tells how it is while its script runs, for who watches it.
+NOW = "now.json"
+#: What is older tells of another time: a head writes it every second or so.
+OLD_S = 10.0
 
 #: Functions looked at: a script that gives each task a name of its own has as many as tasks.
 LOOKED_AT = 10_000
@@ -68,3 +79,38 @@ def look(scheduler: Any, elapsed: float, expected: int) -> Now:
         fullest=fullest,
         fullest_share=100 * shares[worst] if fullest else 0.0,
     )
+
+
+def keep_now(directory: Path, now: Now) -> None:
+    """Tell in a run's directory how it is; a run goes on where that cannot be written."""
+    partial = directory / f".{NOW}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(now), file)
+        partial.replace(directory / NOW)
+
+
+def drop_now(directory: Path) -> None:
+    """Take away what was told by `keep_now`."""
+    with contextlib.suppress(OSError):
+        (directory / NOW).unlink()
+
+
+def read_now(directory: Path) -> Now | None:
+    """Read how a run is; None where it does not tell, or has not for some time."""
+    path = directory / NOW
+    try:
+        if abs(time.time() - path.stat().st_mtime) > OLD_S:
+            return None
+        content = json.loads(path.read_text())
+        functions = tuple(FunctionNow(**function) for function in content.pop("functions"))
+        return Now(functions=functions, **content)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # torn, or of another version
+        return None

@@ -11,7 +11,7 @@ from enum import Enum
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -57,20 +57,26 @@ class Column:
 def show_table(
     console: Console, title: str, columns: Sequence[Column], left: Sequence[str] = ()
 ) -> None:
-    """Print a table, the columns from the left that have room, and under it what is left out.
+    """Print a table; see `fitted`."""
+    console.print(fitted(title, columns, console.width, left))
+
+
+def fitted(
+    title: str, columns: Sequence[Column], width: int, left: Sequence[str] = ()
+) -> RenderableType:
+    """Make a table of the columns from the left that have room, and under it what is left out.
 
     Parameters
     ----------
-    console
-        Where to.
     title
         What it holds; may be empty.
     columns
         All with the same number of cells.
+    width
+        Of the terminal.
     left
         What else is left out, such as ``12 rows``.
     """
-    width = console.width
     shown = _chosen(columns, width)
     widths = _widths([columns[i] for i in shown], width)
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
@@ -89,11 +95,11 @@ def show_table(
         table.add_row(
             *(_cell(columns[i], row, room) for i, room in zip(shown, widths, strict=True))
         )
-    console.print(table)
     missing = [c.heading for i, c in enumerate(columns) if i not in shown]
     left = [*left, *([f"columns: {', '.join(missing)}"] if missing else [])]
-    if left:
-        console.print(Padding(Text(f"and {'; '.join(left)}", "dim"), (0, 0, 1, 2)))
+    if not left:
+        return table
+    return Group(table, Padding(Text(f"and {'; '.join(left)}", "dim"), (0, 0, 1, 2)))
 
 
 def _heading(column: Column, room: int, tall: int) -> Text:
