@@ -55,14 +55,22 @@ class Column:
 
 
 def show_table(
-    console: Console, title: str, columns: Sequence[Column], left: Sequence[str] = ()
+    console: Console,
+    title: str,
+    columns: Sequence[Column],
+    left: Sequence[str] = (),
+    plain: bool = False,
 ) -> None:
     """Print a table; see `fitted`."""
-    console.print(fitted(title, columns, console.width, left))
+    console.print(fitted(title, columns, console.width, left, plain))
 
 
 def fitted(
-    title: str, columns: Sequence[Column], width: int, left: Sequence[str] = ()
+    title: str,
+    columns: Sequence[Column],
+    width: int,
+    left: Sequence[str] = (),
+    plain: bool = False,
 ) -> RenderableType:
     """Make a table of the columns from the left that have room, and under it what is left out.
 
@@ -76,10 +84,17 @@ def fitted(
         Of the terminal.
     left
         What else is left out, such as ``12 rows``.
+    plain
+        Whether it is a line for the headings and one for each row, with nothing between.
     """
     shown = _chosen(columns, width)
     widths = _widths([columns[i] for i in shown], width)
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
+    table = Table(
+        box=None if plain else SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+    )
     tall = max(
         (len(_lines(columns[i].heading, w)) for i, w in zip(shown, widths, strict=True)), default=1
     )

@@ -168,10 +168,10 @@ def show_runs(console: Console, runs: Sequence[ListedRun]) -> None:
             Kind.EXACT,
             [colours.get(run.state, "cyan") for run in runs],
         ),
-        Column("Took", took, Kind.NUMBER),
-        Column("Exit", codes, Kind.NUMBER),
         Column("On", [run.on for run in runs], Kind.EXACT),
         Column("Job", [run.job for run in runs]),
+        Column("Took", took, Kind.NUMBER),
+        Column("Exit", codes, Kind.NUMBER),
         Column("", [run.doing for run in runs]),
     ]
-    show_table(console, "", [c for c in columns if any(c.cells)] or columns[:2])
+    show_table(console, "", [c for c in columns if c.heading or any(c.cells)], plain=True)
