@@ -179,7 +179,7 @@ def _chosen(columns: Sequence[Column], width: int) -> list[int]:
 
 
 def _widths(columns: Sequence[Column], width: int) -> list[int]:
-    """Share the room out: names grow alike as far as they need, then headings."""
+    """Share the room out: names grow alike until they are well told apart, then headings."""
     widths = [_least(column) for column in columns]
     spare = width - _ENDS - sum(room + _EACH for room in widths)
     if spare < 0:  # a terminal for one or two columns: the names give way further
@@ -193,7 +193,7 @@ def _widths(columns: Sequence[Column], width: int) -> list[int]:
         0 if c.kind is Kind.PROSE else min(t, WELL) for c, t in zip(columns, texts, strict=True)
     ]
     headings = [cell_len(column.heading) for column in columns]
-    for wanted in (names, texts, headings):
+    for wanted in (names, headings, texts):
         growing = [i for i in range(len(columns)) if widths[i] < wanted[i]]
         while growing and spare > 0:
             narrowest = min(growing, key=lambda i: widths[i])

@@ -129,8 +129,6 @@ class _Drawing:
                 self._say_above(step.said)
             return
         self._end_beneath()
-        if not self._bar.live.is_started:
-            self._bar.start()
         if step.said:
             _say(self._console, step.said)
         if step.phase != self._shown:
@@ -139,6 +137,8 @@ class _Drawing:
         self._bar.update(
             self._task, description=step.label, total=step.total, completed=step.done or 0
         )
+        if not self._bar.live.is_started:
+            self._bar.start()
 
     def _say_above(self, sentence: str) -> None:
         assert self._beneath is not None
