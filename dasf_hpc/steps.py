@@ -40,6 +40,8 @@ class Now:
         What of its limit that worker uses, %.
     waits_for
         What tasks, or workers that are not there, wait for; empty: for nothing.
+    at_least
+        Whether there are more functions than were looked at, and so more tasks.
     """
 
     elapsed: float
@@ -56,6 +58,7 @@ class Now:
     fullest: str = ""
     fullest_share: float = 0.0
     waits_for: str = ""
+    at_least: bool = False
 
 
 @dataclass(frozen=True)

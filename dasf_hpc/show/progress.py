@@ -205,6 +205,8 @@ def live_lines(now: Now, rate: float, width: int) -> list[str]:
         Columns of the terminal.
     """
     tasks = f"{count_text(now.done)} of {count_text(now.known)} tasks"
+    if now.at_least:
+        tasks += " and more"
     if not now.known:
         tasks = "no task yet"
     parts = [clock_text(now.elapsed), tasks, f"{count_text(now.executing)} executing"]

@@ -106,7 +106,11 @@ def _add_recorded(facts: Table, recorded: Sequence[Recorded]) -> None:
     """Say what the reports hold, and once why something is not whole."""
     if not recorded:
         return
-    facts.add_row("Recorded", escape("; ".join(one.short for one in recorded)))
+    there = [one.short for one in recorded if one.state != State.MISSING]
+    missing = [one.short.split(":")[0] for one in recorded if one.state == State.MISSING]
+    facts.add_row("Recorded", escape("; ".join(there) or "nothing"))
+    if missing:
+        facts.add_row("Not recorded", escape(", ".join(missing)))
     reasons = [one.reason for one in recorded if one.state != State.MISSING and one.reason]
     for reason in dict.fromkeys(reasons):
         facts.add_row("", escape(reason))
