@@ -1046,7 +1046,7 @@ def _print_headline(ended: RunResult, console: Console) -> None:
     if ended.headline is not None:
         from dasf_hpc.show.answers import show_headline
 
-        show_headline(console, ended.headline, ended.directory)
+        show_headline(console, ended.headline)
     elif ended.summary.work >= 0:
         console.print(
             f"What it spent its time on: dasf-hpc analyze where {ended.directory.name} "

@@ -508,7 +508,7 @@ def _wait_for_job(
             if waits:
                 manifest.note(waits)
             process.end_line()
-            said = waits or "every task has a worker again"
+            said = waits or "no task waits for such a worker any more"
         now = replace(now, waits_for=tasks_wait or launcher.why_workers_wait(now.workers))
         told(Step("Running the job", said=said, now=now))
         keep_now(directory, now)

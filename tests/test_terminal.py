@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -155,7 +154,7 @@ def test_findings_are_told_with_what_they_could_save_the_costliest_first() -> No
 def test_a_runs_end_names_three_findings_then_its_length() -> None:
     found = [finding(f"Number {i}. " + "word " * 40, (9 - i) * 10**9) for i in range(5)]
     head = Headline("95.6 s from first to last task.", 0, 95_600_000_000, -1, found)
-    text = printed(60, show_headline, head, Path("a-run"))
+    text = printed(60, show_headline, head)
     assert all(f"Number {i}." in text for i in range(3))
     assert "Number 3." not in text
     assert "and 2 more" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -109,14 +108,14 @@ def show_finding(console: Console, finding: Finding) -> None:
         console.print(_hanging(finding.next_step, "dim"))
 
 
-def show_headline(console: Console, headline: Headline, run: Path) -> None:
+def show_headline(console: Console, headline: Headline) -> None:
     """Print the three findings that cost most, then how long the run was and what was avoidable."""
     for finding in headline.findings[:FIRST]:
         show_finding(console, finding)
     more = len(headline.findings) - FIRST
     if more > 0:
         console.print(
-            Text(f"and {more} more: in the report, or dasf-hpc analyze NAME {run.name}", "dim")
+            Text(f"and {more} more in the report; dasf-hpc analyze lists all questions", "dim")
         )
     console.print(Text(one_line(headline.sentence), "bold"))
 
