@@ -650,10 +650,9 @@ def analyze(
             answers.show_answer(Console(), answer, rows or answers.ROWS, trace)
 
 
-def _answer(name: str, trace: Trace, by: str | None, faster: list[str]) -> Answer:
+def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **options: Any) -> Answer:
     from dasf_hpc.analysis import analyse
 
-    options: dict[str, Any] = {}
     if by is not None:
         if name not in ("functions", "communication"):
             raise typer.BadParameter(f"{name} takes no --by")
