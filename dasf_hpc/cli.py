@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -27,12 +27,16 @@ from dasf_hpc.errors import (
     exit_code_table,
 )
 from dasf_hpc.launch.head_end import leave_word_of_the_end
-from dasf_hpc.settings import OF_RECORDING, Settings, load_settings
+from dasf_hpc.settings import OF_RECORDING, TOPICS, Settings, load_settings
 from dasf_hpc.show.formats import Format
+from dasf_hpc.show.help import Command, Group
 
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.answer import Answer
     from dasf_hpc.analysis.compare import Comparison
     from dasf_hpc.imports import Imported
+    from dasf_hpc.run import RunResult
+    from dasf_hpc.trace.open import Trace
     from dasf_hpc.trace.summary import Summary
 
 app = typer.Typer(
@@ -42,7 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: " + "; ".join(f"{c} {m[:1].lower()}{m[1:]}" for c, m in exit_code_table()),
+    cls=Group,
 )
 
 
@@ -52,12 +56,34 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_exit_codes(wanted: bool) -> None:
+    if wanted:
+        from dasf_hpc.show.fit import Column, Kind, show_table
+
+        codes, meanings = zip(*exit_code_table(), strict=True)
+        columns = [
+            Column("Code", [str(code) for code in codes], Kind.NUMBER),
+            Column("Meaning", meanings, Kind.PROSE),
+        ]
+        show_table(Console(), "", columns)
+        raise typer.Exit
+
+
 @app.callback()
 def all_commands(
     version: Annotated[
         bool,
         typer.Option(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    exit_codes: Annotated[
+        bool,
+        typer.Option(
+            "--help-exit-codes",
+            callback=_print_exit_codes,
+            is_eager=True,
+            help="Print what every exit code means.",
         ),
     ] = False,
 ) -> None:
@@ -76,7 +102,8 @@ Strict = Annotated[
 
 #: The nsys to use.
 NsysPath = Annotated[
-    str | None, typer.Option(help="The nsys that exports the reports; default: from PATH.")
+    str | None,
+    typer.Option(metavar="PATH", help="The nsys that exports the reports; default: from PATH."),
 ]
 
 #: Whether to store what is large and seldom looked at.
@@ -198,6 +225,8 @@ def settings_options(
         Names of settings that it has no option for.
     """
     fields = {name: field for name, field in Settings.model_fields.items() if name not in without}
+    shown = {name: dict(cast("dict[str, str]", f.json_schema_extra)) for name, f in fields.items()}
+    fields = dict(sorted(fields.items(), key=lambda f: TOPICS.index(shown[f[0]]["topic"])))
     parameters = [
         p
         for p in inspect.signature(command, eval_str=True).parameters.values()
@@ -216,9 +245,12 @@ def settings_options(
             complete = choices(*kind.__args__)
             kind = str
         if field.default not in (None, [], False) and kind is not bool:
-            text += f" Default: {field.default}."
+            default = field.default
+            text += (
+                f" Default: {default:g}." if isinstance(default, float) else f" Default: {default}."
+            )
         flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
-        metavar = None if kind is bool else name.split("_")[-1].upper()
+        metavar = None if kind is bool else shown[name]["metavar"]
         parameters.append(
             inspect.Parameter(
                 name,
@@ -232,6 +264,7 @@ def settings_options(
                         metavar=metavar,
                         show_default=False,
                         autocompletion=complete,
+                        rich_help_panel=shown[name]["topic"],
                     ),
                 ],
             )
@@ -260,12 +293,14 @@ def _load_hidden(given: dict[str, Any]) -> Settings:
 def submit(
     job: Annotated[
         str,
-        typer.Argument(help="A Python script, a notebook (.ipynb), or example:seismic."),
+        typer.Argument(
+            metavar="JOB", help="A Python script, a notebook (.ipynb), or example:seismic."
+        ),
     ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARGS]...",
+            metavar="ARGS",
             help="The script's arguments; {scheduler_file} in one stands for the path of the "
             "run's scheduler file.",
         ),
@@ -289,7 +324,7 @@ def submit(
 
     The script runs as a process of its own, unmodified: Client() in it finds the cluster, and so
     does Client(scheduler_file=...) with the file that DASF_HPC_SCHEDULER_FILE names. The command's
-    exit code is the script's, or one of those listed in the README.
+    exit code is the script's, or one of those that dasf-hpc --help-exit-codes lists.
     """
     if module:
         from dasf_hpc.launch.job import MODULE
@@ -304,7 +339,7 @@ def submit(
     else:
         settings = _load_hidden(given or {})
     from dasf_hpc import batch, run
-    from dasf_hpc.launch.job import begin_line
+    from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show.progress import progress
 
     if dry_run:
@@ -316,19 +351,20 @@ def submit(
         print(json.dumps(name, indent=1) if as_json else directory)
         return
     console = _console()
-    with progress(console) as told:
+    with progress(console, phases=True) as told:
         result = run.submit(settings, job, arguments or [], told, run_directory)
     if as_json:
         begin_line(sys.stdout.fileno())
-    _print_summary(result.directory, as_json, console, result.summary)
+    _print_summary(result.directory, as_json, console, result.summary, ended=result)
     if result.error is not None:
         raise result.error
     raise typer.Exit(result.exit_code)
 
 
-app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
-    settings_options(submit)
-)
+app.command(
+    cls=Command,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)(settings_options(submit))
 
 
 def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None:
@@ -352,17 +388,22 @@ def doctor(as_json: AsJson = False, given: dict[str, Any] | None = None) -> None
         raise DoctorError(f"{len(failed)} check(s) failed: {', '.join(failed)}.")
 
 
-app.command()(settings_options(doctor))
+app.command(cls=Command)(settings_options(doctor))
 
 
 def template(
     system: Annotated[
         str,
-        typer.Argument(help="slurm, pbs or lsf.", autocompletion=choices("slurm", "pbs", "lsf")),
+        typer.Argument(
+            metavar="SYSTEM",
+            help="slurm, pbs or lsf.",
+            autocompletion=choices("slurm", "pbs", "lsf"),
+        ),
     ],
     kind: Annotated[
         str,
         typer.Argument(
+            metavar="KIND",
             help="head, allocation or array.",
             autocompletion=choices("head", "allocation", "array"),
         ),
@@ -376,7 +417,7 @@ def template(
     print(filled_template(system, kind, settings), end="")
 
 
-app.command()(settings_options(template))
+app.command(cls=Command)(settings_options(template))
 
 
 def merge(
@@ -418,14 +459,16 @@ def _told_of_interruption(run_path: Path) -> Iterator[None]:
         ) from None
 
 
-app.command()(settings_options(of_runs("run_path")(merge), OF_RECORDING))
+app.command(cls=Command)(settings_options(of_runs("run_path")(merge), OF_RECORDING))
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("into")
 def join(
     reports: Reports,
-    into: Annotated[Path, typer.Option(help="A trace.h5, or the directory of a run.")],
+    into: Annotated[
+        Path, typer.Option(metavar="PATH", help="A trace.h5, or the directory of a run.")
+    ],
     nsys_path: NsysPath = None,
     os_runtime: OsRuntime = False,
     as_json: AsJson = False,
@@ -440,10 +483,10 @@ def join(
     _print_imported(done, as_json, console)
 
 
-@app.command(name="import")
+@app.command(name="import", cls=Command)
 def import_(
     reports: Reports,
-    into: Annotated[Path, typer.Option(help="The trace.h5 to write.")],
+    into: Annotated[Path, typer.Option(metavar="PATH", help="The trace.h5 to write.")],
     nsys_path: NsysPath = None,
     os_runtime: OsRuntime = False,
     as_json: AsJson = False,
@@ -458,7 +501,7 @@ def import_(
     _print_imported(done, as_json, console)
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def show(
     run_path: RunOrTrace,
@@ -469,7 +512,7 @@ def show(
     _print_summary(run_path, as_json, Console(), strict=strict)
 
 
-@app.command()
+@app.command(cls=Command)
 def runs(
     folder: Annotated[
         Path | None,
@@ -494,12 +537,13 @@ def runs(
         show_runs(Console(), found)
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def cancel(
     run_path: Run,
     wait: Annotated[
-        float, typer.Option(help="Seconds to wait for the run to end gracefully.")
+        float,
+        typer.Option(metavar="SECONDS", help="How long to wait for the run to end gracefully."),
     ] = 300.0,
 ) -> None:
     """Stop a run gracefully, from any host; one whose submit died has its jobs cancelled."""
@@ -508,12 +552,15 @@ def cancel(
     print(cancel_run(run_path, wait))
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def logs(
     run_path: Run,
     node: Annotated[
-        str | None, typer.Argument(help="A node's host name, or job or scheduler; default: job.")
+        str | None,
+        typer.Argument(
+            metavar="NODE", help="A node's host name, or job or scheduler; default: job."
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the run is over.")
@@ -527,12 +574,16 @@ def logs(
         sys.stdout.flush()
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def analyze(
     name: Annotated[
         str | None,
-        typer.Argument(help="The analysis; without one they are listed.", autocompletion=_analyses),
+        typer.Argument(
+            metavar="NAME",
+            help="The analysis; without one they are listed.",
+            autocompletion=_analyses,
+        ),
     ] = None,
     run_path: Annotated[
         Path | None,
@@ -544,6 +595,7 @@ def analyze(
     by: Annotated[
         str | None,
         typer.Option(
+            metavar="WHAT",
             help="functions: function, node, worker, gpu; communication: node, worker.",
             autocompletion=choices("function", "node", "worker", "gpu"),
         ),
@@ -556,10 +608,13 @@ def analyze(
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows of a table at most; default: 20 on a terminal, else all."),
+        typer.Option(
+            metavar="N", min=1, help="Rows of a table at most; default: 20 on a terminal, else all."
+        ),
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="The table for --csv; default: the first.")
+        str | None,
+        typer.Option(metavar="NAME", help="The table for --csv; default: the first."),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a table as CSV.")] = False,
     as_json: AsJson = False,
@@ -578,28 +633,31 @@ def analyze(
         else:
             answers.show_analyses(Console())
         return
+    from dasf_hpc.analysis import ANALYSES
+    from dasf_hpc.trace.open import open_trace
+
+    if name not in ANALYSES:
+        raise typer.BadParameter(f"there is no analysis {name}; there are {', '.join(ANALYSES)}")
     more: dict[str, Any] = {}
     if name == "task_bottleneck" and (rows is not None or as_json or as_csv):
         from dasf_hpc.analysis.functions import LONGEST
 
         more = {"longest": None if rows is None else max(rows, LONGEST)}
-    answer = _answer(name, run_path, by, faster or [], **more)
-    if as_json:
-        print(json.dumps(answer.document(rows), indent=1))
-    elif as_csv:
-        if table is not None and table not in answer.tables:
-            raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
-        answers.write_csv(answer, table, rows, sys.stdout)
-    else:
-        answers.show_answer(Console(), answer, rows or answers.ROWS)
+    with open_trace(run_path) as trace:
+        answer = _answer(name, trace, by, faster or [], **more)
+        if as_json:
+            print(json.dumps(answer.document(rows), indent=1))
+        elif as_csv:
+            if table is not None and table not in answer.tables:
+                raise typer.BadParameter(f"{name} has the tables {', '.join(answer.tables)}")
+            answers.write_csv(answer, table, rows, sys.stdout)
+        else:
+            answers.show_answer(Console(), answer, rows or answers.ROWS, trace)
 
 
-def _answer(name: str, run_path: Path, by: str | None, faster: list[str], **options: Any) -> Any:
-    from dasf_hpc.analysis import ANALYSES, analyse
-    from dasf_hpc.trace.open import open_trace
+def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **options: Any) -> Answer:
+    from dasf_hpc.analysis import analyse
 
-    if name not in ANALYSES:
-        raise typer.BadParameter(f"there is no analysis {name}; there are {', '.join(ANALYSES)}")
     if by is not None:
         if name not in ("functions", "communication"):
             raise typer.BadParameter(f"{name} takes no --by")
@@ -608,11 +666,10 @@ def _answer(name: str, run_path: Path, by: str | None, faster: list[str], **opti
         if name != "what_if":
             raise typer.BadParameter(f"{name} takes no --faster")
         options["faster"] = dict(map(_times_faster, faster))
-    with open_trace(run_path) as trace:
-        try:
-            return analyse(name, trace, **options)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+    try:
+        return analyse(name, trace, **options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _times_faster(given: str) -> tuple[str, float]:
@@ -623,7 +680,7 @@ def _times_faster(given: str) -> tuple[str, float]:
         raise typer.BadParameter(f"{given} is not FUNCTION=TIMES, as fft=2") from None
 
 
-class _Sides(typer.core.TyperCommand):
+class _Sides(Command):
     """Reads ``BASE ... --head HEAD ...``: what follows --head, up to an option, is of its side."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -653,17 +710,23 @@ def compare(
         list[Path] | None, typer.Option(metavar="HEAD...", help="Runs after it.")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="A saved baseline: more runs before the change.")
+        Path | None,
+        typer.Option(metavar="PATH", help="A saved baseline: more runs before the change."),
     ] = None,
     save_baseline: Annotated[
         Path | None,
-        typer.Option(help="Save the head runs, or without any the base runs, as a baseline."),
+        typer.Option(
+            metavar="PATH", help="Save the head runs, or without any the base runs, as a baseline."
+        ),
     ] = None,
     relative: Annotated[
-        float, typer.Option(min=0, help="A smaller change is none, in percent.")
+        float, typer.Option(metavar="PERCENT", min=0, help="A smaller change is none.")
     ] = 5.0,
     absolute: Annotated[
-        float, typer.Option(min=0, help="A smaller change is none, in seconds of thread time.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="A smaller change is none, of the threads' time."
+        ),
     ] = 0.1,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown for a pull request.")
@@ -671,7 +734,9 @@ def compare(
     as_github: Annotated[
         bool, typer.Option("--github", help="Print GitHub's annotations.")
     ] = False,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file, too.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write JUnit XML to this file, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether the head runs are slower than the base runs, by the runs' own noise.
@@ -715,12 +780,14 @@ def _exit_by_verdict(found: Comparison, allow_cannot_tell: bool = False) -> None
 def ci(
     job: Annotated[
         str,
-        typer.Argument(help="A Python script, a notebook (.ipynb), or example:seismic."),
+        typer.Argument(
+            metavar="JOB", help="A Python script, a notebook (.ipynb), or example:seismic."
+        ),
     ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARGS]...",
+            metavar="ARGS",
             help="The script's arguments; {scheduler_file} in one stands for the path of the "
             "run's scheduler file.",
         ),
@@ -729,19 +796,29 @@ def ci(
         bool,
         typer.Option("--module", "-m", help="JOB is a module, run as 'python -m JOB' does."),
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="How often to run it.")] = 5,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="How often to run it.")] = 5,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The base side: a head.json of before. It need not be there yet."),
+        typer.Option(
+            metavar="PATH", help="The base side: a head.json of before. It need not be there yet."
+        ),
     ] = None,
     into: Annotated[
-        Path, typer.Option(help="Folder for runs/, compare.md, .xml and .json, and head.json.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for runs/, compare.md, .xml and .json, and head.json."
+        ),
     ] = Path("dasf-hpc-ci"),
     allow_cannot_tell: Annotated[
         bool, typer.Option("--allow-cannot-tell", help="Exit with 0, not 82, if it cannot tell.")
     ] = False,
-    relative: Annotated[float, typer.Option(help="A smaller change is none, %.")] = 5.0,
-    absolute: Annotated[float, typer.Option(help="A smaller change is none, s.")] = 0.1,
+    relative: Annotated[
+        float, typer.Option(metavar="PERCENT", help="A smaller change is none.")
+    ] = 5.0,
+    absolute: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="A smaller change is none, of the threads' time."),
+    ] = 0.1,
     as_github: Annotated[
         bool, typer.Option("--github", help="Print GitHub's annotations, too.")
     ] = False,
@@ -755,13 +832,13 @@ def ci(
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
     from dasf_hpc.ci import compare_with_baseline, repeat
-    from dasf_hpc.launch.job import begin_line
+    from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
 
     base = load_baseline(baseline) if baseline and baseline.exists() else []
     console = _console()
-    with progress(console) as told:
+    with progress(console, phases=True) as told:
         results = repeat(settings, job, arguments or [], repeats, into, told)
     if results[-1].exit_code:
         raise results[-1].error or typer.Exit(results[-1].exit_code)
@@ -777,9 +854,10 @@ def ci(
     _exit_by_verdict(found, allow_cannot_tell)
 
 
-app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})(
-    settings_options(ci, frozenset({"runs_dir"}))
-)
+app.command(
+    cls=Command,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)(settings_options(ci, frozenset({"runs_dir"})))
 
 
 def _measured(paths: list[Path]) -> list[Any]:
@@ -800,14 +878,21 @@ def _write_text(path: Path, text: str) -> None:
         raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from None
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def export(
     run_path: RunOrTrace,
-    to: Annotated[Format, typer.Option(help="The format.")] = Format.PERFETTO,
+    to: Annotated[
+        Format,
+        typer.Option(
+            metavar="NAME", help=f"The format, one of: {', '.join(one.value for one in Format)}."
+        ),
+    ] = Format.PERFETTO,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="What to write; default: beside the trace."),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="What to write; default: beside the trace."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -820,11 +905,13 @@ def export(
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def watch(
     run_path: Run,
-    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.2, help="How long between two looks.")
+    ] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
 ) -> None:
     """Watch a run until it is over, from what it records; the run does not notice."""
@@ -837,13 +924,18 @@ def watch(
         show.show_watch(Console(), run_path, interval)
 
 
-@app.command()
+@app.command(cls=Command)
 @of_runs("run_path")
 def report(
     run_path: RunOrTrace,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file; default: report.html beside the trace."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The file; default: report.html beside the trace.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -856,25 +948,28 @@ def report(
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 
-image = typer.Typer(help="Make Apptainer or Docker images.", no_args_is_help=True)
+image = typer.Typer(help="Make Apptainer or Docker images.", no_args_is_help=True, cls=Group)
 app.add_typer(image, name="image")
 
 #: Which of the images.
 Variant = Annotated[
     str,
     typer.Option(
-        help="One of: cpu, cuda12, cuda13.", autocompletion=choices("cpu", "cuda12", "cuda13")
+        metavar="NAME",
+        help="One of: cpu, cuda12, cuda13.",
+        autocompletion=choices("cpu", "cuda12", "cuda13"),
     ),
 ]
 
 
-@image.command()
+@image.command(cls=Command)
 def recipe(
     variant: Variant,
     container_format: Annotated[
         str,
         typer.Option(
             "--format",
+            metavar="NAME",
             help="One of: apptainer, docker.",
             autocompletion=choices("apptainer", "docker"),
         ),
@@ -886,9 +981,11 @@ def recipe(
     print(image_recipe(container_format, variant), end="")
 
 
-@image.command()
+@image.command(cls=Command)
 def build(
-    target: Annotated[Path, typer.Argument(help="The image to make, such as dasf-hpc.sif.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="The image to make, such as dasf-hpc.sif.")
+    ],
     variant: Variant,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="Make a folder.")] = False,
     fakeroot: Annotated[bool, typer.Option("--fakeroot", help="Build without root.")] = False,
@@ -921,10 +1018,11 @@ def _print_summary(
     console: Console,
     summary: Summary | None = None,
     strict: bool = False,
+    ended: RunResult | None = None,
 ) -> None:
     """Print what a run's trace holds; the summary is read from the trace where none is given."""
     from dasf_hpc.outcome import missing, show_run
-    from dasf_hpc.show.terminal import show_summary
+    from dasf_hpc.show.terminal import show_places, show_summary
 
     summary, manifest, trace = show_run(path, summary)
     if as_json:
@@ -935,9 +1033,11 @@ def _print_summary(
             )
         )
     else:
-        show_summary(console, summary, manifest, trace)
-        if (page := trace.with_name("report.html")).exists():
-            console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+        show_summary(console, summary, manifest)
+        if ended is not None:
+            _print_headline(ended, console)
+        page = trace.with_name("report.html")
+        show_places(console, trace, page if page.exists() else None)
     gaps = missing(summary, manifest)
     if summary.unused:
         gaps.append(summary.unused)
@@ -945,9 +1045,25 @@ def _print_summary(
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
 
 
+def _print_headline(ended: RunResult, console: Console) -> None:
+    """Print what cost a run most, where that was looked at for its report."""
+    if ended.headline is not None:
+        from dasf_hpc.show.answers import show_headline
+
+        show_headline(console, ended.headline)
+    elif ended.summary.work >= 0:
+        console.print(
+            f"What it spent its time on: dasf-hpc analyze where {ended.directory.name} "
+            "(where, functions, balance, ...)",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+
+
 def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
     from dasf_hpc.outcome import show_run
-    from dasf_hpc.show.terminal import show_reports, show_summary
+    from dasf_hpc.show.terminal import show_places, show_reports, show_summary
 
     summary, _, trace = show_run(done.trace)
     if as_json:
@@ -967,7 +1083,8 @@ def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
         show_reports(console, done.reports)
         for sentence in done.skipped:
             console.print(sentence, markup=False)
-        show_summary(console, summary, {}, trace)
+        show_summary(console, summary, {})
+        show_places(console, trace)
 
 
 def _public(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dasf_hpc.units import duration_text
+
 #: So many are told one by one.
 TOLD = 3
 
@@ -92,7 +94,7 @@ def _clause(job: dict[str, Any], started: Any) -> str:
     if isinstance(at := job.get("time"), int | float):
         when = f" at {time.strftime('%H:%M:%S', time.localtime(at))}"
         if isinstance(started, int | float):
-            when += f", {at - started:.0f} s after the run began"
+            when += f", {duration_text(1e9 * (at - started))} after the run began"
     why = job.get("why") or ("its walltime was near" if job.get("walltime") else "")
     why = f" ({why})" if why else " (nothing said why)"
     if job.get("replaced_by"):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ from dasf_hpc.launch.image import open_image
 from dasf_hpc.launch.job import Job, JobProcess, find_job
 from dasf_hpc.launch.launcher import SCHEDULER_FILE, Launcher
 from dasf_hpc.launch.leaving import going
+from dasf_hpc.launch.look import drop_now, keep_now, look
 from dasf_hpc.launch.messages import logging_to
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.node_job import is_worker_of
@@ -94,9 +95,10 @@ from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.plugins import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
 from dasf_hpc.profile.scheduler import SchedulerRecorder
 from dasf_hpc.settings import Settings, clock_port, lowered_resources, not_taken
-from dasf_hpc.steps import Step, Told
+from dasf_hpc.steps import Now, Step, Told
 
 if TYPE_CHECKING:
+    from dasf_hpc.analysis.headline import Headline
     from dasf_hpc.trace.summary import Summary
 
 
@@ -114,12 +116,15 @@ class RunResult:
         What the trace holds.
     error
         What ended the run early, or that its recording is partial.
+    headline
+        What the analyses found, the costliest first; None where no report was written.
     """
 
     directory: Path
     exit_code: int
     summary: Summary
     error: DasfHpcError | None = None
+    headline: Headline | None = None
 
     def __repr__(self) -> str:
         from dasf_hpc.show.notebook import summary_text
@@ -195,6 +200,8 @@ def submit(
         versions=versions(),
         git_revision=git_revision(program.folder),
     )
+    told(Step("Starting", said=f"Run: {directory}"))
+    told(Step("Starting", said=f"From another terminal: dasf-hpc watch {directory}"))
     told_besides = [*not_taken(launcher_class.name), *lowered_resources(os.environ)]
     for sentence in (open_note(settings), unchecked, *told_besides):
         if sentence is not None:
@@ -224,6 +231,7 @@ def submit(
             delete_environment(directory)
             with contextlib.suppress(OSError):
                 (directory / SCHEDULER_FILE).unlink()
+            drop_now(directory)
             for sentence in script_notes(directory):
                 manifest.note(sentence)
         recorded = worker_recorded(directory)
@@ -249,15 +257,14 @@ def submit(
             manifest.update(state="partial", ended=time.time())
             manifest.note(str(failed))
             raise
-        if settings.report:
-            _write_report(directory, told)
+        found = _write_report(directory, told) if settings.report else None
     if isinstance(error, InterruptedRun):
         error = InterruptedRun(f"{_begun(error)}; what was recorded is merged in {directory}.")
     if error is None and exit_code == 0 and Manifest(directory).content["state"] != "complete":
         error = PartialRecording(
             f"The job ended with 0, but its recording is partial: dasf-hpc show {directory}"
         )
-    return RunResult(directory, error.exit_code if error else exit_code, summary, error)
+    return RunResult(directory, error.exit_code if error else exit_code, summary, error, found)
 
 
 def _begun(error: DasfHpcError) -> str:
@@ -313,6 +320,8 @@ def _run_job(
     try:
         told(Step("Submitting node jobs"))
         launcher.start()
+        if address := launcher.dashboard():
+            told(Step("Submitting node jobs", said=f"Dashboard: {address}"))
         threading.Thread(target=_load_what_merges, name="dasf-hpc-load", daemon=True).start()
         recorder = _attach_recording(launcher)
         manifest.update(state="waiting", batch_jobs=launcher.job_ids())
@@ -329,7 +338,7 @@ def _run_job(
         launcher.wait_for_workers(wanted, waiting)
         check_workers(launcher.cluster)
         manifest.update(state="running", job_started=time.time(), waiting_for="")
-        told(Step("Running the job"))
+        told(Step("Running the job", now=_first_look(launcher)))
         place, environment = launcher.place, _job_environment(launcher, directory)
         python = [sys.executable]
         if place.container is not None:
@@ -438,6 +447,16 @@ def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
     return environment
 
 
+def _first_look(launcher: Launcher) -> Now:
+    """Look at a cluster that has just been made."""
+
+    async def first() -> Now:
+        return look(launcher.cluster.scheduler, 0.0, launcher.shape.workers)
+
+    now: Now = launcher.cluster.sync(first)
+    return now
+
+
 def _words(program: Job, arguments: Sequence[str], directory: Path) -> list[str]:
     """Give what Python is told to run."""
     executed = [str(directory / "logs" / program.executed)] if program.executed else []
@@ -468,24 +487,31 @@ def _wait_for_job(
     settings, directory = launcher.settings, launcher.place.directory
     memory = Memory()
     unrunnable, scheduler = Unrunnable(), launcher.cluster.scheduler
+    began = time.monotonic()
 
-    async def look_for_unrunnable() -> str | None:
-        return unrunnable.look(scheduler)
+    async def look_at_scheduler() -> tuple[str | None, Now]:
+        now = look(scheduler, time.monotonic() - began, launcher.shape.workers)
+        return unrunnable.look(scheduler), now
 
-    looked = time.monotonic()
+    looked, tasks_wait = began, ""
     while (code := process.poll()) is None:
         time.sleep(0.05)
         if time.monotonic() - looked < 1.0:
             continue
         looked = time.monotonic()
         _heed_request(directory)
-        waits = launcher.cluster.sync(look_for_unrunnable)
+        waits, now = launcher.cluster.sync(look_at_scheduler)
+        said = ""
         if waits is not None:
+            tasks_wait = waits
             manifest.update(waiting_for=waits)
             if waits:
                 manifest.note(waits)
             process.end_line()
-            told(Step("Running the job", said=waits or "every task has a worker again"))
+            said = waits or "no task waits for such a worker any more"
+        now = replace(now, waits_for=tasks_wait or launcher.why_workers_wait(now.workers))
+        told(Step("Running the job", said=said, now=now))
+        keep_now(directory, now)
         memory, end = _replace_jobs(launcher, recorder, manifest, memory)
         if end is not None and not launcher.jobs() and process.poll() is None:
             if end is End.WALLTIME:
@@ -558,16 +584,18 @@ def _note_replaced(manifest: Manifest, new: Sequence[str]) -> None:
             return
 
 
-def _write_report(directory: Path, told: Told) -> None:
-    """Write the run's page; a run is no worse for not having one."""
+def _write_report(directory: Path, told: Told) -> Headline | None:
+    """Write the run's page and give what it says first; a run is no worse for not having one."""
+    found: list[Headline] = []
     again = f"to write it again: dasf-hpc report {directory}"
     try:
         from dasf_hpc.show.report import write_report
 
-        write_report(directory, told=told)
+        write_report(directory, told=told, heard=found.append)
     except KeyboardInterrupt:
         Manifest(directory).note(f"The report was interrupted; {again}")
     except DasfHpcError as error:
         Manifest(directory).note(f"{error} {again}")
     except Exception as bug:
         Manifest(directory).note(f"The report was not written, which is a bug: {bug!r}; {again}")
+    return found[0] if found else None

@@ -80,6 +80,24 @@ _READ_AT_START = (*("DASK_", "GLIBC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBL
 UCX = ("ucx", "ucxx")
 
 
+#: Topics of options, in the order in which a command's help tells them.
+TOPICS = (
+    WHERE := "Where",
+    SIZE := "Size",
+    TIME := "Time",
+    PYTHON := "Python and image",
+    GPUS := "GPUs",
+    NETWORK := "Network",
+    RECORDING := "nsys and recording",
+    OUTPUT := "Output",
+)
+
+
+def shown(topic: str, metavar: str = "") -> dict[str, Any]:
+    """Say how an option is shown: under which topic, and what stands for its value."""
+    return {"topic": topic, "metavar": metavar}
+
+
 class Settings(BaseSettings):
     """The settings of one run."""
 
@@ -90,76 +108,113 @@ class Settings(BaseSettings):
         description="Where the workers run; auto: SLURM where there is sbatch, PBS where there is "
         "qsub, LSF where there is bsub, else this machine; allocation: on the nodes of the batch "
         "job that this runs in.",
+        json_schema_extra=shown(WHERE, "PLACE"),
     )
     profile: str | None = Field(
         None,
         description="Which section profile.NAME of the settings files to use, such as a site's.",
+        json_schema_extra=shown(WHERE, "NAME"),
     )
-    nodes: int = Field(1, ge=1, description="Number of node jobs, one batch job each.")
+    nodes: int = Field(
+        1,
+        ge=1,
+        description="Number of node jobs, one batch job each.",
+        json_schema_extra=shown(SIZE, "N"),
+    )
     workers_per_node: int | None = Field(
-        None, ge=1, description="Worker processes a node; default: one a GPU, or 1."
+        None,
+        ge=1,
+        description="Worker processes a node; default: one a GPU, or 1.",
+        json_schema_extra=shown(SIZE, "N"),
     )
     threads_per_worker: int | None = Field(
         None,
         ge=1,
         description="Threads of each worker that run tasks; default: 1, locally without GPUs this "
         "machine's cores shared out.",
+        json_schema_extra=shown(SIZE, "N"),
     )
     memory: str | None = Field(
         None,
         description="Memory of one node job, such as 4GB; default: 4GB a worker, locally 80% of "
         "this machine's shared out.",
+        json_schema_extra=shown(SIZE, "SIZE"),
     )
     gpus_per_node: int = Field(
-        0, ge=0, description="GPUs a node; above 0 the workers are dask-cuda's, one a GPU."
+        0,
+        ge=0,
+        description="GPUs a node; above 0 the workers are dask-cuda's, one a GPU.",
+        json_schema_extra=shown(SIZE, "N"),
     )
     exclusive: bool = Field(
-        False, description="Have every node job take a whole node, so that no two share one."
+        False,
+        description="Have every node job take a whole node, so that no two share one.",
+        json_schema_extra=shown(WHERE),
     )
-    walltime: str = Field("00:30:00", description="Time limit of a node job, [D-]HH:MM:SS.")
+    walltime: str = Field(
+        "00:30:00",
+        description="Time limit of a node job, [D-]HH:MM:SS.",
+        json_schema_extra=shown(TIME, "TIME"),
+    )
     head_walltime: str | None = Field(
         None,
         description="Time limit of the head where it is a batch job (--detach, templates); what "
         "its nodes wait in the queue counts; default: that of a node job.",
+        json_schema_extra=shown(TIME, "TIME"),
     )
     walltime_margin: float | None = Field(
         None,
         gt=0,
         description="Seconds before the walltime at which workers end, so that reports get "
         "written; default: 60, at most a quarter of the walltime.",
+        json_schema_extra=shown(TIME, "SECONDS"),
     )
     on_walltime: Literal["stop", "replace"] = Field(
         "stop",
         description="When node jobs reach their walltime: stop the run, or replace them.",
+        json_schema_extra=shown(TIME, "ACTION"),
     )
     on_lost: Literal["continue", "replace"] = Field(
         "continue",
         description="When a node job is lost (cancelled, node down): continue with the others, or "
         "replace it by a new one.",
+        json_schema_extra=shown(TIME, "ACTION"),
     )
-    partition: str | None = Field(None, description="SLURM partition, PBS or LSF queue.")
-    account: str | None = Field(None, description="Account to charge.")
+    partition: str | None = Field(
+        None,
+        description="SLURM partition, PBS or LSF queue.",
+        json_schema_extra=shown(WHERE, "NAME"),
+    )
+    account: str | None = Field(
+        None, description="Account to charge.", json_schema_extra=shown(WHERE, "NAME")
+    )
     directive: list[str] = Field(
         [],
         description="One more directive for the batch script, such as --qos=debug; repeatable.",
+        json_schema_extra=shown(WHERE, "TEXT"),
     )
     chunk: list[str] = Field(
         [],
         description="One more resource of the chunk that a PBS node job asks for, such as "
         "model=a100; ncpus and mem prevail over the run's own; repeatable.",
+        json_schema_extra=shown(WHERE, "NAME=VALUE"),
     )
     gpu_resource: str | None = Field(
         None,
         description="What the site calls its GPUs where a node job asks for them, such as gpu:a100 "
         "on SLURM or gpus on PBS; default: gpu and ngpus.",
+        json_schema_extra=shown(GPUS, "NAME"),
     )
     prologue: list[str] = Field(
         [],
         description="One more shell line to run before the workers, such as 'module load cuda'; "
         "repeatable.",
+        json_schema_extra=shown(WHERE, "LINE"),
     )
     interface: str | None = Field(
-        None, description="Network interface of scheduler and workers, such as ib0."
+        None,
+        description="Network interface of scheduler and workers, such as ib0.",
+        json_schema_extra=shown(NETWORK, "NAME"),
     )
     scheduler_port: int = Field(
         0,
@@ -167,118 +222,167 @@ class Settings(BaseSettings):
         le=65534,
         description="Port of the Dask scheduler; the next one tells the nodes the time; 0: any "
         "free ones.",
+        json_schema_extra=shown(NETWORK, "PORT"),
     )
     tls: bool = Field(
         True,
         description="Encrypt and authenticate Dask's connections, with keys of this run.",
+        json_schema_extra=shown(NETWORK),
     )
     protocol: Literal["tcp", "tls", "ucx", "ucxx"] | None = Field(
         None,
         description="Protocol between scheduler, workers and script; default: tls, tcp with "
         "--no-tls; ucx and ucxx have no TLS in Dask and want --no-tls.",
+        json_schema_extra=shown(NETWORK, "NAME"),
     )
     dashboard: bool = Field(
-        False, description="Serve Dask's dashboard on this host's loopback address."
+        False,
+        description="Serve Dask's dashboard on this host's loopback address.",
+        json_schema_extra=shown(NETWORK),
     )
     worker_python: str | None = Field(
-        None, description="Python of the workers; default: the one that runs dasf-hpc."
+        None,
+        description="Python of the workers; default: the one that runs dasf-hpc.",
+        json_schema_extra=shown(PYTHON, "PATH"),
     )
     worker_arg: list[str] = Field(
         [],
         description="One more argument for the worker command (dask worker, or dask cuda worker "
         "with GPUs), such as '--worker-port=9000:9003'; repeatable.",
+        json_schema_extra=shown(PYTHON, "ARG"),
     )
     resources: str | None = Field(
         None,
         description="Resources that each worker has for tasks that ask for some, such as 'GPU=1'; "
         "several: 'GPU=1 MEM=8e9'.",
+        json_schema_extra=shown(SIZE, "NAME=N"),
     )
     preload: list[str] = Field(
         [],
         description="Module, or path of a Python file, that each worker loads at its start; "
         "repeatable.",
+        json_schema_extra=shown(PYTHON, "MODULE"),
     )
     env: list[str] = Field(
         [],
         repr=False,
         description="Variable of workers and script, NAME=VALUE, or NAME for the value it has "
         "here; values are neither kept nor shown, nor in nsys's reports; repeatable.",
+        json_schema_extra=shown(PYTHON, "NAME=VALUE"),
     )
     own_cluster: Literal["adopt", "record"] = Field(
         "adopt",
         description="When the script makes a cluster of its own (Client(n_workers=4), "
         "LocalCluster, LocalCUDACluster, SLURMCluster, PBSCluster), or no client at all: adopt has "
         "it use the run's; record lets it have its own, whose workers are recorded without nsys.",
+        json_schema_extra=shown(PYTHON, "ACTION"),
     )
     rmm_pool_size: str | None = Field(
         None,
         description="GPU memory that RMM takes for each worker at its start, such as 20GB, or 0.8 "
         "of the GPU's; dask-cuda's workers only.",
+        json_schema_extra=shown(GPUS, "SIZE"),
     )
     device_memory_limit: str | None = Field(
         None,
         description="GPU memory above which a worker spills to the host's, such as 20GB, or 0.8 "
         "of the GPU's; dask-cuda's workers only.",
+        json_schema_extra=shown(GPUS, "SIZE"),
     )
     enable_nvlink: bool | None = Field(
-        None, description="Have UCX use NVLink, or not; dask-cuda's workers only."
+        None,
+        description="Have UCX use NVLink, or not; dask-cuda's workers only.",
+        json_schema_extra=shown(GPUS),
     )
     enable_infiniband: bool | None = Field(
-        None, description="Have UCX use InfiniBand, or not; dask-cuda's workers only."
+        None,
+        description="Have UCX use InfiniBand, or not; dask-cuda's workers only.",
+        json_schema_extra=shown(GPUS),
     )
     image: Path | None = Field(
         None,
         description="Apptainer image, a file or a sandbox folder, in which workers and script run.",
+        json_schema_extra=shown(PYTHON, "PATH"),
     )
     local_directory: str | None = Field(
-        None, description="Folder on the nodes for what workers spill, such as /scratch."
+        None,
+        description="Folder on the nodes for what workers spill, such as /scratch.",
+        json_schema_extra=shown(PYTHON, "DIR"),
     )
-    runs_dir: Path = Field(Path("runs"), description="Folder in which runs get their directories.")
+    runs_dir: Path = Field(
+        Path("runs"),
+        description="Folder in which runs get their directories.",
+        json_schema_extra=shown(OUTPUT, "DIR"),
+    )
     min_workers: int | None = Field(
-        None, ge=1, description="Start the job when this many workers are there; default: all."
+        None,
+        ge=1,
+        description="Start the job when this many workers are there; default: all.",
+        json_schema_extra=shown(SIZE, "N"),
     )
     start_timeout: float | None = Field(
-        None, gt=0, description="Seconds to wait for the workers; default: for ever."
+        None,
+        gt=0,
+        description="Seconds to wait for the workers; default: for ever.",
+        json_schema_extra=shown(TIME, "SECONDS"),
     )
     node_timeout: float = Field(
         90.0,
         gt=0,
         description="Seconds without a sign of life, of a node job's script or of a worker of it, "
         "after which its node is taken for dead, whatever the queue shows.",
+        json_schema_extra=shown(TIME, "SECONDS"),
     )
     stop_timeout: float = Field(
         300.0,
         gt=0,
         description="Seconds to wait at the end for reports to be written and jobs to leave the "
         "queue, before what is left is cancelled.",
+        json_schema_extra=shown(TIME, "SECONDS"),
     )
     nsys: bool | None = Field(
-        None, description="Run the workers under nsys profile; default: where nsys is there."
+        None,
+        description="Run the workers under nsys profile; default: where nsys is there.",
+        json_schema_extra=shown(RECORDING),
     )
-    nsys_path: str | None = Field(None, description="The nsys to use; default: from PATH.")
+    nsys_path: str | None = Field(
+        None,
+        description="The nsys to use; default: from PATH.",
+        json_schema_extra=shown(RECORDING, "PATH"),
+    )
     nsys_arg: list[str] = Field(
-        [], description="One more argument for nsys profile, such as '--trace=nvtx'; repeatable."
+        [],
+        description="One more argument for nsys profile, such as '--trace=nvtx'; repeatable.",
+        json_schema_extra=shown(RECORDING, "ARG"),
     )
     gpu_metrics: bool = Field(
         False,
         description="Have nsys sample what the nodes' GPUs do (SMs, tensor cores, memory, NVLink, "
         "PCIe), where a node permits it.",
+        json_schema_extra=shown(RECORDING),
     )
     gpu_metrics_frequency: int = Field(
         1000,
         ge=10,
         le=200_000,
         description="Samples of GPU metrics a second; each has some 20 values.",
+        json_schema_extra=shown(RECORDING, "N"),
     )
     nvtx_message: Literal["prefix", "key"] = Field(
         "prefix",
         description="Message of the NVTX range around a task; key costs 0.7 kB and 10 us a task.",
+        json_schema_extra=shown(RECORDING, "WORD"),
     )
     sample_interval: float = Field(
-        100.0, gt=0, description="Milliseconds between samples of the nodes' resources."
+        100.0,
+        gt=0,
+        description="Milliseconds between samples of the nodes' resources.",
+        json_schema_extra=shown(RECORDING, "MS"),
     )
     report: bool = Field(
-        True, description="Write report.html, a page that shows the run, at its end."
+        True,
+        description="Write report.html, a page that shows the run, at its end.",
+        json_schema_extra=shown(OUTPUT),
     )
 
     @field_validator("walltime", "head_walltime")

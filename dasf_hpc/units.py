@@ -34,6 +34,13 @@ def moment_text(ns: float, origin: int = 0) -> str:
     return f"{(ns - origin) / 1e9:,.3f} s"
 
 
+def clock_text(seconds: float) -> str:
+    """Write how long something has been going on, as a clock does: ``0:01:30``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 def share_text(percent: float) -> str:
     """Write a share, %: one digit after the point below 10 %, none above."""
     return f"{percent:.1f} %" if abs(percent) < 9.95 else f"{percent:.0f} %"

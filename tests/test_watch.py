@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic import write_run
 
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.manifest import HEARTBEAT, Manifest
 from dasf_hpc.profile.journal import STATUSES, Journal, Stream, read_journal
 from dasf_hpc.profile.tail import JournalTail
-from dasf_hpc.show.watch import Watch, headline
+from dasf_hpc.show.watch import Watch, drawn, headline, snapshot_document
 from dasf_hpc.trace.open import open_trace
 
 WANTED = (Stream.META, Stream.STARTS, Stream.STOPS, Stream.NODE_SAMPLES)
@@ -228,3 +230,32 @@ def test_on_a_terminal_it_draws(run_folder: Path) -> None:
     assert b"node2" in text
     assert b"300 W" in text
     assert b"Workers" in text
+
+
+def test_nodes_and_workers_stand_in_the_order_of_their_numbers_by_short_names(
+    tmp_path: Path,
+) -> None:
+    run = "2026-11-29T17-14-21-big-ab12"
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    for node in (10, 2, 1):
+        for worker in (10, 9):
+            _journal(
+                folder / f"{node}-{worker}.journal",
+                name=f"{run}-{node}-{worker}",
+                hostname=f"node{node}.site.example",
+            ).close()
+    Manifest(tmp_path).update(name=run, state="running", started=time.time())
+    (tmp_path / HEARTBEAT).touch()
+    seen = Watch(tmp_path).look()
+    assert [(worker.node, worker.short) for worker in seen.workers] == [
+        (f"node{node}", f"w{node}-{worker}") for node in (1, 2, 10) for worker in (9, 10)
+    ]
+    document = snapshot_document(seen)["workers"][0]
+    assert (document["name"], document["short"]) == (f"{run}-1-9", "w1-9")
+    assert document["hostname"] == "node1.site.example"
+    for width in (60, 80, 200):
+        text = io.StringIO()
+        Console(file=text, width=width).print(drawn(seen, width))
+        assert all(len(line.rstrip()) <= width for line in text.getvalue().splitlines())
+        assert "w10-9" in text.getvalue()

@@ -40,6 +40,7 @@ from dasf_hpc.nsight.reader import read_report
 from dasf_hpc.nsight.sessions import make_way, turn
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.profile.identity import installed_version
+from dasf_hpc.units import duration_text
 
 CAPTURE_TIMEOUT_S = 20.0
 """A capture of one range takes 1 to 2 s (measured with 2022.4 on two busy cores)."""
@@ -378,7 +379,8 @@ def clock_synchronisation(where: str, synchronised: bool | None, maxerror: float
             "the wall clock is not synchronised (adjtimex)",
             "times in a trace do not depend on it; dates of files and TLS do: start chronyd",
         )
-    return ok(name, where, f"the wall clock is synchronised within {maxerror:.3g} s")
+    within = duration_text(1e9 * maxerror)
+    return ok(name, where, f"the wall clock is synchronised within {within}")
 
 
 def open_files(where: str) -> Check:

@@ -28,6 +28,7 @@ from dasf_hpc.launch.shape import RunPlace
 from dasf_hpc.launch.worker_options import check_worker_command
 from dasf_hpc.manifest import make_run_directory
 from dasf_hpc.settings import Settings, clock_port
+from dasf_hpc.units import duration_text
 
 #: How long the trial job may wait in the queue and start, unless --start-timeout says otherwise.
 TRIAL_TIMEOUT_S = 30.0
@@ -129,7 +130,9 @@ def _trial(
         launcher.wait_for_workers(launcher.shape.workers, waiting)
         arrived = True
         seconds = time.monotonic() - begun
-        checks.append(ok(NAMES[0], COMPUTE, f"its workers were there after {seconds:.0f} s"))
+        checks.append(
+            ok(NAMES[0], COMPUTE, f"its workers were there after {duration_text(1e9 * seconds)}")
+        )
         deadline = time.monotonic() + SHARED_WAIT_S
         while len(read_answers(directory)) < launcher.shape.nodes and time.monotonic() < deadline:
             time.sleep(0.1)

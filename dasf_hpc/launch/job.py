@@ -13,9 +13,10 @@ from importlib import resources
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from dasf_hpc.errors import JobFileError, ProgramMissingError
+from dasf_hpc.launch.output import begin_line, copy
 
 #: Prefix of the example jobs shipped in the package.
 EXAMPLE = "example:"
@@ -196,7 +197,7 @@ class JobProcess:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self._copies = [
-            threading.Thread(target=_copy, args=(source, shown, logs / name), daemon=True)
+            threading.Thread(target=copy, args=(source, shown, logs / name), daemon=True)
             for source, shown, name in (
                 (self.process.stdout, sys.stdout.fileno(), "job.out"),
                 (self.process.stderr, sys.stderr.fileno(), "job.err"),
@@ -246,50 +247,3 @@ def _in_foreground() -> bool:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False
-
-
-#: By device and number of a file to which scripts' output was shown, the last byte of it. A
-#: terminal, or what both streams are redirected to, is one file.
-_last_shown: dict[tuple[int, int, int], bytes] = {}
-
-
-def _identity(shown: int) -> tuple[int, int, int]:
-    status = os.fstat(shown)
-    return status.st_dev, status.st_ino, status.st_rdev
-
-
-def begin_line(shown: int) -> None:
-    """Begin a line for words of ours where a script left one open; its own bytes stay as they are.
-
-    Parameters
-    ----------
-    shown
-        Descriptor of the stream to which the words go.
-    """
-    with contextlib.suppress(OSError):
-        if _last_shown.pop(_identity(shown), b"\n") != b"\n":
-            os.write(shown, b"\n")
-
-
-def _copy(source: BinaryIO, shown: int, log: Path) -> None:
-    """Copy a stream to the terminal and a file, byte for byte, until its end."""
-    showing = True
-    identity = _identity(shown)
-    try:
-        kept: BinaryIO | None = log.open("wb", buffering=0)
-    except OSError:
-        kept = None
-    while data := os.read(source.fileno(), 65536):
-        if showing:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(shown, view) :]
-                _last_shown[identity] = data[-1:]
-            except OSError:  # a closed pipe must not stop the job
-                showing = False
-        if kept is not None:
-            try:
-                kept.write(data)
-            except OSError:  # nor a full disk
-                kept = None

@@ -11,6 +11,8 @@ import json
 import time
 from pathlib import Path
 
+from dasf_hpc.units import duration_text
+
 #: Exit code of a node job that came too late (as errors.py's).
 RUN_OVER = 83
 
@@ -68,7 +70,7 @@ def run_is_over(directory: Path, now: float | None = None) -> str | None:
         return None
     if age > DEAD_AFTER_S + CLOCKS_DIFFER_S:
         return (
-            f"The submit of the run {directory.name} gave no sign of life for {age:.0f} s: this "
-            "node job is not begun."
+            f"The submit of the run {directory.name} gave no sign of life for "
+            f"{duration_text(1e9 * age)}: this node job is not begun."
         )
     return None

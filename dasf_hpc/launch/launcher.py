@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -184,6 +184,31 @@ class Launcher(NodeScripts):
         """Give the number of workers that are connected."""
         return len(self.cluster.scheduler.workers)
 
+    def dashboard(self) -> str:
+        """Say where the Dask dashboard is; empty where there is none. It names no credential."""
+        server = self.cluster.scheduler.services.get("dashboard")
+        if server is None or not self.settings.dashboard:  # a server of its health is there always
+            return ""
+        encrypted = dask.config.get("distributed.scheduler.dashboard.tls.cert", None)
+        host, port = socket.gethostname(), server.port
+        return (
+            f"http{'s' if encrypted else ''}://127.0.0.1:{port}/status on {host} "
+            f"(from elsewhere first: ssh -L {port}:127.0.0.1:{port} {host})"
+        )
+
+    def why_workers_wait(self, there: int) -> str:
+        """Say what the workers that are not there wait for; empty where none is missing."""
+        if there >= self.shape.workers:
+            return ""
+        statuses = self.cluster.sync(self.queue.statuses)
+        reasons = self._pending_reasons(statuses.values())
+        return "; ".join(reasons)
+
+    def _pending_reasons(self, statuses: Iterable[JobStatus]) -> list[str]:
+        """Give the reasons for which jobs wait in the queue, each once."""
+        pending = [status for status in statuses if status.state is JobState.PENDING]
+        return sorted({self.why_pending(status.reason).sentence for status in pending})
+
     def wait_for_workers(self, wanted: int, told: Callable[[int, str], None]) -> None:
         """Wait until enough workers are connected.
 
@@ -207,7 +232,7 @@ class Launcher(NodeScripts):
             self.check_refused()
             statuses = self.cluster.sync(self.queue.statuses)
             pending = [s for s in statuses.values() if s.state is JobState.PENDING]
-            reasons = sorted({self.why_pending(s.reason).sentence for s in pending})
+            reasons = self._pending_reasons(pending)
             told(self.workers(), "; ".join(reasons))
             hopeless = [s for s in pending if self.why_pending(s.reason).hopeless]
             now = time.monotonic()

@@ -44,6 +44,7 @@ from dasf_hpc.nsight.room import no_room
 from dasf_hpc.nsight.sessions import agents_of, make_way, own_place, turn, waits_for_ever
 from dasf_hpc.profile.devices import NvmlState, nvml_devices
 from dasf_hpc.systems import batch_job_id
+from dasf_hpc.units import duration_text
 
 #: nsys 2022.4 dies now and then before it has started anything ("sem_open: No such file or
 #: directory"; measured on a busy host: 1 of 30 starts, one after the other): it is started again.
@@ -605,8 +606,8 @@ def _leave_reports(
         record["reports"] = [f"nsight/{name}.nsys-rep" for name in found]
     if ended.worker is not None:
         sentence = (
-            f"nsys ended{by}, {seconds:.1f} s after its start, before its worker: what ran later "
-            "is in no report"
+            f"nsys ended{by}, {duration_text(1e9 * seconds)} after its start, before its worker: "
+            "what ran later is in no report"
         )
     elif part is None:
         return

@@ -5,19 +5,43 @@ from __future__ import annotations
 import math
 from typing import TextIO
 
+import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from dasf_hpc.analysis import ANALYSES
-from dasf_hpc.analysis.answer import Answer, Severity
-from dasf_hpc.show.terminal import visible
-from dasf_hpc.units import bytes_text, duration_text
+from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first
+from dasf_hpc.analysis.executions import read_executions, work_span
+from dasf_hpc.analysis.headline import Headline
+from dasf_hpc.show.column_names import column_name, table_name
+from dasf_hpc.show.fit import Column, Kind, show_table
+from dasf_hpc.show.progress import one_line
+from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import (
+    bytes_text,
+    count_text,
+    duration_text,
+    moment_text,
+    rate_text,
+    share_text,
+)
 
 #: Rows of a table on a terminal, where nothing else is asked for.
 ROWS = 20
+
+#: Findings at a run's end.
+FIRST = 3
+
+#: Columns of moments, which are told from the start of the first task; others in ns are durations,
+#: but for those that mean this.
+MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time")
+AN_INTERVAL = "the interval begins"
+
+#: Columns of sentences, which wrap.
+PROSE = ("meaning", "reason", "documentation", "next_step", "source", "hint")
 
 _COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
@@ -38,86 +62,137 @@ def show_analyses(console: Console) -> None:
     console.print("dasf-hpc analyze NAME RUN", highlight=False)
 
 
-def show_answer(console: Console, answer: Answer, rows: int = ROWS) -> None:
-    """Print an answer: its findings, what could not be looked at, its tables."""
-    for finding in answer.findings:
-        colour = _COLOURS[finding.severity]
-        console.print(
-            f"[{colour}]{finding.severity.value}[/] {escape(finding.sentence)} "
-            f"[dim]{escape(finding.next_step)}[/]",
-            highlight=False,
-        )
+def show_answer(
+    console: Console, answer: Answer, rows: int = ROWS, trace: Trace | None = None
+) -> None:
+    """Print an answer: its findings, what could not be looked at, its tables.
+
+    Parameters
+    ----------
+    console
+        Where to.
+    answer
+        The answer.
+    rows
+        Rows of each table at most.
+    trace
+        What was asked: with it tasks are called by their keys, and moments are told from the
+        start of the first task.
+    """
+    for finding in costliest_first(answer.findings):
+        show_finding(console, finding)
     for sentence in answer.unanswered:
-        console.print(f"[dim]could not look:[/] {escape(sentence)}", highlight=False)
+        console.print(_hanging(f"could not look: {sentence}", "dim"))
     if not answer.findings and answer.looked:
         console.print("[green]nothing found that should be changed[/]", highlight=False)
+    origin = work_span(trace, read_executions(trace)).start if trace is not None else 0
     for name, table in answer.tables.items():
-        if len(table):
-            console.print(_table(name, table, answer, rows, console.width))
+        if not len(table):
+            continue
+        more = len(table) - rows
+        left = [f"{count_text(more)} row{'' if more == 1 else 's'} (--rows, --csv)"]
+        columns = _columns(name, table.head(rows), answer, trace, origin)
+        if columns:
+            title = table_name(answer.analysis, name)
+            show_table(console, title, columns, left if more > 0 else [])
 
 
-def _table(name: str, table: pd.DataFrame, answer: Answer, rows: int, width: int) -> Table:
-    described = answer.columns[name]
-    part = table.head(rows)
-    cells = {
-        str(column): [value_text(value, described[str(column)][0]) for value in part[column]]
-        for column in table.columns
-        if not part[column].isna().all()
-    }
-    shown = _fitting(cells, width)
-    left = [f"{len(table) - rows} rows"] if len(table) > rows else []
-    if len(shown) < len(cells):
-        left.append(f"columns {', '.join(c for c in cells if c not in shown)}")
-    drawn = Table(
-        title=name.replace("_", " "),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        caption=f"and {' and '.join(left)} (--rows, --csv)" if left else None,
-        caption_justify="left",
-    )
-    for column in shown:
-        text = not pd.api.types.is_numeric_dtype(table[column].dtype)
-        # a name of one long word goes on in the next line, so that no number is cut for it
-        drawn.add_column(
-            column.replace("_", " "),
-            justify="left" if text else "right",
-            overflow="fold",
-            no_wrap=not text,
+def show_finding(console: Console, finding: Finding) -> None:
+    """Print a finding: what mending it could save, what was found, and what to do next."""
+    heading = Text(finding.severity.value, f"bold {_COLOURS[finding.severity]}")
+    if finding.saves > 0:
+        heading.append(f", could save up to {duration_text(finding.saves)}", "bold")
+    console.print(heading)
+    console.print(_hanging(finding.sentence))
+    if finding.next_step:
+        console.print(_hanging(finding.next_step, "dim"))
+
+
+def show_headline(console: Console, headline: Headline) -> None:
+    """Print the three findings that cost most, then how long the run was and what was avoidable."""
+    for finding in headline.findings[:FIRST]:
+        show_finding(console, finding)
+    more = len(headline.findings) - FIRST
+    if more > 0:
+        console.print(
+            Text(f"and {more} more in the report; dasf-hpc analyze lists all questions", "dim")
         )
-    for row in zip(*(cells[column] for column in shown), strict=True):
-        drawn.add_row(*(escape(visible(cell)) for cell in row))
-    return drawn
+    console.print(Text(one_line(headline.sentence), "bold"))
 
 
-def _fitting(cells: dict[str, list[str]], width: int) -> list[str]:
-    """Choose the columns, from the left, that fit; text may be wrapped to 24 characters."""
-    fitting: list[str] = []
-    used = 2
-    for column, values in cells.items():
-        used += 3 + max(len(column), *(min(24, len(value)) for value in values))
-        if used > width and len(fitting) > 1:
-            break
-        fitting.append(column)
-    return fitting
+def _hanging(text: str, style: str = "") -> Padding:
+    """Indent a paragraph; what stands between backquotes is code and stays so."""
+    return Padding(Text(one_line(text), style), (0, 0, 0, 2))
 
 
-def value_text(value: object, unit: str) -> str:
-    """Write a value of a table with its unit."""
+def _columns(
+    name: str, part: pd.DataFrame, answer: Answer, trace: Trace | None, origin: int
+) -> list[Column]:
+    """Give a table's columns in words, units and names of readers."""
+    described = answer.columns[name]
+    keys = _keys(part, trace)
+    made = []
+    for label in part.columns:
+        column = str(label)
+        if part[label].isna().all():
+            continue
+        heading = column_name(answer.analysis, name, column)
+        if keys is not None and column == "key":
+            made.append(Column(heading, keys))
+            continue
+        if keys is not None and column == "task":
+            if "key" not in part:
+                made.append(Column(heading, keys))
+            continue
+        unit, meaning = described[column]
+        if unit == "ns" and (column in MOMENTS or meaning == AN_INTERVAL):
+            unit = "moment"
+        cells = [value_text(value, unit, origin) for value in part[label]]
+        text = not pd.api.types.is_numeric_dtype(part[label].dtype)
+        kind = Kind.PROSE if column in PROSE else Kind.NAME if text else Kind.NUMBER
+        made.append(Column(heading, cells, kind))
+    return made
+
+
+def _keys(part: pd.DataFrame, trace: Trace | None) -> list[str] | None:
+    """Give the keys of the rows' tasks; None where they are of none, or not known."""
+    if trace is None:
+        return None
+    if "key" in part and pd.api.types.is_integer_dtype(part["key"]):
+        codes = part["key"].to_numpy()
+    elif "key" not in part and "task" in part and pd.api.types.is_integer_dtype(part["task"]):
+        every, task = read_executions(trace).key, part["task"].to_numpy()
+        if not len(every):
+            return None
+        known = (task >= 0) & (task < len(every))
+        codes = np.where(known, every[np.where(known, task, 0)], -1)
+    else:
+        return None
+    return [text if isinstance(text, str) else "" for text in trace.texts("keys", codes)]
+
+
+def value_text(value: object, unit: str, origin: int = 0) -> str:
+    """Write a value of a table with its unit; a moment as the time since `origin`, ns."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, str) or not hasattr(value, "__float__"):
         return str(value)
     number = float(value)
-    if unit == "ns":
-        return duration_text(number)
-    if unit == "bytes":
-        return bytes_text(number)
-    if unit == "bytes/s":
-        return f"{bytes_text(number)}/s"
-    if unit == "%":
-        return f"{number:.1f} %"
-    text = f"{number:.0f}" if number == int(number) else f"{number:.3g}"
-    return f"{text} {unit}".rstrip()
+    if number == -1 and unit in ("ns", "moment", "bytes", "%"):  # it is not known
+        return ""
+    if unit == "moment":
+        return moment_text(number, origin)
+    known = {
+        "ns": duration_text,
+        "bytes": bytes_text,
+        "bytes/s": rate_text,
+        "%": share_text,
+    }.get(unit)
+    if known is not None:
+        return known(number)
+    return f"{count_text(number)} {unit}".rstrip()
 
 
 def write_csv(answer: Answer, table: str | None, rows: int | None, to: TextIO) -> None:

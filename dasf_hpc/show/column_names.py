@@ -114,6 +114,7 @@ COLUMNS: dict[str, str] = {
 
 #: Where a column of one table needs another name than elsewhere.
 COLUMNS_OF: dict[tuple[str, str], dict[str, str]] = {
+    ("balance", "over_time"): {"held": "Results held"},
     ("balance", "summary"): {"factor": "Busiest over mean", "lost": "Lost by uneven shares"},
     ("critical_path", "functions"): {"share": "Share of the path", "time": "On the path"},
     ("cuda", "about"): {"time": "What its time is"},

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from dasf_hpc.analysis.compare import Comparison, Difference, Verdict
-from dasf_hpc.units import duration_text
+from dasf_hpc.show.fit import Column, Kind, show_table
+from dasf_hpc.units import count_text, duration_text
 
 #: Functions that are the same are not listed beyond this many.
 ROWS = 20
@@ -28,14 +28,16 @@ _HEADINGS = ("Function", "Base", "Head", "Change", "95 % interval", "Verdict")
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Print a comparison as a table."""
     shown = _listed(comparison)
-    table = Table(box=SIMPLE_HEAD)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right" if heading in _HEADINGS[1:5] else "left")
-    for difference in shown:
-        *cells, verdict = _cells(difference)
-        colour = _COLOURS[difference.verdict]
-        table.add_row(*map(escape, cells), f"[{colour}]{verdict}[/]")
-    console.print(table)
+    cells = list(zip(*map(_cells, shown), strict=True))
+    kinds = (Kind.NAME, *[Kind.NUMBER] * 4, Kind.EXACT)
+    colours = [_COLOURS[difference.verdict] for difference in shown]
+    # the verdict is what a table is for: whatever is left out, it is not
+    columns = [
+        Column(heading, texts, kind)
+        for heading, texts, kind in zip(_HEADINGS, cells, kinds, strict=True)
+    ]
+    columns[-1] = replace(columns[-1], styles=colours, kept=True)
+    show_table(console, "", columns)
     for note in _remarks(comparison, shown):
         console.print(note, highlight=False, markup=False)
     console.print(f"[{_COLOURS[comparison.verdict]}]{escape(comparison.why)}[/]", highlight=False)
@@ -130,7 +132,8 @@ def _remarks(comparison: Comparison, shown: list[Difference]) -> list[str]:
     ]
     if counted:
         of = ", ".join(
-            f"{d.function} {d.base_count:.0f} -> {d.head_count:.0f}" for d in counted[:5]
+            f"{d.function} {count_text(round(d.base_count))} -> {count_text(round(d.head_count))}"
+            for d in counted[:5]
         )
         remarks.append(f"The number of tasks differs: {of}.")
     return [*remarks, *comparison.notes]

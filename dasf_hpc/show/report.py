@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, Severity
 from dasf_hpc.analysis.executions import read_executions
-from dasf_hpc.analysis.headline import headline
+from dasf_hpc.analysis.headline import Headline, headline
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
@@ -177,7 +177,12 @@ BESIDE = {("gpu", "recorded"), ("cuda", "about"), ("cuda", "os_calls")}
 BUSY = {("where", "gpus"), ("gpu", "functions"), ("energy", "functions")}
 
 
-def write_report(path: Path, output: Path | None = None, told: Told = lambda step: None) -> Path:
+def write_report(
+    path: Path,
+    output: Path | None = None,
+    told: Told = lambda step: None,
+    heard: Callable[[Headline], None] = lambda found: None,
+) -> Path:
     """Write a run's report.
 
     Parameters
@@ -188,6 +193,8 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
         The file; ``report.html`` beside the trace by default.
     told
         Called with the progress.
+    heard
+        Called with what the analyses found: they are asked once.
 
     Returns
     -------
@@ -204,7 +211,7 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
     try:
         with open_trace(path) as trace:
             target = output or trace.path.parent / REPORT_NAME
-            page = report_page(trace, Manifest(trace.path.parent).content, told)
+            page = report_page(trace, Manifest(trace.path.parent).content, told, heard)
             with written(target) as file:
                 file.write(page.encode())
     except OSError as error:
@@ -214,7 +221,12 @@ def write_report(path: Path, output: Path | None = None, told: Told = lambda ste
     return target
 
 
-def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step: None) -> str:
+def report_page(
+    trace: Trace,
+    manifest: dict[str, Any],
+    told: Told = lambda step: None,
+    heard: Callable[[Headline], None] = lambda found: None,
+) -> str:
     """Make the page of a trace.
 
     Parameters
@@ -225,6 +237,8 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         Content of the run's ``run.json``; empty where there is none.
     told
         Called with the progress.
+    heard
+        Called with what the analyses found.
 
     Returns
     -------
@@ -239,6 +253,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
     lost = lost_sentence(manifest)
     gpu_first = not len(executions) and gpu_activity(trace)
     head = headline(trace, answers)
+    heard(head)
     on_gpus = gpu_bars(trace, known.span)
     picture = timeline(trace, executions, answers.get("critical_path"))
     drawn = curves(trace, executions)

@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from dasf_hpc.launch.look import read_now
 from dasf_hpc.manifest import Manifest, find_run, run_state
 from dasf_hpc.profile.journal import STATUSES, Stream
 from dasf_hpc.profile.tail import JournalTail
 from dasf_hpc.runs import state_now
-from dasf_hpc.units import bytes_text
+from dasf_hpc.show.fit import Column, Kind, fitted
+from dasf_hpc.show.progress import cut, live_lines, one_line
+from dasf_hpc.steps import Now
+from dasf_hpc.trace.names import natural, short_hosts, short_workers
+from dasf_hpc.units import bytes_text, clock_text, count_text, share_text, three_digits
 
 #: Over how many seconds the rate of tasks is taken.
 RATE_S = 10.0
@@ -62,18 +65,22 @@ class GpuNow:
 
 @dataclass
 class NodeNow:
-    """A node's latest sample; cpu in %, memory in bytes."""
+    """A node's latest sample; cpu in %, memory in bytes; ``short`` is what it is called here."""
 
     hostname: str
     cpu: float | None = None
     memory_used: int | None = None
     memory: int | None = None
     gpus: list[GpuNow] = field(default_factory=list)
+    short: str = ""
 
 
 @dataclass
 class WorkerNow:
-    """A worker: executions so far and now, and its resident memory in bytes."""
+    """A worker: executions so far and now, and its resident memory in bytes.
+
+    ``short`` and ``node`` are what it and its node are called here.
+    """
 
     name: str
     hostname: str
@@ -83,6 +90,8 @@ class WorkerNow:
     failed: int = 0
     memory: int | None = None
     ended: bool = False
+    short: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,10 @@ class Snapshot:
     rate
         Tasks that ended per second, over the last 10 s.
     nodes, workers
-        Each node and worker that has recorded anything.
+        Each node and worker that has recorded anything, in the order of their names.
+    now
+        What the run itself tells of its tasks; None where it does not, as it has not begun, is
+        over, or another version made it.
     """
 
     time: float
@@ -126,6 +138,7 @@ class Snapshot:
     rate: float
     nodes: list[NodeNow]
     workers: list[WorkerNow]
+    now: Now | None = None
 
 
 class Watch:
@@ -174,14 +187,14 @@ class Watch:
                 self._take_records(path, records)
         for worker in self._workers.values():
             worker.memory = self._memory.get((worker.hostname, worker.pid))
-        workers = sorted(self._workers.values(), key=lambda w: (w.hostname, w.name))
+        nodes, workers = self._named()
         done = sum(worker.done for worker in workers)
         now = time.time()
         shape = content.get("shape") or {}
-        nodes, per_node = shape.get("nodes"), shape.get("workers_per_node")
+        jobs, per_node = shape.get("nodes"), shape.get("workers_per_node")
         expected = None
-        if isinstance(nodes, int) and isinstance(per_node, int):
-            expected = nodes * per_node
+        if isinstance(jobs, int) and isinstance(per_node, int):
+            expected = jobs * per_node
         started = content.get("started")
         ended = content.get("ended") if state not in LIVE else None
         return Snapshot(
@@ -197,9 +210,24 @@ class Watch:
             done=done,
             failed=sum(worker.failed for worker in workers),
             rate=self._rate(now, done),
-            nodes=sorted(self._nodes.values(), key=lambda node: node.hostname),
+            nodes=nodes,
             workers=workers,
+            now=read_now(self.directory) if state == "running" else None,
         )
+
+    def _named(self) -> tuple[list[NodeNow], list[WorkerNow]]:
+        """Give nodes and workers with their short names, in the order of these."""
+        nodes, workers = list(self._nodes.values()), list(self._workers.values())
+        hosts = list(dict.fromkeys([*(n.hostname for n in nodes), *(w.hostname for w in workers)]))
+        hosts_short = dict(zip(hosts, short_hosts(hosts), strict=True))
+        for node in nodes:
+            node.short = hosts_short[node.hostname]
+        names = short_workers([worker.name for worker in workers])
+        for worker, name in zip(workers, names, strict=True):
+            worker.short, worker.node = name, hosts_short[worker.hostname]
+        nodes.sort(key=lambda node: natural(node.short))
+        workers.sort(key=lambda worker: (natural(worker.node), natural(worker.short)))
+        return nodes, workers
 
     def _rate(self, now: float, done: int) -> float:
         self._done.append((now, done))
@@ -308,76 +336,95 @@ def show_watch(console: Console, run: Path, interval: float) -> Snapshot:
     else:
         with Live(console=console, auto_refresh=False, screen=False) as live:
             for last in watch(run, interval):
-                live.update(drawn(last), refresh=True)
+                live.update(drawn(last, console.width), refresh=True)
     assert last is not None
     return last
 
 
 def headline(snapshot: Snapshot) -> str:
     """Say in a line how a run is."""
-    workers = f"{sum(not worker.ended for worker in snapshot.workers)}"
+    there = sum(not worker.ended for worker in snapshot.workers)
+    workers = f"{count_text(there)}"
     if snapshot.workers_expected:
-        workers += f" of {snapshot.workers_expected}"
-    elapsed = "" if snapshot.elapsed is None else f"{_clock(snapshot.elapsed)}  "
+        workers += f" of {count_text(snapshot.workers_expected)}"
+    elapsed = "" if snapshot.elapsed is None else f"{clock_text(snapshot.elapsed)}  "
     step = snapshot.step if snapshot.state == "running" else snapshot.state
+    known = f" of {count_text(snapshot.now.known)}" if snapshot.now and snapshot.now.known else ""
+    done = snapshot.now.done if known and snapshot.now else snapshot.done
     text = (
-        f"{elapsed}{step}: {workers} workers, {snapshot.executing} tasks executing, "
-        f"{snapshot.done} done, {snapshot.rate:.3g}/s"
+        f"{elapsed}{step}: {workers} workers, {count_text(snapshot.executing)} tasks executing, "
+        f"{count_text(done)}{known} done, {three_digits(snapshot.rate)}/s"
     )
     if snapshot.failed:
-        text += f", {snapshot.failed} failed"
-    if snapshot.waiting_for:
-        text += f"; waiting: {snapshot.waiting_for}"
+        text += f", {count_text(snapshot.failed)} failed"
+    waits_for = snapshot.waiting_for or (snapshot.now.waits_for if snapshot.now else "")
+    if waits_for:
+        text += f"; waiting: {one_line(waits_for)}"
     return text
 
 
-def drawn(snapshot: Snapshot) -> Group:
-    """Draw a snapshot."""
-    nodes = Table(box=SIMPLE_HEAD, title="Nodes", title_justify="left")
-    for name in ("Node", "CPU", "Memory", "Workers", "Executing", "Done", "GPUs"):
-        left = name in ("Node", "GPUs")
-        nodes.add_column(name, justify="left" if left else "right")
-    for node in snapshot.nodes:
-        own = [worker for worker in snapshot.workers if worker.hostname == node.hostname]
-        memory = "" if node.memory_used is None else bytes_text(node.memory_used)
-        if node.memory:
-            memory += f" of {bytes_text(node.memory)}"
-        nodes.add_row(
-            escape(node.hostname),
-            "" if node.cpu is None else f"{node.cpu:.0f} %",
-            memory,
-            str(sum(not worker.ended for worker in own)),
-            str(sum(worker.executing for worker in own if not worker.ended)),
-            str(sum(worker.done for worker in own)),
-            "  ".join(_gpu(gpu) for gpu in node.gpus),
-        )
-    parts: list[Any] = [f"[bold]{escape(snapshot.run)}[/]", escape(headline(snapshot)), nodes]
+def drawn(snapshot: Snapshot, width: int) -> Group:
+    """Draw a snapshot for a terminal of some width."""
+    parts: list[Any] = [Text(cut(snapshot.run, width - 1), "bold")]
+    if snapshot.now is not None:
+        parts += map(Text, live_lines(snapshot.now, snapshot.rate, width))
+    else:
+        parts.append(Text(headline(snapshot)))
+    # above all tables, which may be longer than the terminal
+    nodes = [_NodeRow(node, snapshot.workers) for node in snapshot.nodes]
+    columns = [
+        Column("Node", [row.node.short for row in nodes]),
+        Column("CPU", [_percent(row.node.cpu) for row in nodes], Kind.NUMBER),
+        Column("Memory", [row.memory for row in nodes], Kind.NUMBER),
+        Column("Workers", [count_text(len(row.there)) for row in nodes], Kind.NUMBER),
+        Column("Executing", [count_text(row.executing) for row in nodes], Kind.NUMBER),
+        Column("Done", [count_text(row.done) for row in nodes], Kind.NUMBER),
+        Column("GPUs", ["  ".join(map(_gpu, row.node.gpus)) for row in nodes], Kind.PROSE),
+    ]
+    if nodes:
+        parts.append(fitted("Nodes", [c for c in columns if any(c.cells)], width))
     if 1 < len(snapshot.workers) <= LISTED:
-        workers = Table(box=SIMPLE_HEAD, title="Workers", title_justify="left")
-        for name in ("Worker", "Node", "Executing", "Done", "Failed", "Memory"):
-            left = name in ("Worker", "Node")
-            workers.add_column(name, justify="left" if left else "right")
-        for worker in snapshot.workers:
-            workers.add_row(
-                escape(worker.name.removeprefix(f"{snapshot.run}-")),
-                escape(worker.hostname),
-                "ended" if worker.ended else str(worker.executing),
-                str(worker.done),
-                str(worker.failed or ""),
-                "" if worker.memory is None else bytes_text(worker.memory),
-            )
-        parts.append(workers)
+        workers = snapshot.workers
+        columns = [
+            Column("Node", [worker.node for worker in workers]),
+            Column("Worker", [worker.short for worker in workers]),
+            Column(
+                "Executing",
+                ["ended" if one.ended else count_text(one.executing) for one in workers],
+                Kind.NUMBER,
+            ),
+            Column("Done", [count_text(worker.done) for worker in workers], Kind.NUMBER),
+            Column("Failed", [count_text(w.failed) for w in workers], Kind.NUMBER),
+            Column(
+                "Memory",
+                ["" if one.memory is None else bytes_text(one.memory) for one in workers],
+                Kind.NUMBER,
+            ),
+        ]
+        parts.append(fitted("Workers", [c for c in columns if any(c.cells)], width))
     return Group(*parts)
 
 
+class _NodeRow:
+    """A node with what its workers do."""
+
+    def __init__(self, node: NodeNow, workers: Sequence[WorkerNow]) -> None:
+        own = [worker for worker in workers if worker.hostname == node.hostname]
+        self.node = node
+        self.there = [worker for worker in own if not worker.ended]
+        self.executing = sum(worker.executing for worker in self.there)
+        self.done = sum(worker.done for worker in own)
+        self.memory = "" if node.memory_used is None else bytes_text(node.memory_used)
+        if node.memory:
+            self.memory += f" of {bytes_text(node.memory)}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else share_text(value)
+
+
 def _gpu(gpu: GpuNow) -> str:
-    used = "–" if gpu.utilization is None else f"{gpu.utilization:.0f} %"
+    used = "–" if gpu.utilization is None else share_text(gpu.utilization)
     memory = "" if gpu.memory_used is None else f" {bytes_text(gpu.memory_used)}"
-    power = "" if gpu.power is None else f" {gpu.power:.0f} W"
+    power = "" if gpu.power is None else f" {three_digits(gpu.power)} W"
     return f"{gpu.index}: {used}{memory}{power}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

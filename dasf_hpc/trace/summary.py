@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,10 @@ class Summary:
         Number of distinct keys that were executed.
     duration
         From the first to the last record of the run, ns.
+    work
+        From the start of the first task to the end of the last one, ns; -1: there was no task.
+    before, after
+        From the first record to the first task, and from the last task to the last record, ns.
     reports
         Each Nsight report.
     bound
@@ -223,6 +228,9 @@ class Summary:
     recorded: list[Recorded] = field(default_factory=list)
     gpus: list[str] = field(default_factory=list)
     own_axis: list[str] = field(default_factory=list)
+    work: int = -1
+    before: int = 0
+    after: int = 0
 
 
 def unused(trace: Trace) -> str:
@@ -242,15 +250,18 @@ def summarise(trace: Trace) -> Summary:
     """
     processes = trace.processes
     bound, source = _worst_bound(trace.clocks)
-    tasks = _Tasks()
-    for piece in trace.pieces("tasks", ["prefix", "state", "start", "stop", "attempt"], ROWS):
+    tasks = _Tasks(processes["stop"].to_numpy())
+    columns = ["prefix", "state", "start", "stop", "attempt", "process"]
+    for piece in trace.pieces("tasks", columns, ROWS):
         tasks.add(piece)
+    first, last = _recorded_span(trace, tasks.times)
+    begun, ended = (min(tasks.times), max(tasks.times)) if tasks.times else (first, last)
     return Summary(
         nodes=_worker_nodes(trace),
         workers=int((processes["role"] == "worker").sum()),
         tasks=dict(tasks.states),
         keys=tasks.keys,
-        duration=_duration(trace, tasks.times),
+        duration=last - first,
         reports=_reports(trace),
         bound=bound,
         bound_source=source,
@@ -265,13 +276,17 @@ def summarise(trace: Trace) -> Summary:
         ],
         gpus=gpu_names(trace),
         own_axis=list(reports_apart(trace).values()),
+        work=ended - begun if tasks.times else -1,
+        before=begun - first,
+        after=last - ended,
     )
 
 
 class _Tasks:
     """What is summed up of the executions of tasks, piece after piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: np.ndarray[Any, Any]) -> None:
+        self._ends = ends  # of the processes: what was lost ended with its worker
         self.states: Counter[str] = Counter()
         self.keys = 0
         self.times: list[int] = []
@@ -282,7 +297,10 @@ class _Tasks:
         # a key's first execution
         self.keys += int((tasks["attempt"] == 1).sum())
         starts, stops = tasks["start"], tasks["stop"][tasks["stop"] >= 0]
+        rows = tasks["process"][tasks["stop"] < 0].unique().tolist()
+        self.times += [int(self._ends[row]) for row in rows if 0 <= row < len(self._ends)]
         self.times += [int(t) for c in (starts, stops) if len(c) for t in (c.min(), c.max())]
+        self.times = [t for t in self.times if t >= 0]
         ended = tasks[(tasks["stop"] >= 0) & tasks["prefix"].notna()]
         times = (ended["stop"] - ended["start"]).groupby(ended["prefix"], observed=True)
         self._functions.append(times.agg(["count", "sum", "max"]))
@@ -314,12 +332,12 @@ def _worker_nodes(trace: Trace) -> list[str]:
     return sorted({names[row] for row in rows if 0 <= row < len(names)}, key=natural)
 
 
-def _duration(trace: Trace, times: list[int]) -> int:
+def _recorded_span(trace: Trace, times: list[int]) -> tuple[int, int]:
     processes = trace.processes
     starts = processes["start"][processes["start"] >= 0].tolist()
     stops = processes["stop"][processes["stop"] >= 0].tolist()
     every = [*starts, *stops, *times] or reports_times(trace)
-    return int(max(every) - min(every)) if every else 0
+    return (int(min(every)), int(max(every))) if every else (0, 0)
 
 
 def reports_times(trace: Trace) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,17 @@ from typing import Any
 import pytest
 from system.ledger import ledger
 
+#: What every run tells a pipe as it goes on; `tests/test_live.py` looks at that.
+STEPS = re.compile(
+    r"^dasf-hpc: (Run: |From another terminal: |Submitting node jobs|Waiting for workers|"
+    r"Running the job|Ending the workers|Merging|Writing the report).*\n",
+    re.MULTILINE,
+)
+
 
 @dataclass(frozen=True)
 class Submitted:
-    """A finished ``dasf-hpc submit``."""
+    """A finished ``dasf-hpc submit``; `err` is without the steps that it told of."""
 
     code: int
     out: str
@@ -73,6 +81,7 @@ class Running:
     def end(self, seconds: float = 120) -> Submitted:
         """Wait for its end."""
         out, err = self.process.communicate(timeout=seconds)
+        err = STEPS.sub("", err)
         return Submitted(self.process.returncode, out, err, self.folder / "runs")
 
 
@@ -131,7 +140,7 @@ def submit(tmp_path: Path) -> Submit:
             process.send_signal(signal.SIGABRT)  # where it hangs goes to its standard error
             out, err = process.communicate()
             pytest.fail(f"submit did not end in {timeout} s\n{err}\n{last_words(runs)}")
-        return Submitted(process.returncode, out, err, runs)
+        return Submitted(process.returncode, out, STEPS.sub("", err), runs)
 
     return run
 
