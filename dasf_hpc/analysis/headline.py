@@ -1,0 +1,70 @@
+"""Analysis, in one sentence: how long a run took, how much of that is avoidable, and why.
+
+All findings of all analyses are one list, one for each cause, the costliest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dasf_hpc.analysis.answer import Answer, Finding, costliest_first, one_a_cause
+from dasf_hpc.analysis.executions import read_executions, work_span
+from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import duration_text
+
+#: Causes that the sentence names, at most.
+NAMED = 3
+
+#: Of one cause that several analyses found, the finding of the first of these is kept.
+_SAID_BEST = ("where", "balance", "what_if", "cuda", "functions", "critical_path")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What is to say of a run first.
+
+    Attributes
+    ----------
+    sentence
+        From first to last task, how much of it is avoidable, and what it goes to.
+    start, duration
+        The time that it is about: the first task's start, ns of trace time, and the time from there
+        to the last task's end, ns.
+    avoidable
+        What mending all causes at once would save of it, ns, at most; -1: it cannot be told.
+    findings
+        All findings, one for each cause, the costliest first.
+    """
+
+    sentence: str
+    start: int
+    duration: int
+    avoidable: int
+    findings: list[Finding]
+
+
+def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
+    """Say what is to say first.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    answers
+        Answers of `dasf_hpc.analysis.analyse` by name of the analysis, any of them.
+
+    Raises
+    ------
+    TraceError
+        If the trace is damaged.
+    """
+    executions = read_executions(trace)
+    span = work_span(trace, executions)
+    names = sorted(
+        answers, key=lambda n: _SAID_BEST.index(n) if n in _SAID_BEST else len(_SAID_BEST)
+    )
+    found = [finding for name in names for finding in answers[name].findings]
+    findings = costliest_first(one_a_cause(found))
+    sentence = f"{duration_text(span.duration)} from first to last task."
+    return Headline(sentence, span.start, span.duration, -1, findings)
