@@ -16,7 +16,7 @@ import pandas as pd
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, bounds, layer_of, read_executions, workers
-from dasf_hpc.analysis.graph import Graph, executed_graph
+from dasf_hpc.analysis.graph import Graph, chain, executed_graph
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import duration_text
 
@@ -172,26 +172,23 @@ _Segment = tuple[str, int, int, int, int]
 
 def _walk(graph: Graph, gaps: _Gaps) -> list[_Segment]:
     segments: list[_Segment] = []
-    current = int(np.argmax(graph.stop))
-    time = int(graph.stop[current])
-    while True:
+    time = int(graph.stop.max())
+    for current, previous in chain(graph):
         start = min(time, int(graph.start[current]))
         segments.append(("task", current, start, time, 0))
-        needs = graph.dependencies[
-            graph.first_dependency[current] : graph.first_dependency[current + 1]
-        ].tolist()
-        before = [*needs, int(graph.same_thread[current]), int(graph.barrier[current])]
-        before = [i for i in before if i >= 0]
-        if not before:
+        if previous < 0:
             first = int(graph.start[0])
             if first < start:
                 segments.append(("script", current, first, start, 0))
             break
-        previous = max(before, key=lambda i: int(graph.stop[i]))
+        needs = graph.dependencies[
+            graph.first_dependency[current] : graph.first_dependency[current + 1]
+        ]
         end = min(start, int(graph.stop[previous]))
         if end < start:
-            segments += _between(graph, gaps, previous, current, end, start, previous in needs)
-        current, time = previous, end
+            needed = bool((needs == previous).any())
+            segments += _between(graph, gaps, previous, current, end, start, needed)
+        time = end
     return segments[::-1]
 
 

@@ -6,6 +6,7 @@ column, not ten million strings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,9 +173,16 @@ def _read_column(trace: Trace, column: str) -> tuple[NDArray[Any], list[str]]:
     return whole, names
 
 
+#: As `distributed.Client.map` names tasks of functions that are not pure.
+_MAPPED = re.compile(r"(.*-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9]+")
+
+
 def layer_of(key: str) -> str:
-    """Give what the keys of one array or collection have in common; other keys whole."""
-    return key[: key.find("',", 2)] if key.startswith("('") and "'," in key else key
+    """Give what the keys of one array, collection or call of map have in common; others whole."""
+    if key.startswith("('") and "'," in key:
+        return key[: key.find("',", 2)]
+    mapped = _MAPPED.fullmatch(key)
+    return mapped.group(1) if mapped else key
 
 
 def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
@@ -185,6 +193,17 @@ def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
 def kept_arrivals(trace: Trace) -> Ints | None:
     """Give what was kept: by code of the key, the largest int64 where no transition says."""
     kept = _READ.get(trace, {}).get("arrival")
+    return None if kept is None else kept[0]
+
+
+def keep_ability(trace: Trace, able: Ints) -> None:
+    """Keep when each task could run, for who asks for it later."""
+    _READ.setdefault(trace, {})["able"] = able, []
+
+
+def kept_ability(trace: Trace) -> Ints | None:
+    """Give what was kept: by code of the key."""
+    kept = _READ.get(trace, {}).get("able")
     return None if kept is None else kept[0]
 
 

@@ -38,11 +38,11 @@ from dasf_hpc.analysis.executions import (
     Ints,
     Span,
     keep_arrivals,
-    layer_of,
     read_executions,
     run_span,
     workers,
 )
+from dasf_hpc.analysis.graph import could_run
 from dasf_hpc.analysis.idle import Tasks, idle_parts
 from dasf_hpc.analysis.slots import (
     BEGINS,
@@ -391,25 +391,9 @@ class _Recorded:
         """Give when tasks could run that had not reached a worker, and when those did; sorted."""
         runs = self._runs
         arrival = self._arrival
-        done = np.full(len(arrival), -1, np.int64)
-        ended = runs.in_state("memory") & (runs.key >= 0)
-        done[runs.key[ended]] = runs.stop[ended]
-        able = np.full(len(arrival), -1, np.int64)
-        needs = np.zeros(len(arrival), bool)
-        for piece in trace.pieces("dependencies", ["key", "dependency"]):
-            if not len(piece):
-                continue
-            key, dependency = piece["key"].to_numpy(), piece["dependency"].to_numpy()
-            known = (key >= 0) & (key < len(arrival))
-            needs[key[known]] = True
-            known &= (dependency >= 0) & (dependency < len(arrival))
-            np.maximum.at(able, key[known], done[dependency[known]])
+        able = could_run(trace, runs, arrival)
         executed = np.zeros(len(arrival), bool)
         executed[runs.key[runs.key >= 0]] = True
-        roots = np.flatnonzero(executed & ~needs)
-        able[roots] = _layer_arrivals(trace, roots, arrival)
-        # a task whose dependencies' end is not known could run when it arrived
-        able = np.where(able < 0, arrival, able)
         late = executed & (arrival < self._never) & (able < arrival)
         return np.sort(able[late]), np.sort(arrival[late])
 
@@ -454,19 +438,6 @@ def _empty(since: Ints, until: Ints) -> tuple[Ints, Ints]:
         np.concatenate([edges[0], until[:-1][hole], until[-1:]]),
         np.concatenate([since[:1], since[1:][hole], edges[1]]),
     )
-
-
-def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Ints:
-    """Give, for tasks that need none, when the first task of the same collection arrived."""
-    if not len(roots):
-        return np.empty(0, np.int64)
-    texts = trace.texts("keys", roots)
-    layers = [layer_of(str(text)) for text in texts]
-    codes, names = pd.factorize(pd.Series(layers, dtype=object))
-    first = np.full(len(names), np.iinfo(np.int64).max)
-    np.minimum.at(first, codes, arrival[roots])
-    result: Ints = first[codes]
-    return result
 
 
 def _row(

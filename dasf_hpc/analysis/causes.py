@@ -1,0 +1,625 @@
+"""Analysis: what a run's time from first to last task went to that it need not have, and how much.
+
+Each cause is time that could be left out of the recorded schedule; what that saves is found by
+playing the schedule without it (`dasf_hpc.analysis.savings`). Analyses tell of a cause in their own
+findings, with these figures.
+
+The delay before an execution, from when all that it follows had ended to its start, is split, each
+part before those that come after it in `DELAYS`:
+
+- ``nothing_submitted``: no task was known or could run anywhere.
+- ``deserialising``, ``disk``: the worker did that, as Dask reports. What Dask's memory monitor
+  writes it reports not: on a worker that reads results back, delays while its process uses as much
+  memory as makes Dask spill are put down to ``disk``, too.
+- ``paused``: the worker used as much memory as makes Dask pause it.
+- ``transferring``: the worker fetched data, before a task that needs some.
+- ``scheduling``: the rest from when the task could run.
+
+While executions run and threads have no task, what runs could be spread over more threads: over
+those that are free while tasks queue elsewhere (``uneven``), or over all (``no_parallelism``), in
+the time in which none queues. Both are at most: as if tasks could be split and moved at no cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasf_hpc.analysis.coverage import Covered
+from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles
+from dasf_hpc.analysis.graph import Graph, could_run, first_known
+from dasf_hpc.analysis.savings import Change, Savings, savings
+from dasf_hpc.trace.open import Trace
+
+#: Shares of a worker's memory limit at which Dask spills, and pauses it:
+#: ``distributed.worker.memory.spill`` and ``.pause``.
+SPILL, PAUSE = 0.7, 0.8
+#: A worker whose tasks take this many times the other workers' is slow, ...
+SLOW = 1.25
+#: ... at a function of which it executed so many tasks.
+ENOUGH = 5
+#: A worker that is slow at functions of this share of its time is slow as a whole.
+MOSTLY = 0.8
+#: A task that takes this many times the median of its function is a straggler, ...
+STRAGGLER = 3.0
+#: ... where it takes so much longer than the median, as a share of the time from first to last task
+STRAGGLER_SHARE = 0.01
+#: ... and where no larger share of the function's tasks is so long.
+RARE = 0.1
+#: What handing a task over takes at the least, ns: Dask's documentation says 200 us to 1 ms.
+HANDOVER = 200_000
+#: Tasks of a shorter mean are small, ns: Dask's best practices for arrays ask for 100 ms or so.
+SMALL = 100_000_000
+#: Larger blocks are to bring what is lost for each task to this share of the executing time, ...
+LOST_SHARE = 0.1
+#: ... but to leave so many tasks a thread of the function that takes most time.
+TASKS_A_THREAD = 3
+#: Functions of so many tasks are looked at for themselves.
+MANY = 100
+#: What saves a smaller share of the time from first to last task is no cause to tell of.
+LEAST = 0.01
+#: Stretches of time that are nearer than this share of the run are one.
+NEAR = 0.01
+
+#: Parts of delays that something can be done about, in the order of precedence.
+DELAYS = ("nothing_submitted", "deserialising", "disk", "paused", "transferring", "scheduling")
+
+#: Causes, in a few words; those of workers have their own.
+WORDS = {
+    "nothing_submitted": "the script submits nothing",
+    "deserialising": "deserialising tasks",
+    "disk": "spilling to disk",
+    "paused": "workers paused with full memory",
+    "transferring": "waiting for data of other workers",
+    "scheduling": "waiting for the scheduler",
+    "small": "tasks too small",
+    "uneven": "uneven work",
+    "no_parallelism": "no parallelism",
+    "stragglers": "single tasks that take long",
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that time goes to.
+
+    Attributes
+    ----------
+    kind
+        One of `WORDS`, or ``slow``.
+    words
+        What it is, in a few words: ``w0-0 on node2 is slow at filter_trace``.
+    change
+        The time that could be left out.
+    saves
+        What that saves of the time from first to last task, ns, at most.
+    start, stop, process, task
+        Where in the run most of it is, as of a `Finding`.
+    figures
+        What is to be told of it, by name.
+    """
+
+    kind: str
+    words: str
+    change: Change
+    saves: int
+    start: int = -1
+    stop: int = -1
+    process: int = -1
+    task: int = -1
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a `Finding` of the cause takes from it."""
+        return {
+            "saves": self.saves,
+            "start": self.start,
+            "stop": self.stop,
+            "process": self.process,
+            "task": self.task,
+            "cause": self.words,
+        }
+
+
+@dataclass(frozen=True)
+class Causes:
+    """All causes of a run.
+
+    Attributes
+    ----------
+    savings
+        The schedule.
+    found
+        The causes, the costliest first.
+    delays
+        By part of `DELAYS`: what of the delay before each execution is put down to it, ns, in the
+        order of the graph.
+    avoidable
+        What is saved where all are mended at once, ns, at most.
+    """
+
+    savings: Savings
+    found: list[Cause]
+    delays: dict[str, Ints]
+    avoidable: int
+
+    def of(self, kind: str) -> list[Cause]:
+        """Give the causes of a kind."""
+        return [cause for cause in self.found if cause.kind == kind]
+
+    def told(self, kind: str) -> dict[str, Any]:
+        """What a `Finding` of the first cause of a kind takes from it; saves nothing without."""
+        for cause in self.of(kind):
+            return cause.told
+        return {"saves": 0, "cause": WORDS[kind]}
+
+
+_MADE: WeakKeyDictionary[Trace, Causes] = WeakKeyDictionary()
+
+
+def causes(trace: Trace) -> Causes:
+    """Find what a run's time went to, once for all that ask.
+
+    Raises
+    ------
+    TraceError
+        If the trace is damaged.
+    """
+    if trace not in _MADE:
+        _MADE[trace] = _causes(trace)
+    return _MADE[trace]
+
+
+def _causes(trace: Trace) -> Causes:
+    run = savings(trace)
+    if not len(run.graph):
+        return Causes(run, [], {}, 0)
+    able, known, new = _moments(trace, run)
+    gaps = _gaps(np.minimum(able, known), run.graph.stop)
+    delays = _delays(trace, run, able, gaps)
+    threads = _threads(run, able, known, new)
+    alone = [_best(run, threads, cause) for cause in _slow(run)]
+    alone += [replace(cause, saves=run.saved(cause.change)) for cause in _stragglers(run, alone)]
+    mended = run.together([cause.change for cause in alone])
+    found = list(alone)
+    for kind in DELAYS[:-1]:
+        found += _delay(run, kind, Change(delay=delays[kind]))
+    found += _scheduling(run, delays["scheduling"])
+    for kind, duration in zip(("uneven", "no_parallelism"), _spread(run, threads), strict=True):
+        change = run.limited(Change(duration=duration))
+        saves = run.saved(change, mended if mended.total else None)
+        if saves:
+            found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
+    found = [
+        replace(c, figures={**c.figures, "gaps": gaps}) if c.kind == "nothing_submitted" else c
+        for c in found
+        if c.saves >= LEAST * run.recorded
+    ]
+    found.sort(key=lambda cause: -cause.saves)
+    together = run.together([cause.change for cause in found])
+    return Causes(run, found, delays, run.saved(together))
+
+
+def _best(run: Savings, threads: _Threads, cause: Cause) -> Cause:
+    """Say what a cause saves, whether tasks stay on their workers or are shared anew."""
+    changes = [cause.change, _shared(run, threads, cause.change)]
+    saves = [run.saved(change) for change in changes]
+    best = int(np.argmax(saves))
+    return replace(cause, saves=saves[best], change=changes[best])
+
+
+def _moments(trace: Trace, run: Savings) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Give when the task of each execution could run, when a worker knew it, and if it is new.
+
+    A task that is executed once more is known from its start on.
+    """
+    runs, graph = run.runs, run.graph
+    key, start = runs.key[graph.rows].astype(np.int64), graph.start
+    first = first_known(trace, runs)
+    able = could_run(trace, runs, first)
+    top = max(1, len(first))
+    before = np.full(top, -1, np.int64)
+    places = np.arange(len(key))
+    keyed = key >= 0
+    before[key[keyed][::-1]] = places[keyed][::-1]
+    new = keyed & (before[np.maximum(key, 0)] == places)
+    known = np.where(new, np.minimum(first[np.maximum(key, 0)], start), start)
+    could = np.where(new, np.minimum(able[np.maximum(key, 0)], start), start)
+    return could, known, new
+
+
+def _gaps(since: Ints, until: Ints) -> Covered:
+    """Give the stretches of time in which no task was known or could run."""
+    return Covered(*Covered(since, until).gaps())
+
+
+def _delays(trace: Trace, run: Savings, able: Ints, gaps: Covered) -> dict[str, Ints]:
+    """Split the delay before each execution."""
+    graph = run.graph
+    ready, start = np.minimum(run.schedule.ready, graph.start), graph.start
+    count = len(graph)
+    parts = {name: np.zeros(count, np.int64) for name in DELAYS}
+    needs = np.diff(graph.first_dependency) > 0
+    spans = _spans(trace, run)
+    order = np.argsort(graph.process, kind="stable")
+    processes, firsts = np.unique(graph.process[order], return_index=True)
+    late = np.clip(able, ready, start)
+    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
+        begin, end = ready[mine], start[mine]
+        so_far = gaps
+        told = parts["nothing_submitted"][mine] = so_far.between(begin, end)
+        for name in DELAYS[1:-1]:
+            for own in spans[name].get(process, ()):
+                so_far = Covered(
+                    np.concatenate([so_far.start, own.start]),
+                    np.concatenate([so_far.stop, own.stop]),
+                )
+            now = so_far.between(begin, end)
+            parts[name][mine] = now - told
+            told = now
+        rest = (end - late[mine]) - so_far.between(late[mine], end)
+        parts["scheduling"][mine] = rest
+    # who needs nothing does not wait for data that comes
+    parts["scheduling"] += np.where(needs, 0, parts["transferring"])
+    parts["transferring"] *= needs
+    return parts
+
+
+def _spans(trace: Trace, run: Savings) -> dict[str, dict[int, list[Covered]]]:
+    """Give when workers did what delays tasks, by part and process."""
+    spans: dict[str, dict[int, list[Covered]]] = {name: {} for name in DELAYS}
+    activities = trace.table("activities", ["start", "stop", "process", "action"])
+    for name, actions in (
+        ("deserialising", ["deserialize"]),
+        ("disk", ["disk-read", "disk-write"]),
+    ):
+        chosen = activities[activities["action"].isin(actions)]
+        for process, part in chosen.groupby("process"):
+            covered = Covered(part["start"].to_numpy(), part["stop"].to_numpy())
+            spans[name][int(str(process))] = [covered]
+    transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
+    for process, part in transfers[transfers["direction"] == "incoming"].groupby("process"):
+        covered = Covered(part["start"].to_numpy(), part["stop"].to_numpy())
+        spans["transferring"][int(str(process))] = [covered]
+    samples = trace.table("process_samples", ["time", "process", "memory"])
+    limits = run.found["memory_limit"].to_dict()
+    for process, part in samples.groupby("process"):
+        limit = int(limits.get(process, -1))
+        if limit <= 0:
+            continue
+        row = int(str(process))
+        times, memory = part["time"].to_numpy(), part["memory"].to_numpy()
+        if row in spans["disk"]:
+            spans["disk"][row].append(_while(times, memory >= SPILL * limit))
+        spans["paused"][row] = [_while(times, memory >= PAUSE * limit)]
+    return spans
+
+
+def _while(times: Ints, holds: NDArray[np.bool_]) -> Covered:
+    """Give the time from each sample of which something holds to the next one."""
+    order = np.argsort(times, kind="stable")
+    times, holds = times[order], holds[order]
+    return Covered(times[:-1][holds[:-1]], times[1:][holds[:-1]])
+
+
+def _placed(run: Savings, cause: Cause) -> Cause:
+    """Say where most of a cause is: the stretch of time, the worker, the task."""
+    graph, change = run.graph, cause.change
+    weight = change.of(len(graph))
+    some = np.flatnonzero(weight > 0)
+    if not len(some):
+        return cause
+    begin = run.schedule.ready[some] if change.delay is not None else graph.start[some]
+    end = graph.stop[some] if change.duration is not None else graph.start[some]
+    begin = np.minimum(begin, end)
+    order = np.argsort(begin, kind="stable")
+    some, begin, end, weight = some[order], begin[order], end[order], weight[some[order]]
+    latest = np.maximum.accumulate(end)
+    near = int(NEAR * run.recorded)
+    firsts = np.flatnonzero(np.append(True, begin[1:] > latest[:-1] + near))
+    sums = np.add.reduceat(weight, firsts)
+    worst = int(np.argmax(sums))
+    first = int(firsts[worst])
+    last = int(firsts[worst + 1]) if worst + 1 < len(firsts) else len(some)
+    inside = slice(first, last)
+    of = np.bincount(graph.process[some], weights=weight)
+    most = int(np.argmax(of))
+    return replace(
+        cause,
+        start=int(begin[first]),
+        stop=int(latest[last - 1]),
+        process=most if of[most] >= 0.5 * of.sum() else -1,
+        task=int(graph.rows[some[inside][int(np.argmax(weight[inside]))]]),
+    )
+
+
+def _delay(run: Savings, kind: str, change: Change) -> list[Cause]:
+    change = run.limited(change)
+    saves = run.saved(change) if change.total else 0
+    cause = Cause(kind, WORDS[kind], change, saves, figures={"waited": change.total})
+    return [_placed(run, cause)] if saves else []
+
+
+def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
+    """Find what waits for the scheduler cost: of functions with small tasks, and of the others."""
+    graph = run.graph
+    width = max(1, len(run.runs.functions))
+    count = np.bincount(graph.function, minlength=width)
+    waited = np.bincount(graph.function, weights=delay, minlength=width)
+    executing = np.bincount(graph.function, weights=run.duration, minlength=width)
+    threads = int(run.found["threads"].sum())
+    wanted = np.ceil(waited / np.maximum(1, LOST_SHARE * executing))
+    factor = np.minimum(wanted, count // (TASKS_A_THREAD * max(1, threads)))
+    small = (count >= MANY) & (executing < SMALL * count) & (waited >= executing) & (factor >= 2)
+    found = []
+    kept = np.where(small, 1 / np.maximum(1, factor), 0.0)[graph.function]
+    tiny = small[graph.function]
+    of_small = run.limited(Change(delay=np.where(tiny, delay * (1 - kept), 0).astype(np.int64)))
+    rest = run.limited(Change(delay=np.where(tiny, 0, delay - HANDOVER)))
+    for kind, change in (("small", of_small), ("scheduling", rest)):
+        saves = run.saved(change) if change.total else 0
+        if not saves:
+            continue
+        functions = [f for f in np.argsort(-waited, kind="stable").tolist() if small[f]]
+        chosen = tiny if kind == "small" else ~tiny
+        figures: dict[str, Any] = {
+            "waited": int(delay[chosen].sum()),
+            "count": int(chosen.sum()),
+            "executing": int(run.duration[chosen].sum()),
+        }
+        words = WORDS[kind]
+        if kind == "small":
+            names = [run.runs.functions[f] for f in functions]
+            figures |= {
+                "functions": names,
+                "factor": int(factor[functions[0]]),
+                "left": int(count[functions[0]] // factor[functions[0]]),
+            }
+            words = f"tasks of {names[0]} too small"
+        found.append(_placed(run, Cause(kind, words, change, saves, figures=figures)))
+    return found
+
+
+def _slow(run: Savings) -> list[Cause]:
+    """Find workers that are slow at a function, or as a whole."""
+    graph, duration = run.graph, run.duration
+    functions = run.runs.functions
+    width, slots = max(1, len(functions)), int(graph.process.max()) + 1
+    group = graph.function.astype(np.int64) * slots + graph.process
+    order = np.lexsort((duration, group))
+    in_order = duration[order]
+    groups, first, count = np.unique(group[order], return_index=True, return_counts=True)
+    quarter, median, upper = (
+        in_order[first + ((count - 1) * at).astype(np.int64)] for at in (0.25, 0.5, 0.75)
+    )
+    of, process = groups // slots, groups % slots
+    usual: dict[int, tuple[int, int]] = {}
+    for function in np.unique(of[count >= ENOUGH]).tolist():
+        mine = np.flatnonzero((of == function) & (count >= ENOUGH))
+        if len(mine) < 2:
+            continue
+        middle = float(np.median(median[mine]))
+        for place in mine[median[mine] > middle].tolist():
+            others = mine[mine != place]
+            other = int(np.median(median[others]))
+            if (
+                median[place] >= SLOW * other
+                and quarter[place] >= np.median(upper[others])
+                and median[place] > 0
+            ):
+                usual[place] = other, int(median[place])
+    by_worker: dict[int, list[int]] = {}
+    for place in usual:
+        by_worker.setdefault(int(process[place]), []).append(place)
+    busy = np.bincount(graph.process, weights=duration, minlength=slots)
+    sums = np.add.reduceat(in_order, first)
+    found = []
+    for worker, places in by_worker.items():
+        places = sorted(places, key=lambda p: -int(sums[p] * (1 - usual[p][0] / usual[p][1])))
+        removed = np.zeros(len(graph), np.int64)
+        for place in places:
+            tasks = order[first[place] : first[place] + count[place]]
+            other, own = usual[place]
+            removed[tasks] = (duration[tasks] * (1 - other / own)).astype(np.int64)
+        worst = places[0]
+        whole = len(places) > 1 and sums[places].sum() >= MOSTLY * busy[worker]
+        name = functions[int(of[worst])]
+        figures = {
+            "worker": worker,
+            "function": None if whole else name,
+            "more": len(places) - 1,
+            "count": int(count[places].sum()),
+            "median": usual[worst][1],
+            "others": usual[worst][0],
+            "example": name,
+        }
+        words = f"{_place(run, worker)} is slow" + ("" if whole else f" at {name}")
+        change = run.limited(Change(duration=removed))
+        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
+    return found + _slow_as_a_whole(run, {int(w) for w in by_worker})
+
+
+def _slow_as_a_whole(run: Savings, told: set[int]) -> list[Cause]:
+    """Find workers that are slow in sum over functions, of each of which they executed few."""
+    graph, duration = run.graph, run.duration
+    slots = int(graph.process.max()) + 1
+    slowdown = slowdowns(run.runs, slots)
+    known = slowdown[np.isfinite(slowdown)]
+    if not len(known):
+        return []
+    middle = float(np.median(known))
+    found = []
+    for worker in np.flatnonzero(np.nan_to_num(slowdown) >= SLOW * middle).tolist():
+        if worker in told:
+            continue
+        mine = graph.process == worker
+        share = 1 - middle / slowdown[worker]
+        change = Change(duration=np.where(mine, (duration * share).astype(np.int64), 0))
+        figures = {"worker": worker, "slowdown": float(slowdown[worker])}
+        words = f"{_place(run, worker)} is slow"
+        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
+    return found
+
+
+def slowdowns(runs: Executions, slots: int) -> Floats:
+    """Give each process's executing time over what its tasks take in the median of all."""
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.bincount(runs.process, weights=median[runs.function], minlength=slots)
+    busy = np.bincount(runs.process, weights=runs.duration, minlength=slots)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: Floats = np.where(usual > 0, busy / usual, np.nan)
+    return result
+
+
+def _place(run: Savings, worker: int) -> str:
+    row = run.found.loc[worker]
+    return f"{row['worker']} on {row['node']}"
+
+
+def stragglers(runs: Executions, whole: int) -> tuple[Ints, Ints]:
+    """Give rows of tasks that take far longer than their function's others, and its median, ns.
+
+    Parameters
+    ----------
+    whole
+        From first to last task, ns.
+    """
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
+    duration = runs.duration
+    long = np.flatnonzero(
+        (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * whole)
+    )
+    long = long[duration[long] > 0]
+    # where many tasks of a function are long it has two kinds of tasks, not stragglers
+    many = np.bincount(runs.function[long], minlength=width)
+    of = np.bincount(runs.function, minlength=width)
+    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
+    rows = long[np.argsort(usual[long] - duration[long], kind="stable")]
+    return rows.astype(np.int64), usual[rows]
+
+
+def _stragglers(run: Savings, slow: list[Cause]) -> list[Cause]:
+    rows, usual = stragglers(run.runs, run.recorded)
+    if not len(rows):
+        return []
+    place = np.empty(len(run.graph), np.int64)
+    place[run.graph.rows] = np.arange(len(run.graph))
+    removed = np.zeros(len(run.graph), np.int64)
+    removed[place[rows]] = run.duration[place[rows]] - usual
+    for cause in slow:  # the worker is slow, not the task
+        removed[run.graph.process == cause.process] = 0
+    words = WORDS["stragglers"]
+    return [_placed(run, Cause("stragglers", words, run.limited(Change(duration=removed)), 0))]
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """Threads over time: what they have to do from each moment on.
+
+    Attributes
+    ----------
+    time
+        When something changes, ns.
+    working
+        Threads that have a task, at least 1.
+    idle
+        Threads that have none, without those that the scheduler has tasks for.
+    queue
+        Tasks that a worker knows and has no thread for.
+    """
+
+    time: Ints
+    working: Ints
+    idle: Ints
+    queue: Ints
+
+    def spent(self, graph: Graph, share: Floats) -> Ints:
+        """Give a share of the time that executions take, which changes over time, ns."""
+        return _integral(self.time, share, graph.start, graph.stop)
+
+
+def _integral(time: Ints, values: Floats, start: Ints, stop: Ints) -> Ints:
+    """Integrate values, each from its time to the next one, from each start to each stop."""
+    until = np.append(0.0, np.cumsum(values * np.diff(time, append=time[-1:])))
+
+    def before(moment: Ints) -> Floats:
+        at = np.maximum(np.searchsorted(time, moment, "right") - 1, 0)
+        result: Floats = until[at] + values[at] * np.maximum(0, moment - time[at])
+        return result
+
+    result: Ints = (before(stop) - before(start)).astype(np.int64)
+    return result
+
+
+def _threads(run: Savings, able: Ints, known: Ints, new: NDArray[np.bool_]) -> _Threads:
+    changes = [_of_workers(run, known)]
+    came = new & (able < known)
+    for times, step in ((able[came], 1), (known[came], -1)):
+        zero = np.zeros(len(times), np.int64)
+        changes.append((times, zero, zero, np.full(len(times), step, np.int64)))
+    time, free, queued, coming = (np.concatenate(column) for column in zip(*changes, strict=True))
+    order = np.argsort(time, kind="stable")
+    threads = int(run.found["threads"].sum())
+    idle = threads + np.cumsum(free[order])
+    return _Threads(
+        time[order],
+        np.maximum(1, threads - idle),
+        np.maximum(0, idle - np.cumsum(coming[order])),
+        np.cumsum(queued[order]),
+    )
+
+
+def _spread(run: Savings, threads: _Threads) -> tuple[Ints, Ints]:
+    """Say by how much executions were shorter if threads without a task took part of them, ns."""
+    moved = np.minimum(threads.idle, threads.queue)
+    lonely = threads.idle - moved
+    one, other = (
+        threads.spent(run.graph, more / (threads.working + more)) for more in (moved, lonely)
+    )
+    return one, other
+
+
+def _shared(run: Savings, threads: _Threads, change: Change) -> Change:
+    """Share what some workers' executions get shorter by among all that have tasks meanwhile.
+
+    Dask moves tasks to workers that become free: what one worker gains all gain.
+    """
+    graph = run.graph
+    assert change.duration is not None
+    rows = np.flatnonzero(change.duration > 0)
+    gain = change.duration[rows] / np.maximum(1, run.duration[rows])
+    time = np.concatenate([graph.start[rows], graph.stop[rows], threads.time])
+    step = np.concatenate([gain, -gain, np.zeros(len(threads.time))])
+    order = np.argsort(time, kind="stable")
+    time = time[order]
+    at = np.maximum(np.searchsorted(threads.time, time, "right") - 1, 0)
+    share = np.maximum(0.0, np.cumsum(step[order])) / threads.working[at]
+    return run.limited(Change(duration=_integral(time, share, graph.start, graph.stop)))
+
+
+def _of_workers(run: Savings, known: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Give when threads without a task, and tasks that queue at a worker, become more or fewer."""
+    graph = run.graph
+    process = np.concatenate([graph.process, graph.process])
+    time = np.concatenate([known, graph.stop])
+    step = np.repeat(np.array([1, -1], np.int64), len(graph))
+    order = np.lexsort((step, time, process))
+    process, time, step = process[order], time[order], step[order]
+    has = np.cumsum(step)  # ends at 0 for each process
+    threads = np.ones(int(process.max()) + 1, np.int64)
+    rows = run.found.index.to_numpy()
+    threads[rows[rows < len(threads)]] = run.found["threads"].to_numpy()[rows < len(threads)]
+    of = threads[process]
+    free, queue = np.maximum(0, of - has), np.maximum(0, has - of)
+    first = np.append(True, process[1:] != process[:-1])
+    free_before = np.where(first, of, np.append(0, free[:-1]))
+    queue_before = np.where(first, 0, np.append(0, queue[:-1]))
+    return time, free - free_before, queue - queue_before, np.zeros(len(time), np.int64)
