@@ -61,7 +61,7 @@ TASKS_A_THREAD = 3
 #: Functions of so many tasks are looked at for themselves.
 MANY = 100
 #: What saves a smaller share of the time from first to last task is no cause to tell of.
-LEAST = 0.01
+LEAST = 0.005
 #: Stretches of time that are nearer than this share of the run are one.
 NEAR = 0.01
 
@@ -82,6 +82,9 @@ WORDS = {
     "stragglers": "single tasks that take long",
 }
 
+#: How many times faster a function is thought to be that no cause but its length is known of.
+FASTER = 2.0
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -90,7 +93,7 @@ class Cause:
     Attributes
     ----------
     kind
-        One of `WORDS`, or ``slow``.
+        One of `WORDS`, or ``slow``, ``faster``, ``shorter``.
     words
         What it is, in a few words: ``w0-0 on node2 is slow at filter_trace``.
     change
@@ -139,6 +142,8 @@ class Causes:
     delays
         By part of `DELAYS`: what of the delay before each execution is put down to it, ns, in the
         order of the graph.
+    gaps
+        Stretches of time in which no task was known or could run, from first to last task.
     avoidable
         What is saved where all are mended at once, ns, at most.
     """
@@ -146,7 +151,43 @@ class Causes:
     savings: Savings
     found: list[Cause]
     delays: dict[str, Ints]
+    gaps: Covered
     avoidable: int
+    _faster: dict[int, Cause] = field(default_factory=dict)
+
+    def faster(self, function: int) -> Cause:
+        """Say what a function costs by how long its tasks take: what twice as fast ones save.
+
+        It saves that in addition where all other causes are mended, or alone, whichever is less.
+
+        Parameters
+        ----------
+        function
+            Position of the function in `Executions.functions`.
+        """
+        if function not in self._faster:
+            run = self.savings
+            mine = run.graph.function == function
+            removed = run.duration - np.round(run.duration / FASTER).astype(np.int64)
+            change = Change(duration=np.where(mine, removed, 0))
+            alone = run.saved(change)
+            others = run.together([cause.change for cause in self.found])
+            beside = Change(np.where(mine, run.duration // 2, 0))
+            if others.duration is not None:
+                left = run.duration - others.duration
+                beside = Change(np.where(mine, others.duration + left // 2, 0))
+            saves = min(alone, run.saved(beside, others)) if alone and others.total else alone
+            words = f"{run.runs.functions[function]} takes long"
+            cause = _placed(run, Cause("faster", words, change, saves))
+            self._faster[function] = cause
+        return self._faster[function]
+
+    def shorter(self, words: str, removed: Ints) -> Cause:
+        """Say what it saves if executions were shorter, each by so much, ns, by row of tasks."""
+        run = self.savings
+        change = run.limited(Change(duration=removed[run.graph.rows]))
+        saves = run.saved(change) if change.total else 0
+        return _placed(run, Cause("shorter", words, change, saves))
 
     def of(self, kind: str) -> list[Cause]:
         """Give the causes of a kind."""
@@ -178,7 +219,8 @@ def causes(trace: Trace) -> Causes:
 def _causes(trace: Trace) -> Causes:
     run = savings(trace)
     if not len(run.graph):
-        return Causes(run, [], {}, 0)
+        none = np.empty(0, np.int64)
+        return Causes(run, [], {}, Covered(none, none), 0)
     able, known, new = _moments(trace, run)
     gaps = _gaps(np.minimum(able, known), run.graph.stop)
     delays = _delays(trace, run, able, gaps)
@@ -195,14 +237,10 @@ def _causes(trace: Trace) -> Causes:
         saves = run.saved(change, mended if mended.total else None)
         if saves:
             found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
-    found = [
-        replace(c, figures={**c.figures, "gaps": gaps}) if c.kind == "nothing_submitted" else c
-        for c in found
-        if c.saves >= LEAST * run.recorded
-    ]
+    found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
     found.sort(key=lambda cause: -cause.saves)
     together = run.together([cause.change for cause in found])
-    return Causes(run, found, delays, run.saved(together))
+    return Causes(run, found, delays, gaps, run.saved(together))
 
 
 def _best(run: Savings, threads: _Threads, cause: Cause) -> Cause:
@@ -389,7 +427,7 @@ def _slow(run: Savings) -> list[Cause]:
     """Find workers that are slow at a function, or as a whole."""
     graph, duration = run.graph, run.duration
     functions = run.runs.functions
-    width, slots = max(1, len(functions)), int(graph.process.max()) + 1
+    slots = int(graph.process.max()) + 1
     group = graph.function.astype(np.int64) * slots + graph.process
     order = np.lexsort((duration, group))
     in_order = duration[order]

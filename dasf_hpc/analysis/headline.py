@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dasf_hpc.analysis.answer import Answer, Finding, costliest_first, one_a_cause
-from dasf_hpc.analysis.executions import read_executions, work_span
+from dasf_hpc.analysis.causes import LEAST, causes
+from dasf_hpc.analysis.coverage import Covered
+from dasf_hpc.analysis.executions import Span, read_executions, work_span
+from dasf_hpc.analysis.where import gpu_work
+from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.trace.own_axis import gpus_apart
+from dasf_hpc.units import duration_text, share_text
 
 #: Causes that the sentence names, at most.
 NAMED = 3
@@ -66,5 +71,29 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
     )
     found = [finding for name in names for finding in answers[name].findings]
     findings = costliest_first(one_a_cause(found))
-    sentence = f"{duration_text(span.duration)} from first to last task."
-    return Headline(sentence, span.start, span.duration, -1, findings)
+    if not len(executions):
+        return Headline(_of_reports(trace, span), span.start, span.duration, -1, findings)
+    avoidable = causes(trace).avoidable
+    sentence = f"{duration_text(span.duration)} from first to last task"
+    named = [f.cause for f in findings if f.cause and f.saves >= LEAST * span.duration][:NAMED]
+    if avoidable >= LEAST * span.duration and named:
+        sentence += f"; up to {duration_text(avoidable)} of it avoidable: {', '.join(named)}"
+    elif named:
+        sentence += f"; most of it depends on this: {', '.join(named)}"
+    return Headline(f"{sentence}.", span.start, span.duration, avoidable, findings)
+
+
+def _of_reports(trace: Trace, span: Span) -> str:
+    """Say how long a trace without tasks is, and what its GPUs did."""
+    recorded = f"{duration_text(span.duration)} recorded"
+    idle = []
+    names = gpu_names(trace)
+    for gpu, (start, stop) in sorted(gpu_work(trace).items()):
+        if 0 <= gpu < len(names) and gpu not in gpus_apart(trace) and span.duration:
+            busy = int(Covered(start, stop).between(span.start, span.stop))
+            idle.append((100.0 * (1 - busy / span.duration), names[gpu]))
+    if not idle:
+        return f"{recorded}."
+    share, worst = max(idle)
+    count = f"{len(idle)} GPU{'s' * (len(idle) != 1)}"
+    return f"{recorded} on {count}; {worst} was idle {share_text(share)} of it."
