@@ -32,6 +32,8 @@ INTERVALS = 200
 UNEVEN = 1.2
 #: ... where it costs this share of the run.
 LOST_SHARE = 0.05
+#: What costs this share of it is serious.
+SERIOUS_SHARE = 0.2
 #: Stragglers in the table, at most.
 STRAGGLERS = 100
 WORKERS: Columns = {
@@ -271,13 +273,29 @@ def _findings(
     summary: pd.DataFrame,
     work: Span,
 ) -> list[Finding]:
-    found = []
+    places = {int(str(row)): place for place, row in enumerate(known.savings.found.index)}
+    slow = known.of("slow")
+    found = [
+        Finding(
+            Severity.SERIOUS if cause.saves >= SERIOUS_SHARE * work.duration else Severity.WARNING,
+            "balance",
+            "workers",
+            (places[cause.figures["worker"]],),
+            _slow_sentence(cause),
+            "Look at the node's CPU, memory and GPU clocks, or exclude it.",
+            **cause.told,
+        )
+        for cause in slow
+    ]
     factor, lost = float(summary["factor"].iloc[0]), int(summary["lost"].iloc[0])
     if factor >= UNEVEN and lost >= LOST_SHARE * work.duration:
         busiest = int((table["busy"] / table["threads"]).to_numpy().argmax())
+        # where nothing is left to share once slow workers are mended, that is why
+        explained = bool(slow) and not known.of("uneven")
+        serious = lost >= SERIOUS_SHARE * work.duration and not explained
         found.append(
             Finding(
-                Severity.SERIOUS if lost >= 0.2 * work.duration else Severity.WARNING,
+                Severity.SERIOUS if serious else Severity.WARNING,
                 "balance",
                 "workers",
                 (busiest,),
@@ -286,27 +304,14 @@ def _findings(
                 f"even share would save up to {duration_text(lost)} "
                 f"({share_text(100 * lost / work.duration)} of the time from first task to last).",
                 "Make more and smaller tasks (chunks), or tasks of equal size.",
-                **known.told("uneven"),
+                **(slow[0].told if explained else known.told("uneven")),
             )
         )
-    places = {int(str(row)): place for place, row in enumerate(known.savings.found.index)}
-    found += [
-        Finding(
-            Severity.WARNING,
-            "balance",
-            "workers",
-            (places[cause.figures["worker"]],),
-            _slow_sentence(cause),
-            "Look at the node's CPU, memory and GPU clocks, or exclude it.",
-            **cause.told,
-        )
-        for cause in known.of("slow")
-    ]
     if len(stragglers):
         worst = stragglers.iloc[0]
         found.append(
             Finding(
-                Severity.WARNING,
+                Severity.WARNING if known.of("stragglers") else Severity.NOTICE,
                 "balance",
                 "stragglers",
                 tuple(range(len(stragglers))),

@@ -18,10 +18,12 @@ part before those that come after it in `DELAYS`:
 While executions run and threads have no task, what runs could be spread over more threads: over
 those that are free while tasks queue elsewhere (``uneven``), or over all (``no_parallelism``), in
 the time in which none queues. Both are at most: as if tasks could be split and moved at no cost.
+Of more executions than are played again they are not told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +34,7 @@ from numpy.typing import NDArray
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles
 from dasf_hpc.analysis.graph import Graph, could_run, first_known
-from dasf_hpc.analysis.savings import Change, Savings, savings
+from dasf_hpc.analysis.savings import PLAYED, Change, Savings, savings
 from dasf_hpc.trace.open import Trace
 
 #: Shares of a worker's memory limit at which Dask spills, and pauses it:
@@ -144,16 +146,14 @@ class Causes:
         order of the graph.
     gaps
         Stretches of time in which no task was known or could run, from first to last task.
-    avoidable
-        What is saved where all are mended at once, ns, at most.
     """
 
     savings: Savings
     found: list[Cause]
     delays: dict[str, Ints]
     gaps: Covered
-    avoidable: int
     _faster: dict[int, Cause] = field(default_factory=dict)
+    _shorter: dict[str, Cause] = field(default_factory=dict)
 
     def faster(self, function: int) -> Cause:
         """Say what a function costs by how long its tasks take: what twice as fast ones save.
@@ -183,11 +183,41 @@ class Causes:
         return self._faster[function]
 
     def shorter(self, words: str, removed: Ints) -> Cause:
-        """Say what it saves if executions were shorter, each by so much, ns, by row of tasks."""
+        """Say what it saves if executions were shorter, each by so much, ns, by row of tasks.
+
+        It is one more cause from then on, of that name.
+        """
         run = self.savings
-        change = run.limited(Change(duration=removed[run.graph.rows]))
-        saves = run.saved(change) if change.total else 0
-        return _placed(run, Cause("shorter", words, change, saves))
+        if words not in self._shorter:
+            change = run.limited(Change(duration=removed[run.graph.rows]))
+            saves = run.saved(change) if change.total else 0
+            self._shorter[words] = _placed(run, Cause("shorter", words, change, saves))
+        return self._shorter[words]
+
+    def mendable(self, words: Collection[str]) -> list[Cause]:
+        """Give the causes of some names, the costliest first; a function that takes long is none.
+
+        Those are left out that save next to nothing.
+        """
+        run = self.savings
+        known = [
+            cause
+            for cause in [*self.found, *self._shorter.values()]
+            if cause.words in words and cause.saves >= max(1, LEAST * run.recorded)
+        ]
+        return sorted(known, key=lambda cause: -cause.saves)
+
+    def avoidable(self, words: Collection[str]) -> int:
+        """Give what is saved, ns, at most, where all causes of some names are mended at once.
+
+        Never less than what the costliest saves, and never their sum: the schedule is played
+        without all of it.
+        """
+        mended = self.mendable(words)
+        if not mended:
+            return 0
+        together = self.savings.together([cause.change for cause in mended])
+        return max(self.savings.saved(together), mended[0].saves)
 
     def of(self, kind: str) -> list[Cause]:
         """Give the causes of a kind."""
@@ -197,7 +227,8 @@ class Causes:
         """What a `Finding` of the first cause of a kind takes from it; saves nothing without."""
         for cause in self.of(kind):
             return cause.told
-        return {"saves": 0, "cause": WORDS[kind]}
+        unknown = kind in ("uneven", "no_parallelism") and len(self.savings.graph) > PLAYED
+        return {"saves": -1 if unknown else 0, "cause": WORDS[kind]}
 
 
 _MADE: WeakKeyDictionary[Trace, Causes] = WeakKeyDictionary()
@@ -220,11 +251,12 @@ def _causes(trace: Trace) -> Causes:
     run = savings(trace)
     if not len(run.graph):
         none = np.empty(0, np.int64)
-        return Causes(run, [], {}, Covered(none, none), 0)
+        return Causes(run, [], {}, Covered(none, none))
     able, known, new = _moments(trace, run)
     gaps = _gaps(np.minimum(able, known), run.graph.stop)
     delays = _delays(trace, run, able, gaps)
-    threads = _threads(run, able, known, new)
+    threads = _threads(run, able, known, new) if len(run.graph) <= PLAYED else None
+    del able, known, new
     alone = [_best(run, threads, cause) for cause in _slow(run)]
     alone += [replace(cause, saves=run.saved(cause.change)) for cause in _stragglers(run, alone)]
     mended = run.together([cause.change for cause in alone])
@@ -232,20 +264,25 @@ def _causes(trace: Trace) -> Causes:
     for kind in DELAYS[:-1]:
         found += _delay(run, kind, Change(delay=delays[kind]))
     found += _scheduling(run, delays["scheduling"])
-    for kind, duration in zip(("uneven", "no_parallelism"), _spread(run, threads), strict=True):
+    for kind, duration in _spread(run, threads).items() if threads else ():
         change = run.limited(Change(duration=duration))
         saves = run.saved(change, mended if mended.total else None)
         if saves:
             found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
+    if len(gaps.start):
+        longest = int(np.argmax(gaps.stop - gaps.start))
+        place = {"start": int(gaps.start[longest]), "stop": int(gaps.stop[longest])}
+        found = [replace(c, **place) if c.kind == "nothing_submitted" else c for c in found]
     found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
     found.sort(key=lambda cause: -cause.saves)
-    together = run.together([cause.change for cause in found])
-    return Causes(run, found, delays, gaps, run.saved(together))
+    return Causes(run, found, delays, gaps)
 
 
-def _best(run: Savings, threads: _Threads, cause: Cause) -> Cause:
+def _best(run: Savings, threads: _Threads | None, cause: Cause) -> Cause:
     """Say what a cause saves, whether tasks stay on their workers or are shared anew."""
-    changes = [cause.change, _shared(run, threads, cause.change)]
+    changes = [cause.change]
+    if threads:
+        changes.append(_shared(run, threads, cause.change))
     saves = [run.saved(change) for change in changes]
     best = int(np.argmax(saves))
     return replace(cause, saves=saves[best], change=changes[best])
@@ -558,6 +595,13 @@ def _stragglers(run: Savings, slow: list[Cause]) -> list[Cause]:
     return [_placed(run, Cause("stragglers", words, run.limited(Change(duration=removed)), 0))]
 
 
+Counts = NDArray[np.int32]
+
+#: When something changes, by how much threads without a task do, tasks that queue at a worker, and
+#: tasks that no worker knows yet.
+_Changes = tuple[Ints, NDArray[np.int8], NDArray[np.int8], NDArray[np.int8]]
+
+
 @dataclass(frozen=True)
 class _Threads:
     """Threads over time: what they have to do from each moment on.
@@ -575,9 +619,9 @@ class _Threads:
     """
 
     time: Ints
-    working: Ints
-    idle: Ints
-    queue: Ints
+    working: Counts
+    idle: Counts
+    queue: Counts
 
     def spent(self, graph: Graph, share: Floats) -> Ints:
         """Give a share of the time that executions take, which changes over time, ns."""
@@ -598,31 +642,31 @@ def _integral(time: Ints, values: Floats, start: Ints, stop: Ints) -> Ints:
 
 
 def _threads(run: Savings, able: Ints, known: Ints, new: NDArray[np.bool_]) -> _Threads:
-    changes = [_of_workers(run, known)]
+    changes = list(_of_workers(run, known))
     came = new & (able < known)
     for times, step in ((able[came], 1), (known[came], -1)):
-        zero = np.zeros(len(times), np.int64)
-        changes.append((times, zero, zero, np.full(len(times), step, np.int64)))
+        zero = np.zeros(len(times), np.int8)
+        changes.append((times, zero, zero, np.full(len(times), step, np.int8)))
     time, free, queued, coming = (np.concatenate(column) for column in zip(*changes, strict=True))
+    del changes
     order = np.argsort(time, kind="stable")
     threads = int(run.found["threads"].sum())
-    idle = threads + np.cumsum(free[order])
+    idle = threads + np.cumsum(free[order], dtype=np.int32)
     return _Threads(
         time[order],
         np.maximum(1, threads - idle),
-        np.maximum(0, idle - np.cumsum(coming[order])),
-        np.cumsum(queued[order]),
+        np.maximum(0, idle - np.cumsum(coming[order], dtype=np.int32)),
+        np.cumsum(queued[order], dtype=np.int32),
     )
 
 
-def _spread(run: Savings, threads: _Threads) -> tuple[Ints, Ints]:
+def _spread(run: Savings, threads: _Threads) -> dict[str, Ints]:
     """Say by how much executions were shorter if threads without a task took part of them, ns."""
     moved = np.minimum(threads.idle, threads.queue)
-    lonely = threads.idle - moved
-    one, other = (
-        threads.spent(run.graph, more / (threads.working + more)) for more in (moved, lonely)
-    )
-    return one, other
+    return {
+        kind: threads.spent(run.graph, more / (threads.working + more))
+        for kind, more in (("uneven", moved), ("no_parallelism", threads.idle - moved))
+    }
 
 
 def _shared(run: Savings, threads: _Threads, change: Change) -> Change:
@@ -643,21 +687,24 @@ def _shared(run: Savings, threads: _Threads, change: Change) -> Change:
     return run.limited(Change(duration=_integral(time, share, graph.start, graph.stop)))
 
 
-def _of_workers(run: Savings, known: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+def _of_workers(run: Savings, known: Ints) -> Iterator[_Changes]:
     """Give when threads without a task, and tasks that queue at a worker, become more or fewer."""
     graph = run.graph
-    process = np.concatenate([graph.process, graph.process])
-    time = np.concatenate([known, graph.stop])
-    step = np.repeat(np.array([1, -1], np.int64), len(graph))
-    order = np.lexsort((step, time, process))
-    process, time, step = process[order], time[order], step[order]
-    has = np.cumsum(step)  # ends at 0 for each process
-    threads = np.ones(int(process.max()) + 1, np.int64)
-    rows = run.found.index.to_numpy()
-    threads[rows[rows < len(threads)]] = run.found["threads"].to_numpy()[rows < len(threads)]
-    of = threads[process]
-    free, queue = np.maximum(0, of - has), np.maximum(0, has - of)
-    first = np.append(True, process[1:] != process[:-1])
-    free_before = np.where(first, of, np.append(0, free[:-1]))
-    queue_before = np.where(first, 0, np.append(0, queue[:-1]))
-    return time, free - free_before, queue - queue_before, np.zeros(len(time), np.int64)
+    order = np.argsort(graph.process, kind="stable")
+    processes, firsts = np.unique(graph.process[order], return_index=True)
+    threads = run.found["threads"].to_dict()
+    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
+        time = np.concatenate([known[mine], graph.stop[mine]])
+        step = np.repeat(np.array([1, -1], np.int32), len(mine))
+        sort = np.lexsort((step, time))  # at one time what ends ends first
+        time, has = time[sort], np.cumsum(step[sort], dtype=np.int32)
+        own = np.int32(threads.get(process, 1))
+        free, queue = np.maximum(0, own - has), np.maximum(0, has - own)
+        more_free, more_queue = np.diff(free, prepend=own), np.diff(queue, prepend=np.int32(0))
+        some = np.flatnonzero((more_free != 0) | (more_queue != 0))
+        yield (
+            time[some],
+            more_free[some].astype(np.int8),
+            more_queue[some].astype(np.int8),
+            np.zeros(len(some), np.int8),
+        )

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.causes import causes
+from dasf_hpc.analysis.causes import LEAST, causes
 from dasf_hpc.analysis.executions import (
     Executions,
     group_quantiles,
@@ -238,7 +238,6 @@ def _gpu_times(
 
 def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Finding]:
     found = []
-    known = causes(trace)
     for row, function in table[table["share"] >= 100 * LARGE_SHARE].iterrows():
         found.append(
             Finding(
@@ -250,26 +249,30 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 f"time ({duration_text(function['total'])} in {count_text(function['count'])} "
                 "tasks).",
                 "Speed it up first; `dasf-hpc analyze what_if` says what that would bring.",
-                **known.faster(runs.functions.index(function["function"])).told,
+                **causes(trace).faster(runs.functions.index(function["function"])).told,
             )
         )
     whole = table["total"].sum()
     tail = table["total"] - table["count"] * table["p50"]
     long = (table["max"] >= LONG_TAIL * table["p50"]) & (tail >= TAIL_SHARE * whole)
     long &= table["count"] > 10
-    slow = {c.figures["example"]: c for c in known.of("slow") if "example" in c.figures}
     for row in tail[long].sort_values(ascending=False, kind="stable").index[:WORST].tolist():
         function = table.loc[row]
+        known = causes(trace)
+        slow = {c.figures["example"]: c for c in known.of("slow") if "example" in c.figures}
         name, median = str(function["function"]), int(function["p50"])
         if name in slow:  # that is why they differ
             told = slow[name].told
         else:
             code = runs.functions.index(name)
-            over = np.where(runs.function == code, np.maximum(0, runs.duration - median), 0)
+            usual = int(function["p95"])
+            over = np.where(runs.function == code, np.maximum(0, runs.duration - usual), 0)
             told = known.shorter(f"tasks of {name} differ", over).told
         found.append(
             Finding(
-                Severity.WARNING,
+                Severity.WARNING
+                if told["saves"] >= LEAST * known.savings.recorded
+                else Severity.NOTICE,
                 "functions",
                 "functions",
                 (int(row),),
@@ -293,7 +296,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 f"{count_text(bad['failed'].sum())} executions failed or were lost "
                 f"(most in {bad.sort_values('failed')['function'].iloc[-1]}).",
                 "Table tasks names each one's exception; `dasf-hpc logs RUN` shows what was said.",
-                **known.shorter("failed executions", failed).told,
+                **causes(trace).shorter("failed executions", failed).told,
             )
         )
     return found

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dasf_hpc.analysis.answer import Answer, Finding, costliest_first, one_a_cause
-from dasf_hpc.analysis.causes import LEAST, causes
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Span, read_executions, work_span
 from dasf_hpc.analysis.where import gpu_work
@@ -73,13 +73,12 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
     findings = costliest_first(one_a_cause(found))
     if not len(executions):
         return Headline(_of_reports(trace, span), span.start, span.duration, -1, findings)
-    avoidable = causes(trace).avoidable
+    known = causes(trace)
+    words = {finding.cause for finding in findings}
+    avoidable = known.avoidable(words)
     sentence = f"{duration_text(span.duration)} from first to last task"
-    named = [f.cause for f in findings if f.cause and f.saves >= LEAST * span.duration][:NAMED]
-    if avoidable >= LEAST * span.duration and named:
+    if named := [cause.words for cause in known.mendable(words)[:NAMED]]:
         sentence += f"; up to {duration_text(avoidable)} of it avoidable: {', '.join(named)}"
-    elif named:
-        sentence += f"; most of it depends on this: {', '.join(named)}"
     return Headline(f"{sentence}.", span.start, span.duration, avoidable, findings)
 
 

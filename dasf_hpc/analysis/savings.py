@@ -19,7 +19,7 @@ from dasf_hpc.trace.open import Trace
 
 #: Of more executions than this the run is not played again: what is left out of its critical path
 #: is the bound (measured: 0.16 s of CPU time for each million executions and change).
-PLAYED = 5_000_000
+PLAYED = 3_000_000
 
 
 @dataclass(frozen=True)

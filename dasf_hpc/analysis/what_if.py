@@ -14,7 +14,7 @@ import pandas as pd
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
 from dasf_hpc.analysis.causes import FASTER, causes
 from dasf_hpc.analysis.executions import Executions, group_sums, read_executions
-from dasf_hpc.analysis.savings import savings
+from dasf_hpc.analysis.savings import PLAYED, Change, savings
 from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import duration_text, share_text
@@ -84,13 +84,20 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     if not trace.rows("dependencies"):
         unanswered.append("What tasks needed of each other: no dependency was recorded.")
     run = savings(trace)
+    if len(runs) > PLAYED:
+        unanswered.append(
+            f"What exactly is saved of more than {PLAYED:,} executions: told is what the critical "
+            "path has of it, which is the most that it can be."
+        )
     rows = []
     for name, factor in faster.items():
         code = runs.functions.index(name)
-        duration = run.duration.copy()
-        chosen = run.graph.function == code
-        duration[chosen] = np.round(duration[chosen] / factor)
-        time = run.schedule.length(duration + run.schedule.delays)
+        shorter = run.duration - np.round(run.duration / factor).astype(np.int64)
+        removed = np.where(run.graph.function == code, shorter, 0)
+        if factor >= 1:
+            time = run.length(Change(duration=removed))
+        else:
+            time = run.schedule.length(run.duration + run.schedule.delays - removed)
         rows.append(
             {
                 "function": name,
