@@ -23,7 +23,7 @@ Of more executions than are played again they are not told.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles
+from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles, group_sums
 from dasf_hpc.analysis.graph import Graph, could_run, first_known
 from dasf_hpc.analysis.savings import PLAYED, Change, Savings, savings
 from dasf_hpc.trace.open import Trace
@@ -194,6 +194,26 @@ class Causes:
             self._shorter[words] = _placed(run, Cause("shorter", words, change, saves))
         return self._shorter[words]
 
+    def less(self, words: str, times: Mapping[Any, int]) -> dict[str, Any]:
+        """Say what it saves if functions took less time, each so much in sum over its tasks, ns.
+
+        Each task gets shorter in proportion to how long it takes.
+
+        Returns
+        -------
+        dict
+            What a `Finding` takes from the cause.
+        """
+        run = self.savings
+        width = len(run.runs.functions)
+        if not width or not len(run.graph):
+            return {"cause": words}
+        total = np.maximum(1, group_sums(run.runs.function, run.runs.duration, width))
+        own = np.array([times.get(name, 0) for name in run.runs.functions], np.float64)
+        share = np.clip(own / total, 0.0, 1.0)
+        removed = (run.runs.duration * share[run.runs.function]).astype(np.int64)
+        return self.shorter(words, removed).told
+
     def mendable(self, words: Collection[str]) -> list[Cause]:
         """Give the causes of some names, the costliest first; a function that takes long is none.
 
@@ -271,8 +291,10 @@ def _causes(trace: Trace) -> Causes:
             found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
     if len(gaps.start):
         longest = int(np.argmax(gaps.stop - gaps.start))
-        place = {"start": int(gaps.start[longest]), "stop": int(gaps.stop[longest])}
-        found = [replace(c, **place) if c.kind == "nothing_submitted" else c for c in found]
+        begin, end = int(gaps.start[longest]), int(gaps.stop[longest])
+        found = [
+            replace(c, start=begin, stop=end) if c.kind == "nothing_submitted" else c for c in found
+        ]
     found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
     found.sort(key=lambda cause: -cause.saves)
     return Causes(run, found, delays, gaps)
@@ -389,7 +411,7 @@ def _placed(run: Savings, cause: Cause) -> Cause:
     some = np.flatnonzero(weight > 0)
     if not len(some):
         return cause
-    begin = run.schedule.ready[some] if change.delay is not None else graph.start[some]
+    begin = graph.start[some] - (0 if change.delay is None else change.delay[some])
     end = graph.stop[some] if change.duration is not None else graph.start[some]
     begin = np.minimum(begin, end)
     order = np.argsort(begin, kind="stable")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.trace.names import node_names, process_names
+from dasf_hpc.trace.names import natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import reports_times
@@ -226,9 +226,9 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        By row of ``processes``: ``worker`` and ``node`` (named as by `dasf_hpc.trace.names`),
-        ``node_row``, ``threads`` (at least 1), ``start`` and ``stop`` (ns), ``gpus`` (rows of
-        ``gpus``), ``memory_limit``.
+        By row of ``processes``, in the natural order of nodes and workers: ``worker`` and
+        ``node`` (named as by `dasf_hpc.trace.names`), ``node_row``, ``threads`` (at least 1),
+        ``start`` and ``stop`` (ns), ``gpus`` (rows of ``gpus``), ``memory_limit``.
     """
     processes = trace.processes
     nodes, names = node_names(trace), process_names(trace)
@@ -241,7 +241,7 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     apart = gpus_apart(trace)
     gpu_rows = {str(u): row for row, u in enumerate(trace.gpus["uuid"]) if row not in apart}
     span = run_span(trace, executions)
-    made = []
+    made: list[dict[str, Any]] = []
     for row in rows:
         process = known.get(row, {})
         node = process.get("node", -1)
@@ -270,7 +270,11 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
             }
         )
     columns = ["worker", "node", "node_row", "threads", "start", "stop", "gpus", "memory_limit"]
-    return pd.DataFrame(made, index=pd.Index(rows, dtype="int64"), columns=columns)
+    order = sorted(
+        range(len(made)), key=lambda i: (natural(made[i]["node"]), natural(made[i]["worker"]))
+    )
+    index = pd.Index([rows[i] for i in order], dtype="int64")
+    return pd.DataFrame([made[i] for i in order], index=index, columns=columns)
 
 
 def run_span(trace: Trace, executions: Executions | None = None) -> Span:

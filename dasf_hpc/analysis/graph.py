@@ -382,7 +382,9 @@ def _needs(graph: Graph, prune: bool, delays: Ints) -> list[list[int] | None]:
 
 def _slots(graph: Graph, threads: dict[int, int]) -> dict[int, int]:
     """Give how many executions each worker may run at once: its threads, or what was seen."""
-    slots = {}
+    slots: dict[int, int] = {}
+    if not len(graph):
+        return slots
     order = np.argsort(graph.process, kind="stable")
     processes, firsts = np.unique(graph.process[order], return_index=True)
     for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
