@@ -290,3 +290,33 @@ def test_where_speaks_of_the_time_from_first_task_to_last(tmp_path: Path) -> Non
     assert (stopping.severity, stopping.saves) == (Severity.NOTICE, 0)
     assert "67 % of the workers' time in the whole run" in stopping.sentence
     assert answer.findings[-1] == stopping
+
+
+def test_less_time_in_a_function_saves_what_of_it_the_run_waited_for(tmp_path: Path) -> None:
+    tasks = [Task("f-0", 0, 0, 6 * S), Task("f-1", 1, 0, 4 * S)]
+    tasks.append(Task("g-0", 1, 6 * S, 8 * S, needs=["f-0", "f-1"]))
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker(), Worker()])) as trace:
+        known = causes(trace)
+        # of ten seconds of f five are waits: three of them in the task that g waited for
+        told = known.less("waiting in calls", {"f": 5 * S, "not there": S})
+        assert (told["saves"], told["cause"]) == (3 * S, "waiting in calls")
+        assert (told["process"], told["task"]) == (0, 0)
+        assert known.avoidable({"waiting in calls"}) == 3 * S
+
+
+def test_of_reports_alone_the_sentence_is_about_gpus(tmp_path: Path) -> None:
+    gpus = {"node": [0, 0], "index": [0, 1], "uuid": ["GPU-0", "GPU-1"], "memory": [1000, 1000]}
+    kernels = [
+        {"start": start, "stop": stop, "gpu": gpu, "name": "k", "task": -1, "process": 0}
+        for start, stop, gpu in [(S, 5 * S, 0), (4 * S, 6 * S, 0), (2 * S, 3 * S, 1)]
+    ]
+    for busy in ({}, {"busy": [5 * S, S]}):
+        made = Made(
+            [], [Worker(stop=10 * S)], more={"gpus": {**gpus, **busy}, "kernels": columns(kernels)}
+        )
+        with make_trace(tmp_path / f"{len(busy)}.h5", made) as trace:
+            told = headline(trace, {})
+        assert told.sentence == "10 s recorded on 2 GPUs; node1 GPU 1 was idle 90 % of it."
+        assert (told.start, told.duration, told.avoidable) == (0, 10 * S, -1)
+    with make_trace(tmp_path / "none.h5", Made([], [Worker(stop=S)])) as trace:
+        assert headline(trace, {}).sentence == "1 s recorded."

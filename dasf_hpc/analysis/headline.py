@@ -85,14 +85,23 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
 def _of_reports(trace: Trace, span: Span) -> str:
     """Say how long a trace without tasks is, and what its GPUs did."""
     recorded = f"{duration_text(span.duration)} recorded"
-    idle = []
-    names = gpu_names(trace)
-    for gpu, (start, stop) in sorted(gpu_work(trace).items()):
-        if 0 <= gpu < len(names) and gpu not in gpus_apart(trace) and span.duration:
-            busy = int(Covered(start, stop).between(span.start, span.stop))
-            idle.append((100.0 * (1 - busy / span.duration), names[gpu]))
+    names, apart = gpu_names(trace), gpus_apart(trace)
+    idle = [
+        (100.0 * max(0.0, 1 - busy / max(1, span.duration)), names[gpu])
+        for gpu, busy in enumerate(_busy(trace))
+        if gpu not in apart and busy >= 0
+    ]
     if not idle:
         return f"{recorded}."
     share, worst = max(idle)
     count = f"{len(idle)} GPU{'s' * (len(idle) != 1)}"
     return f"{recorded} on {count}; {worst} was idle {share_text(share)} of it."
+
+
+def _busy(trace: Trace) -> list[int]:
+    """Give for how long each GPU did anything, ns; -1: not known."""
+    gpus = trace.gpus
+    if "busy" in gpus and (gpus["busy"] >= 0).any():
+        return [int(busy) for busy in gpus["busy"]]
+    work = gpu_work(trace)
+    return [Covered(*work[gpu]).total if gpu in work else -1 for gpu in range(len(gpus))]

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dasf_hpc.analysis import analyse
-from dasf_hpc.analysis.answer import Finding, finding_html, most_severe_first
+from dasf_hpc.analysis.answer import Finding, costliest_first, finding_html, one_a_cause
 from dasf_hpc.analysis.executions import read_executions, run_span
 from dasf_hpc.errors import TraceFileError
 from dasf_hpc.show.picture import COLOURED, DIGITS, busy_workers, by_time_spent
@@ -95,7 +95,7 @@ def _findings(trace: Trace) -> str:
             found += analyse(name, trace).findings
         except Exception:  # the report names the bug; the other questions' findings are no worse
             continue
-    found = most_severe_first(found)
+    found = costliest_first(one_a_cause(found))
     if not found:
         return "<p>Nothing found that should be changed.</p>"
     more = len(found) - FINDINGS
