@@ -63,8 +63,10 @@ class Planted:
         self.now = max(ends)
 
     def made(self) -> Made:
-        workers = [Worker(node=n) for n in (0, 0, 1, 1)]
-        return Made(self.tasks, workers, self.transitions, more={"activities": columns(self.disk)})
+        workers = [Worker(node=n, memory_limit=1000 * MS) for n in (0, 0, 1, 1)]
+        samples = {"time": [0, S], "node": [0, 0], "process": [0, 1], "memory": [6, 690 * MS]}
+        more = {"activities": columns(self.disk), "process_samples": samples}
+        return Made(self.tasks, workers, self.transitions, more=more)
 
 
 def _planted() -> tuple[Planted, dict[str, float]]:
@@ -137,6 +139,7 @@ def test_planted_problems_are_found_with_what_they_cost_the_costliest_first(
     assert "(6 s from 10.000 s on)" in gap.sentence
     disk = found["spilling to disk"]
     assert tasks[disk.task] == "block"
+    assert "tasks wait 8 s for it, and workers use up to 690 MB of a limit of 1 GB" in disk.sentence
     assert 16 * S < disk.start < disk.stop < 19.1 * S
     chain = found["no parallelism"]
     assert tasks[chain.task] == "chain"

@@ -315,9 +315,9 @@ def _findings(
                 "balance",
                 "stragglers",
                 tuple(range(len(stragglers))),
-                f"{len(stragglers)} task{'s' * (len(stragglers) != 1)} of "
-                f"{STRAGGLER:.0f} times the median of their function or more; the worst, of "
-                f"{worst['function']} on {worst['worker']}, takes "
+                f"{len(stragglers)} task{'s take' if len(stragglers) > 1 else ' takes'} "
+                f"{STRAGGLER:.0f} times the median of the function or more; the worst, of "
+                f"{worst['function']} on {worst['worker']} ({worst['node']}), takes "
                 f"{duration_text(worst['duration'])} instead of {duration_text(worst['median'])}.",
                 "See what differs in their inputs or on their nodes.",
                 **known.told("stragglers"),

@@ -296,6 +296,10 @@ def _causes(trace: Trace) -> Causes:
             replace(c, start=begin, stop=end) if c.kind == "nothing_submitted" else c for c in found
         ]
     found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
+    found = [
+        replace(c, figures={**c.figures, **_fullest(trace, run)}) if c.kind == "disk" else c
+        for c in found
+    ]
     found.sort(key=lambda cause: -cause.saves)
     return Causes(run, found, delays, gaps)
 
@@ -395,6 +399,21 @@ def _spans(trace: Trace, run: Savings) -> dict[str, dict[int, list[Covered]]]:
             spans["disk"][row].append(_while(times, memory >= SPILL * limit))
         spans["paused"][row] = [_while(times, memory >= PAUSE * limit)]
     return spans
+
+
+def _fullest(trace: Trace, run: Savings) -> dict[str, int]:
+    """Give the memory limit that a worker came nearest to, and how much it used, bytes."""
+    samples = trace.table("process_samples", ["process", "memory"])
+    limits = run.found["memory_limit"].to_dict()
+    used = [
+        (int(peak), int(limits[row]))
+        for row, peak in samples.groupby("process")["memory"].max().items()
+        if limits.get(row, -1) > 0
+    ]
+    if not used:
+        return {}
+    peak, limit = max(used, key=lambda pair: pair[0] / pair[1])
+    return {"peak": peak, "limit": limit}
 
 
 def _while(times: Ints, holds: NDArray[np.bool_]) -> Covered:

@@ -70,7 +70,7 @@ from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activ
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
-from dasf_hpc.units import duration_text, moment_text, share_text
+from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
 
 #: The parts in the order of precedence, and what each means.
 PARTS: dict[str, str] = {
@@ -593,7 +593,13 @@ def _more(known: Causes, kind: str) -> str:
         return f" ({', '.join(stretches)})" if stretches else ""
     if kind == "disk":
         for cause in known.of(kind):
-            return f"; tasks wait {duration_text(cause.figures['waited'])} for it"
+            more = f"; tasks wait {duration_text(cause.figures['waited'])} for it"
+            if "limit" in cause.figures:
+                more += (
+                    f", and workers use up to {bytes_text(cause.figures['peak'])} of a limit of "
+                    f"{bytes_text(cause.figures['limit'])}"
+                )
+            return more
     return ""
 
 
