@@ -278,7 +278,7 @@ def _causes(trace: Trace) -> Causes:
     threads = _threads(run, able, known, new) if len(run.graph) <= PLAYED else None
     del able, known, new
     alone = [_best(run, threads, cause) for cause in _slow(run)]
-    alone += [replace(cause, saves=run.saved(cause.change)) for cause in _stragglers(run, alone)]
+    alone += [replace(cause, saves=_saved(run, cause.change)) for cause in _stragglers(run, alone)]
     mended = run.together([cause.change for cause in alone])
     found = list(alone)
     for kind in DELAYS[:-1]:
@@ -286,7 +286,7 @@ def _causes(trace: Trace) -> Causes:
     found += _scheduling(run, delays["scheduling"])
     for kind, duration in _spread(run, threads).items() if threads else ():
         change = run.limited(Change(duration=duration))
-        saves = run.saved(change, mended if mended.total else None)
+        saves = run.saved(change, mended) if mended.total else _saved(run, change)
         if saves:
             found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
     if len(gaps.start):
@@ -454,9 +454,16 @@ def _placed(run: Savings, cause: Cause) -> Cause:
     )
 
 
+def _saved(run: Savings, change: Change) -> int:
+    """Say what a change saves; of what is known to be too little to tell of, 0."""
+    if not change.total or (run.alone and run.bound(change) < LEAST * run.recorded):
+        return 0
+    return run.saved(change)
+
+
 def _delay(run: Savings, kind: str, change: Change) -> list[Cause]:
     change = run.limited(change)
-    saves = run.saved(change) if change.total else 0
+    saves = _saved(run, change)
     cause = Cause(kind, WORDS[kind], change, saves, figures={"waited": change.total})
     return [_placed(run, cause)] if saves else []
 
@@ -478,7 +485,7 @@ def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
     of_small = run.limited(Change(delay=np.where(tiny, delay * (1 - kept), 0).astype(np.int64)))
     rest = run.limited(Change(delay=np.where(tiny, 0, delay - HANDOVER)))
     for kind, change in (("small", of_small), ("scheduling", rest)):
-        saves = run.saved(change) if change.total else 0
+        saves = _saved(run, change)
         if not saves:
             continue
         functions = [f for f in np.argsort(-waited, kind="stable").tolist() if small[f]]

@@ -257,6 +257,8 @@ class Schedule:
         When each execution could begin: what it follows had ended, and a thread was free.
     delays
         From there to its start, ns; below 0 where clocks disagree.
+    threads
+        How many tasks the worker with most threads runs at once.
     """
 
     def __init__(self, graph: Graph, threads: dict[int, int]) -> None:
@@ -266,6 +268,7 @@ class Schedule:
         self.ready = np.maximum(_needs_there(graph), _thread_free(graph, self._slots))
         self.delays: Ints = graph.start - self.ready
         self._graph = graph
+        self.threads = max(self._slots, default=1)
         self._process: list[int] = []
         self._needs: list[list[int] | None] = []
 
@@ -286,13 +289,12 @@ class Schedule:
 
     def _stops(self, work: Ints) -> list[int]:
         if not self._process:
-            alone = max(self._slots, default=1) == 1
             self._process = self._graph.process.tolist()
-            self._needs = _needs(self._graph, alone, self.delays)
+            self._needs = _needs(self._graph, self.threads == 1, self.delays)
         origin = self._origin
         stops: list[int] = []
         append = stops.append
-        if max(self._slots, default=1) == 1:
+        if self.threads == 1:
             free = [origin] * len(self._slots)
             for process, own, needs in zip(self._process, work.tolist(), self._needs, strict=True):
                 ready = free[process]

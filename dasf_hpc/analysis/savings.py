@@ -75,6 +75,11 @@ class Savings:
         self._path: Ints | None = None
 
     @property
+    def alone(self) -> bool:
+        """Whether each worker runs one task at a time, so that `bound` is never too small."""
+        return self.schedule.threads == 1
+
+    @property
     def path(self) -> Ints:
         """Executions on the critical path, in no order of note."""
         if self._path is None:

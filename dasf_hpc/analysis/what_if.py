@@ -22,7 +22,7 @@ from dasf_hpc.units import duration_text, share_text
 #: Functions that are looked at where none is named: those with the longest times in total.
 LONGEST = 8
 #: A function is told of where it saves this share of the time from first to last task, %, ...
-NAMED_SHARE = 1.0
+NAMED_SHARE = 2.0
 #: ... and what it saves beside other causes where that is this much less.
 LESS = 0.9
 
@@ -115,11 +115,16 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
 
 
 def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Finding]:
-    """Tell of functions that save something where they are faster, beside all other causes."""
+    """Tell of functions that save something where they are faster, beside all other causes.
+
+    One that a worker is slow at, or whose tasks are too small, is told of as that.
+    """
     known = causes(trace)
+    told = {cause.figures.get("example") for cause in known.of("slow")}
+    told |= {name for cause in known.of("small") for name in cause.figures["functions"]}
     found = []
     for row, change in table[table["factor"] == FASTER].iterrows():
-        if change["saved_share"] < NAMED_SHARE:
+        if change["saved_share"] < NAMED_SHARE or change["function"] in told:
             continue
         cause = known.faster(runs.functions.index(change["function"]))
         if cause.saves < NAMED_SHARE / 100 * known.savings.recorded:
