@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from handmade import Made, Task, Worker, columns, make_trace
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from test_analysis_path import _GRAPH, _scheduled
 
 from dasf_hpc.analysis import ANALYSES, analyse
-from dasf_hpc.analysis.answer import Finding, Severity, costliest_first, one_a_cause
+from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first, one_a_cause
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.graph import Schedule
 from dasf_hpc.analysis.headline import Headline, headline
@@ -323,3 +324,26 @@ def test_of_reports_alone_the_sentence_is_about_gpus(tmp_path: Path) -> None:
         assert (told.start, told.duration, told.avoidable) == (0, 10 * S, -1)
     with make_trace(tmp_path / "none.h5", Made([], [Worker(stop=S)])) as trace:
         assert headline(trace, {}).sentence == "1 s recorded."
+
+
+def test_failures_are_told_once_by_the_analysis_that_is_about_them(tmp_path: Path) -> None:
+    tasks = [Task("f-0", 0, 0, 2 * S, state="error"), Task("f-1", 0, 2 * S, 5 * S)]
+    empty = {"failures": pd.DataFrame({"type": ["ValueError", "OSError"]})}
+    told = [
+        Finding(Severity.SERIOUS, "failures", "failures", (row,), f"failure {row}", "Mend it.")
+        for row in (0, 1)
+    ]
+    failures = Answer("failures", empty, {"failures": {"type": ("", "")}}, told)
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker()])) as trace:
+        functions = analyse("functions", trace)
+        alone = headline(trace, {"functions": functions})
+        both = headline(trace, {"functions": functions, "failures": failures})
+    (failed,) = [f for f in alone.findings if f.cause == "failed executions"]
+    assert failed.saves == 2 * S
+    found = [f.sentence for f in both.findings if "fail" in f.sentence]
+    assert found == ["failure 0", "failure 1"]
+    assert [f.saves for f in both.findings if f.analysis == "failures"] == [2 * S, -1]
+    assert both.avoidable == alone.avoidable == 2 * S
+    assert both.sentence == (
+        "5 s from first to last task; up to 2 s of it avoidable: failed executions."
+    )

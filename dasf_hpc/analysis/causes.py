@@ -84,6 +84,9 @@ WORDS = {
     "stragglers": "single tasks that take long",
 }
 
+#: Executions that failed or were lost, as a cause in a few words.
+FAILED = "failed executions"
+
 #: How many times faster a function is thought to be that no cause but its length is known of.
 FASTER = 2.0
 

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.causes import LEAST, causes
+from dasf_hpc.analysis.causes import FAILED, LEAST, causes
 from dasf_hpc.analysis.executions import (
     Executions,
     group_quantiles,
@@ -296,7 +296,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 f"{count_text(bad['failed'].sum())} executions failed or were lost "
                 f"(most in {bad.sort_values('failed')['function'].iloc[-1]}).",
                 "Table tasks names each one's exception; `dasf-hpc logs RUN` shows what was said.",
-                **causes(trace).shorter("failed executions", failed).told,
+                **causes(trace).shorter(FAILED, failed).told,
             )
         )
     return found

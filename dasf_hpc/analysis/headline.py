@@ -6,10 +6,11 @@ All findings of all analyses are one list, one for each cause, the costliest fir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dasf_hpc.analysis.answer import Answer, Finding, costliest_first, one_a_cause
-from dasf_hpc.analysis.causes import causes
+from dasf_hpc.analysis.causes import FAILED, causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Span, read_executions, work_span
 from dasf_hpc.analysis.where import gpu_work
@@ -70,7 +71,7 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
         answers, key=lambda n: _SAID_BEST.index(n) if n in _SAID_BEST else len(_SAID_BEST)
     )
     found = [finding for name in names for finding in answers[name].findings]
-    findings = costliest_first(one_a_cause(found))
+    findings = costliest_first(one_a_cause(_failures_once(found)))
     if not len(executions):
         return Headline(_of_reports(trace, span), span.start, span.duration, -1, findings)
     known = causes(trace)
@@ -80,6 +81,21 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
     if named := [cause.words for cause in known.mendable(words)[:NAMED]]:
         sentence += f"; up to {duration_text(avoidable)} of it avoidable: {', '.join(named)}"
     return Headline(f"{sentence}.", span.start, span.duration, avoidable, findings)
+
+
+def _failures_once(found: list[Finding]) -> list[Finding]:
+    """Let analysis failures tell of failures, where it was asked, with what functions found."""
+    first = next((f for f in found if f.analysis == "failures"), None)
+    short = next((f for f in found if f.analysis == "functions" and f.cause == FAILED), None)
+    if first is None or short is None:
+        return found
+    place: dict[str, Any] = {
+        name: getattr(short, name)
+        for name in ("saves", "start", "stop", "process", "task")
+        if getattr(first, name) < 0
+    }
+    told = replace(first, cause=FAILED, **place)
+    return [told if f is first else f for f in found if f is not short]
 
 
 def _of_reports(trace: Trace, span: Span) -> str:
