@@ -326,6 +326,16 @@ def test_of_reports_alone_the_sentence_is_about_gpus(tmp_path: Path) -> None:
         assert headline(trace, {}).sentence == "1 s recorded."
 
 
+def test_a_change_that_was_asked_about_is_told_of(tmp_path: Path) -> None:
+    run, _ = _planted()
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        (told,) = analyse("what_if", trace, faster={"filter": 5}).findings
+        # of itself it is told of the worker that is slow at it
+        assert not any("filter" in f.sentence for f in analyse("what_if", trace).findings)
+    assert told.saves == 8 * S
+    assert "If filter were 5x faster" in told.sentence
+
+
 def test_failures_are_told_once_by_the_analysis_that_is_about_them(tmp_path: Path) -> None:
     tasks = [Task("f-0", 0, 0, 2 * S, state="error"), Task("f-1", 0, 2 * S, 5 * S)]
     empty = {"failures": pd.DataFrame({"type": ["ValueError", "OSError"]})}

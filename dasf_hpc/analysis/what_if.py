@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,7 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     width = len(runs.functions)
     total = group_sums(runs.function, runs.duration, width)
     unanswered = []
+    asked = faster is not None
     if faster is None:
         longest = [f for f in np.argsort(-total, kind="stable")[:LONGEST] if total[f] > 0]
         faster = {runs.functions[f]: FASTER for f in longest}
@@ -111,7 +113,33 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
         )
     table = pd.DataFrame(rows, columns=list(CHANGES))
     table = table.sort_values("saved", ascending=False, kind="stable").reset_index(drop=True)
-    return Answer("what_if", {"changes": table}, columns, _findings(trace, runs, table), unanswered)
+    found = _asked(table) if asked else _findings(trace, runs, table)
+    return Answer("what_if", {"changes": table}, columns, found, unanswered)
+
+
+def _asked(table: pd.DataFrame) -> list[Finding]:
+    """Tell of changes that were asked about."""
+    return [
+        Finding(
+            Severity.NOTICE,
+            "what_if",
+            "changes",
+            (int(str(row)),),
+            f"{_sentence(change)}.",
+            "Begin with the one that saves most.",
+            saves=int(change["saved"]),
+        )
+        for row, change in table.iterrows()
+        if change["saved_share"] >= NAMED_SHARE
+    ]
+
+
+def _sentence(change: Any) -> str:
+    return (
+        f"If {change['function']} were {change['factor']:g}x faster, the tasks would take "
+        f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
+        f"({share_text(-change['saved_share'])})"
+    )
 
 
 def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Finding]:
@@ -136,9 +164,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 "what_if",
                 "changes",
                 (int(str(row)),),
-                f"If {change['function']} were {FASTER:g}x faster, the tasks would take "
-                f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
-                f"({share_text(-change['saved_share'])})"
+                _sentence(change)
                 + (
                     f"; {duration_text(cause.saves)} less where all else that is told of is mended."
                     if less
