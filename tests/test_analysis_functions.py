@@ -193,8 +193,11 @@ def test_imbalance_and_slow_workers_are_found(tmp_path: Path) -> None:
     summary = answer.tables["summary"].iloc[0]
     assert summary["factor"] == pytest.approx(30 / 15)
     assert summary["lost"] == 15 * S
-    uneven, slow = answer.findings
-    assert (uneven.severity, uneven.rows) == (Severity.SERIOUS, (2,))
+    slow, uneven = answer.findings
+    assert (slow.severity, slow.saves) == (Severity.SERIOUS, 20 * S)
+    # that is why the work is uneven: no cause of its own
+    assert (uneven.severity, uneven.rows) == (Severity.WARNING, (2,))
+    assert uneven.cause == slow.cause
     assert "worker-2 on node3 is slow" in slow.sentence
     assert slow.rows == (2,)
 

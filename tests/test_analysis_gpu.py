@@ -173,6 +173,8 @@ def test_a_function_that_launches_for_longer_than_it_computes_is_launch_bound(
     assert found["copy_time"].tolist() == [4 * MS, 4 * MS]
     (bound,) = [f for f in answer.findings if "launch-bound" in f.sentence]
     assert answer.tables["functions"].loc[bound.rows[0], "function"] == "fft"
+    # 30 ms of launches for 10 ms of kernels, in the first of two tasks of one thread
+    assert (bound.saves, bound.cause) == (20 * MS, "launching kernels")
     assert table["kernel_time"].to_dict() == {"fft": 10 * MS, "store": 30 * MS}
     assert table["copy_time"].to_dict() == {"fft": 4 * MS, "store": 4 * MS}
 

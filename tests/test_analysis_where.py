@@ -17,6 +17,7 @@ from dasf_hpc.analysis import idle, slots
 from dasf_hpc.analysis.answer import Answer, Severity, told_as_one
 from dasf_hpc.analysis.where import PARTS, where
 from dasf_hpc.trace.merge import merge_journals
+from dasf_hpc.trace.names import natural, process_names
 from dasf_hpc.trace.open import open_trace
 
 Transition = tuple[int, int, str, str, str]
@@ -336,13 +337,22 @@ def test_a_synthetic_run_sums_up_with_killed_workers_and_failures(tmp_path: Path
     with open_trace(tmp_path) as trace:
         answer = where(trace)
         tasks = trace.tasks
+        names = process_names(trace)
     table = answer.tables["workers"]
     assert (table[list(PARTS)].sum(axis=1) == table["wall"]).all()
     assert (table[list(PARTS)] >= 0).all(axis=None)
     ended = tasks[tasks["stop"] >= 0]
     took = (ended["stop"] - ended["start"]).groupby(ended["process"]).sum()
-    by_worker = pd.Series(table["executing"].to_numpy(), sorted(set(tasks["process"])))
+    by_worker = pd.Series(
+        table["executing"].to_numpy(), [names.index(one) for one in table["worker"]]
+    )
+    by_worker = by_worker.sort_index()
     assert (by_worker >= took).all()
+    places = [
+        (natural(node), natural(one))
+        for node, one in zip(*(table[c] for c in ("node", "worker")), strict=True)
+    ]
+    assert places == sorted(places)
     summary = answer.table.set_index("part")["time"]
     assert summary.sum() == table["wall"].sum()
     # between a task's start and its arrival, 5 us before, lies what the writer calls dispatching

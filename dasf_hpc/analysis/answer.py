@@ -60,6 +60,9 @@ class Finding:
         At which worker, a row of ``processes``; -1: no single one.
     task
         At which task, a row of ``tasks``; -1: no single one.
+    cause
+        What the time goes to, in a few words: ``w0-0 on node2 is slow at filter_trace``. Findings
+        of one cause, of whatever analyses, have the same words; empty: it is no cause of its own.
     """
 
     severity: Severity
@@ -73,6 +76,7 @@ class Finding:
     stop: int = -1
     process: int = -1
     task: int = -1
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Answer:
     columns
         By table, each column's unit and meaning.
     findings
-        What it found, the most severe first. None, and nothing in `unanswered`, is the answer
+        What it found, the costliest first. None, and nothing in `unanswered`, is the answer
         "looked, found nothing".
     unanswered
         What it could not look at, and why: a sentence each.
@@ -234,8 +238,27 @@ def told_as_one(
 
 
 def costliest_first(findings: list[Finding]) -> list[Finding]:
-    """Sort findings by what they could save; those of which it cannot be told by severity."""
-    return sorted(most_severe_first(findings), key=lambda finding: -max(finding.saves, 0))
+    """Sort findings by what they could save; those of which it cannot be told by severity.
+
+    What is only good to know comes after what can be acted on.
+    """
+
+    def order(finding: Finding) -> tuple[bool, int]:
+        return finding.severity == Severity.NOTICE and finding.saves <= 0, -max(finding.saves, 0)
+
+    return sorted(most_severe_first(findings), key=order)
+
+
+def one_a_cause(findings: list[Finding]) -> list[Finding]:
+    """Keep the first finding of each cause, and all that have none."""
+    seen: set[str] = set()
+    kept = []
+    for finding in findings:
+        if finding.cause not in seen:
+            kept.append(finding)
+        if finding.cause:
+            seen.add(finding.cause)
+    return kept
 
 
 def most_severe_first(findings: list[Finding]) -> list[Finding]:

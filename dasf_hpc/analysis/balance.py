@@ -6,35 +6,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
+from dasf_hpc.analysis.causes import (
+    STRAGGLER,
+    Cause,
+    Causes,
+    causes,
+    slowdowns,
+    stragglers,
+)
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
-    group_quantiles,
     group_sums,
     read_executions,
     run_span,
     workers,
 )
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: Intervals of the table over time, at most.
 INTERVALS = 200
-#: A worker whose tasks take this many times the other workers' is named.
-SLOW = 1.25
 #: An imbalance is named from this factor, ...
 UNEVEN = 1.2
 #: ... where it costs this share of the run.
 LOST_SHARE = 0.05
-#: A task that takes this many times the median of its function is a straggler, ...
-STRAGGLER = 3.0
-#: ... where it takes so much longer than the median, as a share of the run.
-STRAGGLER_SHARE = 0.01
+#: What costs this share of it is serious.
+SERIOUS_SHARE = 0.2
+#: Stragglers in the table, at most.
 STRAGGLERS = 100
-#: ... and where no larger share of the function's tasks is so long.
-RARE = 0.1
-
 WORKERS: Columns = {
     "worker": ("", "the worker"),
     "node": ("", "the host"),
@@ -110,7 +111,7 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
         100.0 * table["busy"] / (table["threads"] * work.duration) if work.duration else 0.0
     )
     table = table[list(WORKERS)]
-    stragglers = _stragglers(runs, found, work)
+    long = _stragglers(runs, found, work)
     mean_per_thread = table["busy"].sum() / max(1, table["threads"].sum())
     busiest = (table["busy"] / table["threads"]).max() if len(table) else 0
     summary = pd.DataFrame(
@@ -132,11 +133,11 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
         {
             "workers": table,
             "over_time": _over_time(trace, runs, found, interval),
-            "stragglers": stragglers,
+            "stragglers": long,
             "summary": summary,
         },
         columns,
-        _findings(table, stragglers, summary, work),
+        _findings(causes(trace), table, long, summary, work),
         unanswered,
     )
 
@@ -144,17 +145,12 @@ def balance(trace: Trace, interval: int | None = None) -> Answer:
 def _workers(runs: Executions, found: pd.DataFrame) -> pd.DataFrame:
     slots = int(found.index.max()) + 1 if len(found) else 1
     process = runs.process
-    width = max(1, len(runs.functions))
-    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
-    usual = np.bincount(process, weights=median[runs.function], minlength=slots)
     busy = group_sums(process, runs.duration, slots)
     first = np.full(slots, np.iinfo(np.int64).max)
     last = np.full(slots, -1, np.int64)
     np.minimum.at(first, process, runs.start)
     np.maximum.at(last, process, runs.stop)
     rows = found.index.to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slowdown = np.where(usual > 0, busy / usual, np.nan)
     figures = pd.DataFrame(
         {
             "count": np.bincount(process, minlength=slots),
@@ -163,7 +159,7 @@ def _workers(runs: Executions, found: pd.DataFrame) -> pd.DataFrame:
             "first_start": np.where(last >= 0, first, -1),
             "last_stop": last,
             "bytes_out": group_sums(process, np.maximum(runs.nbytes, 0), slots),
-            "slowdown": slowdown,
+            "slowdown": slowdowns(runs, slots),
         }
     ).iloc[rows]
     table = pd.concat([found[["worker", "node", "threads"]], figures], axis=1)
@@ -250,19 +246,9 @@ def _held(
 
 
 def _stragglers(runs: Executions, found: pd.DataFrame, work: Span) -> pd.DataFrame:
-    width = max(1, len(runs.functions))
-    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
-    usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
+    rows, usual = stragglers(runs, work.duration)
+    rows, usual = rows[:STRAGGLERS], usual[:STRAGGLERS]
     duration = runs.duration
-    long = np.flatnonzero(
-        (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * work.duration)
-    )
-    long = long[duration[long] > 0]
-    # where many tasks of a function are long it has two kinds of tasks, not stragglers
-    many = np.bincount(runs.function[long], minlength=width)
-    of = np.bincount(runs.function, minlength=width)
-    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
-    rows = long[np.argsort(usual[long] - duration[long], kind="stable")][:STRAGGLERS]
     names, nodes = found["worker"].to_dict(), found["node"].to_dict()
     return pd.DataFrame(
         {
@@ -273,57 +259,85 @@ def _stragglers(runs: Executions, found: pd.DataFrame, work: Span) -> pd.DataFra
             "node": pd.Series([nodes[p] for p in runs.process[rows].tolist()], dtype=str),
             "start": runs.start[rows],
             "duration": duration[rows],
-            "median": usual[rows],
-            "ratio": duration[rows] / np.maximum(usual[rows], 1),
-            "excess": duration[rows] - usual[rows],
+            "median": usual,
+            "ratio": duration[rows] / np.maximum(usual, 1),
+            "excess": duration[rows] - usual,
         }
     )
 
 
 def _findings(
-    table: pd.DataFrame, stragglers: pd.DataFrame, summary: pd.DataFrame, work: Span
+    known: Causes,
+    table: pd.DataFrame,
+    stragglers: pd.DataFrame,
+    summary: pd.DataFrame,
+    work: Span,
 ) -> list[Finding]:
-    found = []
+    places = {int(str(row)): place for place, row in enumerate(known.savings.found.index)}
+    slow = known.of("slow")
+    found = [
+        Finding(
+            Severity.SERIOUS if cause.saves >= SERIOUS_SHARE * work.duration else Severity.WARNING,
+            "balance",
+            "workers",
+            (places[cause.figures["worker"]],),
+            _slow_sentence(cause),
+            "Look at the node's CPU, memory and GPU clocks, or exclude it.",
+            **cause.told,
+        )
+        for cause in slow
+    ]
     factor, lost = float(summary["factor"].iloc[0]), int(summary["lost"].iloc[0])
     if factor >= UNEVEN and lost >= LOST_SHARE * work.duration:
         busiest = int((table["busy"] / table["threads"]).to_numpy().argmax())
+        # where nothing is left to share once slow workers are mended, that is why
+        explained = bool(slow) and not known.of("uneven")
+        serious = lost >= SERIOUS_SHARE * work.duration and not explained
         found.append(
             Finding(
-                Severity.SERIOUS if lost >= 0.2 * work.duration else Severity.WARNING,
+                Severity.SERIOUS if serious else Severity.WARNING,
                 "balance",
                 "workers",
                 (busiest,),
-                f"The work is uneven: {table['worker'].iloc[busiest]} is busy {factor:.2f} times "
-                f"as long as the mean; an even share would save up to {duration_text(lost)} "
-                f"({100 * lost / work.duration:.0f} % of the time from first task to last).",
+                f"The work is uneven: {table['worker'].iloc[busiest]} on "
+                f"{table['node'].iloc[busiest]} is busy {factor:.2f} times as long as the mean; an "
+                f"even share would save up to {duration_text(lost)} "
+                f"({share_text(100 * lost / work.duration)} of the time from first task to last).",
                 "Make more and smaller tasks (chunks), or tasks of equal size.",
+                **(slow[0].told if explained else known.told("uneven")),
             )
         )
-    slow = table[table["slowdown"] >= SLOW * table["slowdown"].median()]
-    found += told_as_one(
-        Severity.WARNING,
-        "balance",
-        "workers",
-        slow.sort_values("slowdown", ascending=False, kind="stable"),
-        "workers are slow",
-        lambda worker: (
-            f"{worker['worker']} on {worker['node']} is slow: its tasks take "
-            f"{worker['slowdown']:.2f} times what the same functions take elsewhere"
-        ),
-        "Look at the node's CPU, memory and GPU clocks, or exclude it.",
-    )
     if len(stragglers):
         worst = stragglers.iloc[0]
         found.append(
             Finding(
-                Severity.WARNING,
+                Severity.WARNING if known.of("stragglers") else Severity.NOTICE,
                 "balance",
                 "stragglers",
                 tuple(range(len(stragglers))),
-                f"{len(stragglers)} task(s) take {STRAGGLER:.0f} times the median of their function"
-                f" or more; the worst, of {worst['function']} on {worst['worker']}, takes "
+                f"{len(stragglers)} task{'s take' if len(stragglers) > 1 else ' takes'} "
+                f"{STRAGGLER:.0f} times the median of the function or more; the worst, of "
+                f"{worst['function']} on {worst['worker']} ({worst['node']}), takes "
                 f"{duration_text(worst['duration'])} instead of {duration_text(worst['median'])}.",
                 "See what differs in their inputs or on their nodes.",
+                **known.told("stragglers"),
             )
         )
-    return found
+    return costliest_first(found)
+
+
+def _slow_sentence(cause: Cause) -> str:
+    figures = cause.figures
+    if "slowdown" in figures:
+        return (
+            f"{cause.words}: its tasks take {figures['slowdown']:.2f} times what the same "
+            "functions take elsewhere."
+        )
+    sentence = (
+        f"{cause.words}: tasks of {figures['example']} take {duration_text(figures['median'])} "
+        f"there where {duration_text(figures['others'])} is the median elsewhere, "
+        f"{figures['median'] / max(1, figures['others']):.2f} times as long"
+    )
+    if figures["more"]:
+        sentence += f"; {figures['more']} more function{'s' * (figures['more'] != 1)} likewise"
+    return sentence + "."

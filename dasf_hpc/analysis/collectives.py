@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.executions import UNKNOWN, read_executions, run_span
 from dasf_hpc.trace.causality import COLLECTIVE
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.names import node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.ties import EVERYONE_WAITS
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: Waiting is worth a warning from this part of the ranks' time on.
 MUCH = 0.05
@@ -110,7 +111,7 @@ def collectives(trace: Trace) -> Answer:
         "clocks": CLOCKS,
     }
     duration = max(run_span(trace).duration, sums.span)
-    findings = _findings(tables, duration) + _contradictions(trace, tables["clocks"])
+    findings = _findings(trace, tables, duration) + _contradictions(trace, tables["clocks"])
     return Answer("collectives", tables, columns, findings, unanswered)
 
 
@@ -308,13 +309,14 @@ def _clocks(trace: Trace) -> pd.DataFrame:
     )
 
 
-def _findings(tables: dict[str, pd.DataFrame], duration: int) -> list[Finding]:
+def _findings(trace: Trace, tables: dict[str, pd.DataFrame], duration: int) -> list[Finding]:
     waiting, kinds = tables["waiting"], tables["collectives"]
     wait = int(waiting["wait"].sum())
     if not wait:
         return []
     ranks = len(waiting[["worker", "node", "rank"]].drop_duplicates())
     share = wait / (duration * ranks) if duration else 0.0
+    times = waiting.groupby("function")["wait"].sum().astype(int).to_dict()
     worst = waiting.iloc[0]
     who = f"{worst['worker']} on {worst['node']} (rank {worst['rank']})"
     doing = "" if worst["function"] == UNKNOWN else f" in {worst['function']}"
@@ -325,10 +327,11 @@ def _findings(tables: dict[str, pd.DataFrame], duration: int) -> list[Finding]:
             "waiting",
             tuple(range(min(10, len(waiting)))),
             f"Ranks waited {duration_text(wait)} for each other in {int(kinds['count'].sum()):,} "
-            f"collectives, {100 * share:.0f} % of their time; {who} came last{doing} "
+            f"collectives, {share_text(100 * share)} of their time; {who} came last{doing} "
             f"{int(worst['last']):,} times, and {duration_text(int(worst['caused']))} of it was "
             "waiting for it.",
             "Give the rank that comes last less work, or see why its node is slower (balance).",
+            **causes(trace).less("ranks that wait for others in collectives", times),
         )
     ]
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
-from dasf_hpc.analysis.executions import UNKNOWN, group_sums, run_span, workers
+from dasf_hpc.analysis.answer import (
+    Answer,
+    Columns,
+    Finding,
+    Severity,
+    costliest_first,
+    told_as_one,
+)
+from dasf_hpc.analysis.causes import causes
+from dasf_hpc.analysis.executions import (
+    UNKNOWN,
+    group_sums,
+    read_executions,
+    work_span,
+    workers,
+)
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import bytes_text
+from dasf_hpc.units import bytes_text, rate_text, share_text
 
 #: Links that carried less say little of their speed.
 ENOUGH_BYTES = 10_000_000
@@ -109,7 +123,7 @@ def communication(trace: Trace, by: str = "node") -> Answer:
         "communication",
         {"links": table},
         {"links": LINKS},
-        _findings(table, run_span(trace).duration, int(found["threads"].sum())),
+        _findings(trace, table, int(found["threads"].sum())),
         unanswered,
     )
 
@@ -121,8 +135,9 @@ def matrix(links: pd.DataFrame, value: str = "bytes") -> pd.DataFrame:
     return wide.reindex(index=ends, columns=ends).fillna(0)
 
 
-def _findings(table: pd.DataFrame, duration: int, threads: int) -> list[Finding]:
+def _findings(trace: Trace, table: pd.DataFrame, threads: int) -> list[Finding]:
     found = []
+    duration = work_span(trace, read_executions(trace)).duration
     between = table[~table["within"]]
     enough = between[between["bytes"] >= ENOUGH_BYTES]
     if len(enough) >= 3:
@@ -136,8 +151,8 @@ def _findings(table: pd.DataFrame, duration: int, threads: int) -> list[Finding]
             "links are slow",
             lambda link: (
                 f"The link from {link['source']} to {link['target']} is slow: "
-                f"{bytes_text(link['throughput'])}/s where the median of the links is "
-                f"{bytes_text(usual)}/s"
+                f"{rate_text(link['throughput'])} where the median of the links is "
+                f"{rate_text(usual)}"
             ),
             "See whether that node uses the right interface (--interface), or exclude it.",
         )
@@ -150,9 +165,11 @@ def _findings(table: pd.DataFrame, duration: int, threads: int) -> list[Finding]
                 "links",
                 tuple(range(min(10, len(table)))),
                 f"Workers fetched {bytes_text(table['bytes'].sum())} from each other in "
-                f"{table['messages'].sum()} messages, {100 * spent / duration / threads:.0f} % of "
-                "the time of their threads if it were not done beside the tasks.",
+                f"{table['messages'].sum():,} messages, "
+                f"{share_text(100 * spent / duration / threads)} of the time "
+                "of their threads if it were not done beside the tasks.",
                 "Use larger chunks along the axis that is exchanged, or fewer nodes.",
+                **causes(trace).told("transferring"),
             )
         )
-    return found
+    return costliest_first(found)

@@ -19,7 +19,7 @@ from dasf_hpc.analysis.executions import Executions, Ints, group_sums, read_exec
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.stacks import Stacks, read_stacks, samples_once
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: Off the CPU for this share of its time a function is named, in %.
 OFF = 30.0
@@ -222,8 +222,8 @@ def _findings(functions: pd.DataFrame, frames: pd.DataFrame) -> list[Finding]:
             off.sort_values("off_cpu", ascending=False, kind="stable"),
             "functions are off the CPU",
             lambda row: (
-                f"{row['off_share']:.0f} % of the time of {row['function']} its thread is off the "
-                f"CPU ({duration_text(row['off_cpu'])}{_of_known(row)}): {_why(row)}"
+                f"{share_text(row['off_share'])} of the time of {row['function']} its thread is "
+                f"off the CPU ({duration_text(row['off_cpu'])}{_of_known(row)}): {_why(row)}"
             ),
             "A thread that waits needs no core: let it wait for less, or let a worker have more "
             "threads than cores; one whose core others get needs fewer threads beside it.",
@@ -244,7 +244,7 @@ def _findings(functions: pd.DataFrame, frames: pd.DataFrame) -> list[Finding]:
             hot.sort_values("self", ascending=False, kind="stable"),
             "calls have most of a function's samples",
             lambda row: (
-                f"{row['self_share']:.0f} % of the samples of {row['function']} are in "
+                f"{share_text(row['self_share'])} of the samples of {row['function']} are in "
                 f"{row['frame']}" + (f" of {row['module']}" if row["module"] else "")
             ),
             "Look there first when you make the function faster.",

@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, bounds, layer_of, read_executions, workers
-from dasf_hpc.analysis.graph import Graph, executed_graph
+from dasf_hpc.analysis.graph import Graph, chain
+from dasf_hpc.analysis.savings import savings
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: A function on the path is named from this share.
 NAMED_SHARE = 25.0
@@ -73,7 +75,7 @@ def critical_path(trace: Trace) -> Answer:
         empty = {name: pd.DataFrame(columns=list(c)) for name, c in columns.items()}
         reason = "No task was executed in this run."
         return Answer("critical_path", empty, columns, [], [reason])
-    graph = executed_graph(trace, runs)
+    graph = savings(trace).graph
     path = _table(_walk(graph, _Gaps(trace, graph, runs)), graph, runs, found)
     functions = (
         path.groupby(["function", "kind"], sort=False)
@@ -94,7 +96,7 @@ def critical_path(trace: Trace) -> Answer:
         "critical_path",
         {"functions": functions, "path": path},
         columns,
-        _findings(functions, whole),
+        _findings(trace, runs, functions, whole),
         unanswered,
     )
 
@@ -172,26 +174,23 @@ _Segment = tuple[str, int, int, int, int]
 
 def _walk(graph: Graph, gaps: _Gaps) -> list[_Segment]:
     segments: list[_Segment] = []
-    current = int(np.argmax(graph.stop))
-    time = int(graph.stop[current])
-    while True:
+    time = int(graph.stop.max())
+    for current, previous in chain(graph):
         start = min(time, int(graph.start[current]))
         segments.append(("task", current, start, time, 0))
-        needs = graph.dependencies[
-            graph.first_dependency[current] : graph.first_dependency[current + 1]
-        ].tolist()
-        before = [*needs, int(graph.same_thread[current]), int(graph.barrier[current])]
-        before = [i for i in before if i >= 0]
-        if not before:
+        if previous < 0:
             first = int(graph.start[0])
             if first < start:
                 segments.append(("script", current, first, start, 0))
             break
-        previous = max(before, key=lambda i: int(graph.stop[i]))
+        needs = graph.dependencies[
+            graph.first_dependency[current] : graph.first_dependency[current + 1]
+        ]
         end = min(start, int(graph.stop[previous]))
         if end < start:
-            segments += _between(graph, gaps, previous, current, end, start, previous in needs)
-        current, time = previous, end
+            needed = bool((needs == previous).any())
+            segments += _between(graph, gaps, previous, current, end, start, needed)
+        time = end
     return segments[::-1]
 
 
@@ -242,7 +241,7 @@ def _table(
     return pd.DataFrame(data)
 
 
-def _findings(functions: pd.DataFrame, whole: int) -> list[Finding]:
+def _findings(trace: Trace, runs: Executions, functions: pd.DataFrame, whole: int) -> list[Finding]:
     steps = {
         "task": "Make it faster, or split its tasks so that they run side by side; "
         "`dasf-hpc analyze what_if` says what that would bring.",
@@ -251,19 +250,31 @@ def _findings(functions: pd.DataFrame, whole: int) -> list[Finding]:
         "handover": "The clocks do not agree well enough to say more.",
         "script": "See what the script does between its computations.",
     }
+    kinds = {
+        "transfer": "transferring",
+        "scheduling": "scheduling",
+        "script": "nothing_submitted",
+    }
     found = []
     for row, part in functions[functions["share"] >= NAMED_SHARE].iterrows():
+        kind = str(part["kind"])
+        told: dict[str, Any] = {}
+        if kind == "task":
+            told = causes(trace).faster(runs.functions.index(part["function"])).told
+        elif kind in kinds:
+            told = causes(trace).told(kinds[kind])
         found.append(
             Finding(
                 Severity.SERIOUS if part["share"] >= 50 else Severity.WARNING,
                 "critical_path",
                 "functions",
                 (int(str(row)),),
-                f"{part['share']:.0f} % of the critical path ({duration_text(part['time'])} of "
-                f"{duration_text(whole)}): "
-                + (part["function"] if part["kind"] == "task" else KINDS[part["kind"]])
+                f"{share_text(part['share'])} of the critical path ({duration_text(part['time'])} "
+                f"of {duration_text(whole)}): "
+                + (part["function"] if kind == "task" else KINDS[kind])
                 + ".",
-                steps[part["kind"]],
+                steps[kind],
+                **told,
             )
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from dasf_hpc.analysis.answer import (
     Columns,
     Finding,
     Severity,
-    most_severe_first,
+    costliest_first,
     told_as_one,
 )
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.cuda_rules import ABOUT, Rule, costs
 from dasf_hpc.analysis.executions import Executions, Ints, group_sums, read_executions, run_span
 from dasf_hpc.analysis.gpu_allocations import HOLDERS, MEMORY, OVER_TIME, allocated
@@ -23,7 +25,7 @@ from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_acti
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.sums import Sums
-from dasf_hpc.units import bytes_text, duration_text
+from dasf_hpc.units import bytes_text, duration_text, share_text
 
 NO_TASK = "(no task)"
 #: Shares of the tasks' time, %, from which a cost is a finding, and from which it is a warning.
@@ -128,7 +130,7 @@ def cuda(trace: Trace) -> Answer:
             trace, runs, gpu_names(trace), NO_TASK
         )
     whole = int(executing.sum()) or run_span(trace, runs).duration
-    found = most_severe_first(_findings(tables, whole))
+    found = costliest_first(_findings(trace, tables, whole))
     return Answer("cuda", tables, _TABLES, found, unanswered)
 
 
@@ -306,7 +308,7 @@ def _severity(time: float, whole: int) -> Severity:
     return Severity.WARNING if 100.0 * time >= MUCH * whole else Severity.NOTICE
 
 
-def _findings(tables: dict[str, pd.DataFrame], whole: int) -> list[Finding]:
+def _findings(trace: Trace, tables: dict[str, pd.DataFrame], whole: int) -> list[Finding]:
     """Find what costs time, the costliest first, and what holds memory.
 
     Parameters
@@ -332,6 +334,10 @@ def _findings(tables: dict[str, pd.DataFrame], whole: int) -> list[Finding]:
             lambda row, rule=rule: _clause(row, rule),  # type: ignore[misc]
             ABOUT[rule][2],
         )
+        if rule not in (Rule.GAP, Rule.LOW):  # of those the tasks would not be shorter
+            times = rows.groupby("function")["time"].sum().to_dict()
+            told = causes(trace).less(f"waiting in calls: {rule}", times)
+            found = [replace(one, **told) for one in found]
         ranked.append((time, found))
     moved = tables["migrations"]
     time = int(moved["total"].sum())
@@ -378,7 +384,7 @@ def _memory_findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         of_gpu = holders[holders["gpu"] == row["gpu"]]
         if len(of_gpu):  # none where all that was released is from before the recording
             first = of_gpu.iloc[0]
-            text += f", {first['share']:.0f} % by {first['function']}"
+            text += f", {share_text(first['share'])} by {first['function']}"
         if row["unreleased"]:
             text += (
                 f"; {row['unreleased']:,} allocation(s) of {bytes_text(row['unreleased_bytes'])} "

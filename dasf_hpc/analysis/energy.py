@@ -16,6 +16,7 @@ from dasf_hpc.analysis.executions import (
 )
 from dasf_hpc.trace.gpus import gpu_labels, gpu_names
 from dasf_hpc.trace.open import Trace
+from dasf_hpc.units import share_text
 
 #: A pause of so many usual distances between samples is a hole: its energy is not known.
 HOLE = 10
@@ -184,7 +185,7 @@ def _findings(functions: pd.DataFrame, gpus: pd.DataFrame) -> list[Finding]:
             "energy",
             "functions",
             (int(str(row)),),
-            f"{part['share']:.0f} % of the GPUs' energy ({part['energy']:.0f} J of "
+            f"{share_text(part['share'])} of the GPUs' energy ({part['energy']:.0f} J of "
             f"{gpus['energy'].sum():.0f} J) was drawn while no task ran on their workers.",
             "Give the nodes back sooner, or keep them busy: see `dasf-hpc analyze where`.",
         )

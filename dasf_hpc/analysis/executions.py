@@ -6,6 +6,7 @@ column, not ten million strings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.trace.names import node_names, process_names
+from dasf_hpc.trace.names import natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import reports_times
@@ -172,14 +173,21 @@ def _read_column(trace: Trace, column: str) -> tuple[NDArray[Any], list[str]]:
     return whole, names
 
 
+#: As `distributed.Client.map` names tasks of functions that are not pure.
+_MAPPED = re.compile(r"(.*-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[0-9]+")
+
+
 def key_texts(trace: Trace, codes: NDArray[Any]) -> list[str]:
     """Give the keys that some codes stand for; of -1 `UNKNOWN`. Only those are read."""
     return [UNKNOWN if text is None else text for text in trace.texts("keys", codes)]
 
 
 def layer_of(key: str) -> str:
-    """Give what the keys of one array or collection have in common; other keys whole."""
-    return key[: key.find("',", 2)] if key.startswith("('") and "'," in key else key
+    """Give what the keys of one array, collection or call of map have in common; others whole."""
+    if key.startswith("('") and "'," in key:
+        return key[: key.find("',", 2)]
+    mapped = _MAPPED.fullmatch(key)
+    return mapped.group(1) if mapped else key
 
 
 def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
@@ -190,6 +198,17 @@ def keep_arrivals(trace: Trace, arrivals: Ints) -> None:
 def kept_arrivals(trace: Trace) -> Ints | None:
     """Give what was kept: by code of the key, the largest int64 where no transition says."""
     kept = _READ.get(trace, {}).get("arrival")
+    return None if kept is None else kept[0]
+
+
+def keep_ability(trace: Trace, able: Ints) -> None:
+    """Keep when each task could run, for who asks for it later."""
+    _READ.setdefault(trace, {})["able"] = able, []
+
+
+def kept_ability(trace: Trace) -> Ints | None:
+    """Give what was kept: by code of the key."""
+    kept = _READ.get(trace, {}).get("able")
     return None if kept is None else kept[0]
 
 
@@ -212,9 +231,9 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        By row of ``processes``: ``worker`` and ``node`` (named as by `dasf_hpc.trace.names`),
-        ``node_row``, ``threads`` (at least 1), ``start`` and ``stop`` (ns), ``gpus`` (rows of
-        ``gpus``), ``memory_limit``.
+        By row of ``processes``, in the natural order of nodes and workers: ``worker`` and
+        ``node`` (named as by `dasf_hpc.trace.names`), ``node_row``, ``threads`` (at least 1),
+        ``start`` and ``stop`` (ns), ``gpus`` (rows of ``gpus``), ``memory_limit``.
     """
     processes = trace.processes
     nodes, names = node_names(trace), process_names(trace)
@@ -227,7 +246,7 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
     apart = gpus_apart(trace)
     gpu_rows = {str(u): row for row, u in enumerate(trace.gpus["uuid"]) if row not in apart}
     span = run_span(trace, executions)
-    made = []
+    made: list[dict[str, Any]] = []
     for row in rows:
         process = known.get(row, {})
         node = process.get("node", -1)
@@ -256,7 +275,11 @@ def workers(trace: Trace, executions: Executions | None = None) -> pd.DataFrame:
             }
         )
     columns = ["worker", "node", "node_row", "threads", "start", "stop", "gpus", "memory_limit"]
-    return pd.DataFrame(made, index=pd.Index(rows, dtype="int64"), columns=columns)
+    order = sorted(
+        range(len(made)), key=lambda i: (natural(made[i]["node"]), natural(made[i]["worker"]))
+    )
+    index = pd.Index([rows[i] for i in order], dtype="int64")
+    return pd.DataFrame([made[i] for i in order], index=index, columns=columns)
 
 
 def run_span(trace: Trace, executions: Executions | None = None) -> Span:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
+from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.causes import FAILED, LEAST, causes
 from dasf_hpc.analysis.executions import (
     Executions,
     group_quantiles,
@@ -20,7 +21,7 @@ from dasf_hpc.analysis.executions import (
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import gpu_activity, no_gpu_activity
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import count_text, duration_text, share_text
 
 #: Share of the executing time above which a function is named as the one to look at.
 LARGE_SHARE = 0.5
@@ -120,7 +121,7 @@ def functions(trace: Trace, by: str = "function") -> Answer:
     _gpu_samples(trace, runs, found, group, groups, table, unanswered)
     _gpu_times(trace, group, groups, table, unanswered)
     table = table.sort_values("total", ascending=False, kind="stable").reset_index(drop=True)
-    findings = _findings(table) if by == "function" else []
+    findings = _findings(trace, runs, table) if by == "function" and len(runs) else []
     return Answer("functions", {"functions": table}, {"functions": FUNCTIONS}, findings, unanswered)
 
 
@@ -238,7 +239,7 @@ def _gpu_times(
         table[column] = pd.array(total[table.index.to_numpy()], dtype="Int64")
 
 
-def _findings(table: pd.DataFrame) -> list[Finding]:
+def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Finding]:
     found = []
     for row, function in table[table["share"] >= 100 * LARGE_SHARE].iterrows():
         found.append(
@@ -247,39 +248,58 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
                 "functions",
                 "functions",
                 (int(str(row)),),
-                f"{function['function']} takes {function['share']:.0f} % of the executing time "
-                f"({duration_text(function['total'])} in {function['count']} tasks).",
+                f"{function['function']} takes {share_text(function['share'])} of the executing "
+                f"time ({duration_text(function['total'])} in {count_text(function['count'])} "
+                "tasks).",
                 "Speed it up first; `dasf-hpc analyze what_if` says what that would bring.",
+                **causes(trace).faster(runs.functions.index(function["function"])).told,
             )
         )
     whole = table["total"].sum()
     tail = table["total"] - table["count"] * table["p50"]
     long = (table["max"] >= LONG_TAIL * table["p50"]) & (tail >= TAIL_SHARE * whole)
-    found += told_as_one(
-        Severity.WARNING,
-        "functions",
-        "functions",
-        table.assign(tail=tail)[long & (table["count"] > 10)].sort_values("tail", ascending=False),
-        "functions have tasks that differ",
-        lambda function: (
-            f"Tasks of {function['function']} differ: the median takes "
-            f"{duration_text(function['p50'])}, 5 % take {duration_text(function['p95'])} and "
-            f"more, the longest {duration_text(function['max'])}"
-        ),
-        "See whether the long ones have larger inputs (`dasf-hpc analyze task_bottleneck`) "
-        "and divide the data evenly.",
-    )
+    long &= table["count"] > 10
+    for row in tail[long].sort_values(ascending=False, kind="stable").index[:WORST].tolist():
+        function = table.loc[row]
+        known = causes(trace)
+        slow = {c.figures["example"]: c for c in known.of("slow") if "example" in c.figures}
+        name, median = str(function["function"]), int(function["p50"])
+        if name in slow:  # that is why they differ
+            told = slow[name].told
+        else:
+            code = runs.functions.index(name)
+            usual = int(function["p95"])
+            over = np.where(runs.function == code, np.maximum(0, runs.duration - usual), 0)
+            told = known.shorter(f"tasks of {name} differ", over).told
+        found.append(
+            Finding(
+                Severity.WARNING
+                if told["saves"] >= LEAST * known.savings.recorded
+                else Severity.NOTICE,
+                "functions",
+                "functions",
+                (int(row),),
+                f"Tasks of {name} differ: the median takes {duration_text(median)}, 5 % take "
+                f"{duration_text(function['p95'])} and more, the longest "
+                f"{duration_text(function['max'])}.",
+                "See whether the long ones have larger inputs (`dasf-hpc analyze task_bottleneck`) "
+                "and divide the data evenly.",
+                **told,
+            )
+        )
     bad = table[table["failed"] > 0]
     if len(bad):
+        failed = np.where(runs.in_state("error", "lost"), runs.duration, 0)
         found.append(
             Finding(
                 Severity.WARNING,
                 "functions",
                 "functions",
                 tuple(int(row) for row in bad.index),
-                f"{bad['failed'].sum()} executions failed or were lost "
+                f"{count_text(bad['failed'].sum())} executions failed or were lost "
                 f"(most in {bad.sort_values('failed')['function'].iloc[-1]}).",
                 "Table tasks names each one's exception; `dasf-hpc logs RUN` shows what was said.",
+                **causes(trace).shorter(FAILED, failed).told,
             )
         )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from dasf_hpc.analysis.answer import (
     Columns,
     Finding,
     Severity,
-    most_severe_first,
+    costliest_first,
     told_as_one,
 )
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, group_sums, read_executions, run_span, workers
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
-from dasf_hpc.units import bytes_text, duration_text
+from dasf_hpc.units import bytes_text, duration_text, share_text
 
 #: Idle gaps that are listed, ns, and how many at most.
 GAP = 1_000_000
@@ -158,9 +160,9 @@ def gpu(trace: Trace) -> Answer:
     if samples is not None:
         _put_samples(trace, tables["gpus"], samples, names)
         tables["memory"] = _memory(samples, names, run_span(trace, runs).duration)
-    found = _findings(tables)
+    found = _findings(trace, tables)
     found += _losses(tables["recorded"])
-    return Answer("gpu", tables, _TABLES, most_severe_first(found), unanswered)
+    return Answer("gpu", tables, _TABLES, costliest_first(found), unanswered)
 
 
 def _recorded(trace: Trace) -> pd.DataFrame:
@@ -408,8 +410,8 @@ def _memory(samples: pd.DataFrame, names: list[str], duration: int) -> pd.DataFr
     return grouped.reset_index()[list(MEMORY)]
 
 
-def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
-    found = []
+def _findings(trace: Trace, tables: dict[str, pd.DataFrame]) -> list[Finding]:
+    found: list[Finding] = []
 
     def find(severity: Severity, table: str, rows: list[int], sentence: str, step: str) -> None:
         found.append(Finding(severity, "gpu", table, tuple(rows), sentence, step))
@@ -439,6 +441,10 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         ),
         "Launch fewer and larger kernels: fuse them, use CUDA graphs, or larger chunks.",
     )
+    if found:  # at most as if the kernels alone took time
+        over = (bound["launch_time"] - bound["kernel_time"]).clip(lower=0)
+        times = dict(zip(bound["function"], over.astype(int), strict=True))
+        found[0] = replace(found[0], **causes(trace).less("launching kernels", times))
     if len(functions):
         little = functions[
             (functions["busy_share"] <= LITTLE)
@@ -450,8 +456,8 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
             little.sort_values("executing", ascending=False, kind="stable"),
             "functions use the GPU little",
             lambda function: (
-                f"{function['function']} uses the GPU for {function['busy_share']:.0f} % of its "
-                "tasks' time"
+                f"{function['function']} uses the GPU for {share_text(function['busy_share'])} of "
+                "its tasks' time"
             ),
             "See what it does on the CPU; its copies and waits stand beside it.",
         )
@@ -480,7 +486,7 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
             lambda one: (
                 f"{one['gpu']} copies {bytes_text(one['copied'])} for "
                 f"{duration_text(one['copy_time'])} and runs kernels beside it for "
-                f"{one['overlap_share']:.0f} % of that"
+                f"{share_text(one['overlap_share'])} of that"
             ),
             "Copy in another stream from pinned memory, or keep the data on the GPU.",
         )
@@ -492,7 +498,7 @@ def _findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
             full.sort_values("peak_memory_share", ascending=False, kind="stable"),
             "GPUs had full memory",
             lambda one: (
-                f"The memory of {one['gpu']} was {one['peak_memory_share']:.0f} % full "
+                f"The memory of {one['gpu']} was {share_text(one['peak_memory_share'])} full "
                 f"({bytes_text(one['peak_memory'])})"
             ),
             "Make chunks smaller, or let it spill to main memory (dask-cuda's device limits).",

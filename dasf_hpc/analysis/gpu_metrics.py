@@ -21,7 +21,7 @@ from dasf_hpc.analysis.sampled import Means, Sampled, sampled_by_owner
 from dasf_hpc.trace.gpus import gpu_names
 from dasf_hpc.trace.holdings import Kind, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: Tasks that are listed, those that had GPUs longest.
 TASKS = 1000
@@ -261,7 +261,7 @@ def _uncovered(functions: pd.DataFrame) -> list[str]:
 
 def _sampled(coverage: float) -> str:
     """Say of how much of a function's time there are samples, where that is not about all."""
-    return "" if coverage >= WHOLE else f" in the {coverage:.0f} % of it that were sampled"
+    return "" if coverage >= WHOLE else f" in the {share_text(coverage)} of it that were sampled"
 
 
 def _findings(functions: pd.DataFrame) -> list[Finding]:
@@ -294,8 +294,8 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         "functions hold GPUs and use few of their SMs",
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])} with "
-            f"{one['sm_active']:.0f} % of the SMs active{_sampled(one['coverage'])}: SMs without "
-            f"work amount to {duration_text(one['idle'])} of whole GPUs"
+            f"{share_text(one['sm_active'])} of the SMs active{_sampled(one['coverage'])}: SMs "
+            f"without work amount to {duration_text(one['idle'])} of whole GPUs"
         ),
         "Give them more at once: larger chunks, more tasks a GPU (threads, streams or MPS), or "
         "kernels of more blocks.",
@@ -307,8 +307,8 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         "functions seem to be limited by the GPU's memory",
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])} and keep "
-            f"their memory at {one['dram']:.0f} % of its peak{_sampled(one['coverage'])}, which "
-            "seems to be what limits them"
+            f"their memory at {share_text(one['dram'])} of its peak{_sampled(one['coverage'])}, "
+            "which seems to be what limits them"
         ),
         "Move less: fuse operations, use a smaller data type, or keep what is needed again in "
         "caches.",
@@ -320,7 +320,7 @@ def _findings(functions: pd.DataFrame) -> list[Finding]:
         "functions use no tensor cores",
         lambda one: (
             f"kernels of {one['function']} have GPUs for {duration_text(one['held'])}, keep "
-            f"{one['sm_active']:.0f} % of the SMs active and use no tensor cores "
+            f"{share_text(one['sm_active'])} of the SMs active and use no tensor cores "
             f"({one['tensor_active']:.1f} %{_sampled(one['coverage'])})"
         ),
         "If it multiplies matrices or convolves, a data type that tensor cores take (TF32, FP16, "

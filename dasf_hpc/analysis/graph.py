@@ -7,14 +7,22 @@ barrier): the script waited for a result, or everything hung on one task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.executions import Executions, Ints, keep_arrivals, kept_arrivals
+from dasf_hpc.analysis.executions import (
+    Executions,
+    Ints,
+    keep_ability,
+    keep_arrivals,
+    kept_ability,
+    kept_arrivals,
+    layer_of,
+)
 from dasf_hpc.trace.open import Trace
 
 Rows = NDArray[np.intp]
@@ -172,65 +180,240 @@ def _barriers(known: Ints, start: Ints, stop: Ints) -> Ints:
     return result
 
 
+def could_run(trace: Trace, runs: Executions, arrival: Ints) -> Ints:
+    """Give when each task could run, by code of its key.
+
+    When the last result that it needs is there. When one that needs none was submitted the trace
+    does not know: tasks of one array or collection (one name in their keys) could run when the
+    first of them arrived at a worker, any other when it arrived itself.
+
+    Parameters
+    ----------
+    arrival
+        When each key was first known to a worker, or began there; the largest int64: never.
+    """
+    kept = kept_ability(trace)
+    if kept is not None:
+        return kept
+    done = np.full(len(arrival), -1, np.int64)
+    ended = runs.in_state("memory") & (runs.key >= 0)
+    done[runs.key[ended]] = runs.stop[ended]
+    able = np.full(len(arrival), -1, np.int64)
+    needs = np.zeros(len(arrival), bool)
+    for piece in trace.pieces("dependencies", ["key", "dependency"]):
+        if not len(piece):
+            continue
+        key, dependency = piece["key"].to_numpy(), piece["dependency"].to_numpy()
+        known = (key >= 0) & (key < len(arrival))
+        needs[key[known]] = True
+        known &= (dependency >= 0) & (dependency < len(arrival))
+        np.maximum.at(able, key[known], done[dependency[known]])
+    executed = np.zeros(len(arrival), bool)
+    executed[runs.key[runs.key >= 0]] = True
+    roots = np.flatnonzero(executed & ~needs)
+    able[roots] = _layer_arrivals(trace, roots, arrival)
+    # a task whose dependencies' end is not known could run when it arrived
+    able = np.where(able < 0, arrival, able)
+    keep_ability(trace, able)
+    return able
+
+
+def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Ints:
+    """Give, for tasks that need none, when the first task of the same collection arrived."""
+    if not len(roots):
+        return np.empty(0, np.int64)
+    texts = trace.texts("keys", roots)
+    layers = [layer_of(str(text)) for text in texts]
+    codes, names = pd.factorize(pd.Series(layers, dtype=object))
+    first = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(first, codes, arrival[roots])
+    result: Ints = first[codes]
+    return result
+
+
+def first_known(trace: Trace, runs: Executions) -> Ints:
+    """Give when each key was first known to a worker, or began there, by its code."""
+    first = kept_arrivals(trace)
+    if first is None:
+        first = _first_arrivals(trace, int(runs.key.max()) + 1 if len(runs) else 0)
+    first = first.copy()
+    keyed = runs.key >= 0
+    np.minimum.at(first, runs.key[keyed], runs.start[keyed])
+    return first
+
+
 class Schedule:
-    """The schedule of a run, to be played again with other durations.
+    """The schedule of a run, to be played again with other durations and delays.
 
     Every task stays on its worker, a worker begins its tasks in the recorded order, on whichever
     thread is free first, and keeps the delay each had after everything it follows had ended:
     scheduling, transfers, the script's own time. With the recorded durations it gives the recorded
-    times exactly.
+    times exactly. Where all durations and delays are as recorded or shorter, no task ends later
+    than recorded, and none earlier by more than the sum of all that is shorter.
+
+    Attributes
+    ----------
+    ready
+        When each execution could begin: what it follows had ended, and a thread was free.
+    delays
+        From there to its start, ns; below 0 where clocks disagree.
+    threads
+        How many tasks the worker with most threads runs at once.
     """
 
     def __init__(self, graph: Graph, threads: dict[int, int]) -> None:
+        slots = _slots(graph, threads)
+        self._origin = int(graph.start[0]) if len(graph) else 0
+        self._slots = [slots.get(process, 1) for process in range(max(slots, default=0) + 1)]
+        self.ready = np.maximum(_needs_there(graph), _thread_free(graph, self._slots))
+        self.delays: Ints = graph.start - self.ready
         self._graph = graph
-        self._threads = _slots(graph, threads)
-        self._dependencies = graph.dependencies.tolist()
-        self._first = graph.first_dependency.tolist()
-        self._process = graph.process.tolist()
-        self._barrier = graph.barrier.tolist()
-        self._start = graph.start.tolist()
-        stops = graph.stop.tolist()
-        self._delays = [
-            start - ready for start, ready in zip(self._start, self._ready(stops), strict=True)
-        ]
-
-    def _ready(self, stops: list[int]) -> Iterator[int]:
-        """Give when each could begin; `stops` is filled in, or known, up to there."""
-        origin = self._start[0] if self._start else 0
-        free = {process: [origin] * count for process, count in self._threads.items()}
-        for heap in free.values():
-            heapify(heap)
-        needs, first = self._dependencies, self._first
-        for i, (process, barrier) in enumerate(zip(self._process, self._barrier, strict=True)):
-            heap = free[process]
-            ready = heap[0]
-            if barrier >= 0 and stops[barrier] > ready:
-                ready = stops[barrier]
-            for j in needs[first[i] : first[i + 1]]:
-                if stops[j] > ready:
-                    ready = stops[j]
-            yield ready
-            heapreplace(heap, stops[i])
+        self.threads = max(self._slots, default=1)
+        self._process: list[int] = []
+        self._needs: list[list[int] | None] = []
 
     def played(self, durations: Ints) -> tuple[Ints, Ints]:
         """Play it with other durations, ns, and give starts and stops."""
-        length = durations.tolist()
-        delays = self._delays
-        stops: list[int] = [0] * len(length)
-        starts: list[int] = [0] * len(length)
-        for i, ready in enumerate(self._ready(stops)):
-            start = starts[i] = ready + delays[i]
-            stops[i] = start + length[i]
-        return np.array(starts, np.int64), np.array(stops, np.int64)
+        stops = np.array(self._stops(durations + self.delays), np.int64)
+        return stops - durations, stops
+
+    def length(self, work: Ints) -> int:
+        """Play it and give the time from the first start to the last stop, ns.
+
+        Parameters
+        ----------
+        work
+            Delay and duration of each execution, in sum.
+        """
+        return max(self._stops(work)) - self._origin if len(work) else 0
+
+    def _stops(self, work: Ints) -> list[int]:
+        if not self._process:
+            self._process = self._graph.process.tolist()
+            self._needs = _needs(self._graph, self.threads == 1, self.delays)
+        origin = self._origin
+        stops: list[int] = []
+        append = stops.append
+        if self.threads == 1:
+            free = [origin] * len(self._slots)
+            for process, own, needs in zip(self._process, work.tolist(), self._needs, strict=True):
+                ready = free[process]
+                if needs:
+                    for j in needs:
+                        if stops[j] > ready:
+                            ready = stops[j]
+                ready += own
+                free[process] = ready
+                append(ready)
+            return stops
+        heaps = [[origin] * count for count in self._slots]
+        for process, own, needs in zip(self._process, work.tolist(), self._needs, strict=True):
+            heap = heaps[process]
+            ready = heap[0]
+            if needs:
+                for j in needs:
+                    if stops[j] > ready:
+                        ready = stops[j]
+            ready += own
+            heapreplace(heap, ready)
+            append(ready)
+        return stops
+
+
+def _needs_there(graph: Graph) -> Ints:
+    """Give when all that each follows on whatever worker had ended, as recorded."""
+    there = np.full(len(graph), np.iinfo(np.int64).min)
+    first = graph.first_dependency
+    some = np.flatnonzero(first[1:] > first[:-1])
+    if len(some):
+        there[some] = np.maximum.reduceat(graph.stop[graph.dependencies], first[some])
+    behind = graph.barrier >= 0
+    there[behind] = np.maximum(there[behind], graph.stop[graph.barrier[behind]])
+    return there
+
+
+def _thread_free(graph: Graph, slots: list[int]) -> Ints:
+    """Give when a thread of its worker was free for each, as recorded."""
+    free = np.empty(len(graph), np.int64)
+    order = np.argsort(graph.process, kind="stable")
+    origin = int(graph.start[0]) if len(graph) else 0
+    firsts = np.searchsorted(graph.process[order], np.arange(len(slots) + 1))
+    for count, first, last in zip(slots, firsts[:-1].tolist(), firsts[1:].tolist(), strict=True):
+        mine = order[first:last]
+        if count == 1:
+            free[mine] = np.append(origin, graph.stop[mine][:-1])[: len(mine)]
+            continue
+        heap = [origin] * count
+        # the moment at which it was free stands in the heap that its stop takes the place in
+        free[mine] = [heapreplace(heap, stop) for stop in graph.stop[mine].tolist()]
+    return free
+
+
+def _needs(graph: Graph, prune: bool, delays: Ints) -> list[list[int] | None]:
+    """Give what each follows besides its worker's threads: dependencies, and its barrier.
+
+    Where each worker has one thread, and no clock disagrees, what ends on a worker ends in its
+    order: what the one before on the worker has followed already need not be looked at again.
+    """
+    count = len(graph)
+    first = graph.first_dependency
+    task = np.repeat(np.arange(count), np.diff(first))
+    need = graph.dependencies
+    behind = graph.barrier >= 0
+    if prune and (not count or int(delays.min()) >= 0):
+        other = graph.process[task] != graph.process[need]
+        task, need = task[other], need[other]
+        order = np.argsort(graph.process, kind="stable")
+        before = np.full(count, -1, np.int64)
+        same = graph.process[order][1:] == graph.process[order][:-1]
+        before[order[1:][same]] = order[:-1][same]
+        behind &= (before < 0) | (graph.barrier != graph.barrier[before])
+        behind &= graph.process[graph.barrier] != graph.process
+    task = np.concatenate([task, np.flatnonzero(behind)])
+    need = np.concatenate([need, graph.barrier[behind]])
+    order = np.argsort(task, kind="stable")
+    task, need = task[order], need[order]
+    found: list[list[int] | None] = [None] * count
+    cuts = np.flatnonzero(np.append(True, task[1:] != task[:-1])[: len(task)])
+    all_needs = need.tolist()
+    ends = [*cuts[1:].tolist(), len(all_needs)][: len(cuts)]
+    for i, begin, end in zip(task[cuts].tolist(), cuts.tolist(), ends, strict=True):
+        found[i] = all_needs[begin:end]
+    return found
 
 
 def _slots(graph: Graph, threads: dict[int, int]) -> dict[int, int]:
     """Give how many executions each worker may run at once: its threads, or what was seen."""
-    slots = {}
-    for process in np.unique(graph.process).tolist():
-        mine = graph.process == process
+    slots: dict[int, int] = {}
+    if not len(graph):
+        return slots
+    order = np.argsort(graph.process, kind="stable")
+    processes, firsts = np.unique(graph.process[order], return_index=True)
+    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
         times = np.concatenate([graph.start[mine], graph.stop[mine]])
-        ends = np.concatenate([np.ones(mine.sum(), np.int64), -np.ones(mine.sum(), np.int64)])
-        order = np.lexsort((ends, times))  # at one time stops come first
-        slots[process] = max(threads.get(process, 1), int(np.cumsum(ends[order]).max()))
+        ends = np.concatenate([np.ones(len(mine), np.int64), -np.ones(len(mine), np.int64)])
+        sort = np.lexsort((ends, times))  # at one time stops come first
+        slots[process] = max(threads.get(process, 1), int(np.cumsum(ends[sort]).max()))
     return slots
+
+
+def chain(graph: Graph) -> list[tuple[int, int]]:
+    """Follow the run backwards from the one that ended last: the critical path.
+
+    Returns
+    -------
+    list
+        Each execution on it, the last first, and the one that it had to wait for: whatever ended
+        last of its dependencies, the one before in its thread and its barrier; -1: none.
+    """
+    found = []
+    current = int(np.argmax(graph.stop))
+    while current >= 0:
+        needs = graph.dependencies[
+            graph.first_dependency[current] : graph.first_dependency[current + 1]
+        ].tolist()
+        before = [*needs, int(graph.same_thread[current]), int(graph.barrier[current])]
+        previous = max((i for i in before if i >= 0), key=lambda i: int(graph.stop[i]), default=-1)
+        found.append((current, previous))
+        current = previous
+    return found

@@ -13,7 +13,7 @@ from dasf_hpc.nsight.attribute import pieces
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
 from dasf_hpc.trace.holdings import Kind, held
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: A range that takes this share of the executing time of its function in itself is named.
 LARGE = 50.0
@@ -204,7 +204,7 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
         large,
         "ranges are most of their functions",
         lambda row: (
-            f"{row['share']:.0f} % of {row['function']} is within its range {row['range']} "
+            f"{share_text(row['share'])} of {row['function']} is within its range {row['range']} "
             f"({duration_text(row['total'])} in {row['count']:,})"
         ),
         "Look there first when you make the function faster.",

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
-from dasf_hpc.analysis.executions import group_sums, read_executions, workers
-from dasf_hpc.analysis.graph import Schedule, executed_graph
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
+from dasf_hpc.analysis.causes import FASTER, causes
+from dasf_hpc.analysis.executions import Executions, group_sums, read_executions
+from dasf_hpc.analysis.savings import PLAYED, Change, savings
 from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import duration_text
+from dasf_hpc.units import duration_text, share_text
 
 #: Functions that are looked at where none is named: those with the longest times in total.
 LONGEST = 8
-#: How many times faster, where nothing else is said.
-FACTOR = 2.0
+#: A function is told of where it saves this share of the time from first to last task, %, ...
+NAMED_SHARE = 2.0
+#: ... and what it saves beside other causes where that is this much less.
+LESS = 0.9
 
 CHANGES: Columns = {
     "function": ("", "the function that would be faster"),
@@ -70,9 +74,10 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
     width = len(runs.functions)
     total = group_sums(runs.function, runs.duration, width)
     unanswered = []
+    asked = faster is not None
     if faster is None:
         longest = [f for f in np.argsort(-total, kind="stable")[:LONGEST] if total[f] > 0]
-        faster = {runs.functions[f]: FACTOR for f in longest}
+        faster = {runs.functions[f]: FASTER for f in longest}
     for name, factor in faster.items():
         if not factor > 0:
             raise ValueError(f"{name} cannot be {factor:g} times as fast: give a factor above 0")
@@ -80,48 +85,97 @@ def what_if(trace: Trace, faster: Mapping[str, float] | None = None) -> Answer:
             raise _unknown(name, runs.functions)
     if not trace.rows("dependencies"):
         unanswered.append("What tasks needed of each other: no dependency was recorded.")
-    found = workers(trace, runs)
-    graph = executed_graph(trace, runs)
-    schedule = Schedule(graph, found["threads"].to_dict())  # type: ignore[arg-type]
-    recorded = int(graph.stop.max() - graph.start.min())
+    run = savings(trace)
+    if len(runs) > PLAYED:
+        unanswered.append(
+            f"What exactly is saved of more than {PLAYED:,} executions: told is what the critical "
+            "path has of it, which is the most that it can be."
+        )
     rows = []
     for name, factor in faster.items():
         code = runs.functions.index(name)
-        duration = graph.stop - graph.start
-        chosen = graph.function == code
-        duration[chosen] = np.round(duration[chosen] / factor)
-        start, stop = schedule.played(duration)
-        time = int(stop.max() - start.min())
+        shorter = run.duration - np.round(run.duration / factor).astype(np.int64)
+        removed = np.where(run.graph.function == code, shorter, 0)
+        if factor >= 1:
+            time = run.length(Change(duration=removed))
+        else:
+            time = run.schedule.length(run.duration + run.schedule.delays - removed)
         rows.append(
             {
                 "function": name,
                 "factor": factor,
                 "total": int(total[code]),
-                "recorded": recorded,
+                "recorded": run.recorded,
                 "time": time,
-                "saved": recorded - time,
-                "saved_share": 100.0 * (recorded - time) / recorded if recorded else 0.0,
+                "saved": run.recorded - time,
+                "saved_share": 100.0 * (run.recorded - time) / max(1, run.recorded),
             }
         )
     table = pd.DataFrame(rows, columns=list(CHANGES))
     table = table.sort_values("saved", ascending=False, kind="stable").reset_index(drop=True)
-    return Answer("what_if", {"changes": table}, columns, _findings(table), unanswered)
+    found = _asked(table) if asked else _findings(trace, runs, table)
+    return Answer("what_if", {"changes": table}, columns, found, unanswered)
 
 
-def _findings(table: pd.DataFrame) -> list[Finding]:
-    return told_as_one(
-        Severity.NOTICE,
-        "what_if",
-        "changes",
-        table[table["saved_share"] >= 1],
-        "functions are worth a look",
-        lambda change: (
-            f"If {change['function']} were {change['factor']:g}x faster, the tasks would take "
-            f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
-            f"({-change['saved_share']:+.0f} %)"
-        ),
-        "Begin with the first.",
+def _asked(table: pd.DataFrame) -> list[Finding]:
+    """Tell of changes that were asked about."""
+    return [
+        Finding(
+            Severity.NOTICE,
+            "what_if",
+            "changes",
+            (int(str(row)),),
+            f"{_sentence(change)}.",
+            "Begin with the one that saves most.",
+            saves=int(change["saved"]),
+        )
+        for row, change in table.iterrows()
+        if change["saved_share"] >= NAMED_SHARE
+    ]
+
+
+def _sentence(change: Any) -> str:
+    return (
+        f"If {change['function']} were {change['factor']:g}x faster, the tasks would take "
+        f"{duration_text(change['time'])} instead of {duration_text(change['recorded'])} "
+        f"({share_text(-change['saved_share'])})"
     )
+
+
+def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Finding]:
+    """Tell of functions that save something where they are faster, beside all other causes.
+
+    One that a worker is slow at, or whose tasks are too small, is told of as that.
+    """
+    known = causes(trace)
+    told = {cause.figures.get("example") for cause in known.of("slow")}
+    told |= {name for cause in known.of("small") for name in cause.figures["functions"]}
+    found = []
+    for row, change in table[table["factor"] == FASTER].iterrows():
+        if change["saved_share"] < NAMED_SHARE or change["function"] in told:
+            continue
+        cause = known.faster(runs.functions.index(change["function"]))
+        if cause.saves < NAMED_SHARE / 100 * known.savings.recorded:
+            continue
+        less = cause.saves < LESS * change["saved"]
+        found.append(
+            Finding(
+                Severity.NOTICE,
+                "what_if",
+                "changes",
+                (int(str(row)),),
+                _sentence(change)
+                + (
+                    f"; {duration_text(cause.saves)} less where all else that is told of is mended."
+                    if less
+                    else "."
+                ),
+                f"Make {change['function']} faster, or its tasks' share of the work smaller: "
+                "`dasf-hpc analyze functions` says what it does.",
+                **cause.told,
+            )
+        )
+    return costliest_first(found)
 
 
 def _unknown(name: str, functions: list[str]) -> SettingsError:

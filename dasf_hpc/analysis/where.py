@@ -32,17 +32,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, most_severe_first
+from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
+from dasf_hpc.analysis.causes import (
+    LEAST,
+    LOST_SHARE,
+    PAUSE,
+    SMALL,
+    TASKS_A_THREAD,
+    Causes,
+    causes,
+)
 from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
     Span,
     keep_arrivals,
-    layer_of,
     read_executions,
     run_span,
     workers,
 )
+from dasf_hpc.analysis.graph import could_run
 from dasf_hpc.analysis.idle import Tasks, idle_parts
 from dasf_hpc.analysis.slots import (
     BEGINS,
@@ -61,10 +70,7 @@ from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activ
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
-from dasf_hpc.units import duration_text
-
-#: Share of a worker's memory limit at which Dask pauses it: ``distributed.worker.memory.pause``.
-PAUSE = 0.8
+from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
 
 #: The parts in the order of precedence, and what each means.
 PARTS: dict[str, str] = {
@@ -135,14 +141,12 @@ _NEXT: dict[str, str] = {
 NAMED_SHARE = 10.0
 #: ... and is serious from this one.
 SERIOUS_SHARE = 30.0
+#: ... and is serious where mending it saves this share of the time from first to last task.
+SERIOUS_SAVES = 0.2
+#: Stretches of time that are told of, at most.
+STRETCHES = 3
 #: Parts that come once for each task, however short it is.
 _PER_TASK = ("dispatching", "scheduler")
-#: Tasks of a shorter mean are small, ns: Dask's best practices for arrays ask for 100 ms or so.
-SMALL = 100_000_000
-#: Larger blocks are to bring what is lost for each task to this share of the executing time, ...
-LOST_SHARE = 0.1
-#: ... but to leave so many tasks a thread of the function that takes most time.
-TASKS_A_THREAD = 3
 
 
 def where(trace: Trace) -> Answer:
@@ -216,8 +220,11 @@ def where(trace: Trace) -> Answer:
         {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS},
         []
         if unused(trace)
-        else most_severe_first(
-            [*_lost_jobs(trace, table), *_findings(summary, runs, int(found["threads"].sum()))]
+        else costliest_first(
+            [
+                *_lost_jobs(trace, table),
+                *_findings(trace, summary, runs, int(found["threads"].sum())),
+            ]
         ),
         unanswered,
     )
@@ -391,25 +398,9 @@ class _Recorded:
         """Give when tasks could run that had not reached a worker, and when those did; sorted."""
         runs = self._runs
         arrival = self._arrival
-        done = np.full(len(arrival), -1, np.int64)
-        ended = runs.in_state("memory") & (runs.key >= 0)
-        done[runs.key[ended]] = runs.stop[ended]
-        able = np.full(len(arrival), -1, np.int64)
-        needs = np.zeros(len(arrival), bool)
-        for piece in trace.pieces("dependencies", ["key", "dependency"]):
-            if not len(piece):
-                continue
-            key, dependency = piece["key"].to_numpy(), piece["dependency"].to_numpy()
-            known = (key >= 0) & (key < len(arrival))
-            needs[key[known]] = True
-            known &= (dependency >= 0) & (dependency < len(arrival))
-            np.maximum.at(able, key[known], done[dependency[known]])
+        able = could_run(trace, runs, arrival)
         executed = np.zeros(len(arrival), bool)
         executed[runs.key[runs.key >= 0]] = True
-        roots = np.flatnonzero(executed & ~needs)
-        able[roots] = _layer_arrivals(trace, roots, arrival)
-        # a task whose dependencies' end is not known could run when it arrived
-        able = np.where(able < 0, arrival, able)
         late = executed & (arrival < self._never) & (able < arrival)
         return np.sort(able[late]), np.sort(arrival[late])
 
@@ -454,19 +445,6 @@ def _empty(since: Ints, until: Ints) -> tuple[Ints, Ints]:
         np.concatenate([edges[0], until[:-1][hole], until[-1:]]),
         np.concatenate([since[:1], since[1:][hole], edges[1]]),
     )
-
-
-def _layer_arrivals(trace: Trace, roots: NDArray[np.intp], arrival: Ints) -> Ints:
-    """Give, for tasks that need none, when the first task of the same collection arrived."""
-    if not len(roots):
-        return np.empty(0, np.int64)
-    texts = trace.texts("keys", roots)
-    layers = [layer_of(str(text)) for text in texts]
-    codes, names = pd.factorize(pd.Series(layers, dtype=object))
-    first = np.full(len(names), np.iinfo(np.int64).max)
-    np.minimum.at(first, codes, arrival[roots])
-    result: Ints = first[codes]
-    return result
 
 
 def _row(
@@ -537,44 +515,131 @@ def gpu_work(trace: Trace) -> dict[int, tuple[Ints, Ints]]:
     }
 
 
-def _findings(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
-    if not len(summary):
+#: Parts that are one cause each, and the cause's kind in `dasf_hpc.analysis.causes`.
+_CAUSES: dict[tuple[str, ...], str] = {
+    ("deserialising",): "deserialising",
+    ("disk",): "disk",
+    ("paused",): "paused",
+    ("dispatching", "scheduler"): "scheduling",
+    ("transferring", "waiting"): "transferring",
+    ("elsewhere",): "uneven",
+    ("no_parallelism",): "no_parallelism",
+    ("nothing_submitted",): "nothing_submitted",
+}
+
+
+def _findings(trace: Trace, summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
+    if not len(summary) or not len(runs):
         return []
-    found = _too_small(summary, runs, threads)
-    told = _PER_TASK if found else ()
-    for row, part in summary.sort_values("time", ascending=False, kind="stable").iterrows():
-        name, outside = part["part"], part["part"] in _OUTSIDE
-        share = part["share"] if outside else part["work_share"]
-        if name not in _NEXT or name in told or not share >= NAMED_SHARE:
+    known = causes(trace)
+    found = _too_small(known, summary, runs, threads)
+    told = {finding.cause for finding in found}
+    names = summary["part"].tolist()
+    rows = {name: row for row, name in enumerate(names)}
+    times, shares, work_shares = (
+        dict(zip(names, summary[column].tolist(), strict=True))
+        for column in ("time", "share", "work_share")
+    )
+    for parts, kind in _CAUSES.items():
+        of = known.told(kind)
+        large = max(parts, key=lambda part: int(times[part]))
+        share = float(sum(work_shares[part] for part in parts))
+        if of["cause"] in told or not (share >= NAMED_SHARE or of["saves"] > 0):
             continue
+        time = int(sum(times[part] for part in parts))
         found.append(
             Finding(
-                Severity.NOTICE if outside else _severity(share),
+                _severity(share, of["saves"], known.savings.recorded),
                 "where",
                 "summary",
-                (int(str(row)),),
-                f"{share:.0f} % of the workers' time"
-                + ("" if outside else " from first task to last")
-                + f" ({duration_text(part['time'])} of thread time): {part['meaning']}.",
-                _NEXT[name],
+                tuple(rows[part] for part in parts),
+                f"{share_text(share)} of the workers' time from first task to last "
+                f"({duration_text(time)} of thread time): {PARTS[large]}"
+                f"{_more(known, kind)}.",
+                _NEXT[large],
+                **of,
             )
         )
-    return most_severe_first(found)
+    for name in _OUTSIDE:
+        share = float(shares[name])
+        if share >= NAMED_SHARE:
+            found.append(
+                Finding(
+                    Severity.NOTICE,
+                    "where",
+                    "summary",
+                    (rows[name],),
+                    f"{share_text(share)} of the workers' time in the whole run "
+                    f"({duration_text(times[name])} of thread time): "
+                    f"{PARTS[name]}.",
+                    _NEXT[name],
+                    saves=0,
+                )
+            )
+    return found
 
 
-def _severity(share: float) -> Severity:
-    return Severity.SERIOUS if share >= SERIOUS_SHARE else Severity.WARNING
+def _more(known: Causes, kind: str) -> str:
+    """Say more of a cause, from its own figures."""
+    if kind == "nothing_submitted":
+        starts, lengths = known.gaps.start, known.gaps.stop - known.gaps.start
+        origin = int(known.savings.graph.start[0])
+        longest = np.argsort(-lengths, kind="stable")[:STRETCHES]
+        longest = longest[lengths[longest] >= LEAST * known.savings.recorded]
+        stretches = [
+            f"{duration_text(lengths[i])} from {moment_text(starts[i], origin)} on"
+            for i in longest.tolist()
+        ]
+        return f" ({', '.join(stretches)})" if stretches else ""
+    if kind == "disk":
+        for cause in known.of(kind):
+            more = f"; tasks wait {duration_text(cause.figures['waited'])} for it"
+            if "limit" in cause.figures:
+                more += (
+                    f", and workers use up to {bytes_text(cause.figures['peak'])} of a limit of "
+                    f"{bytes_text(cause.figures['limit'])}"
+                )
+            return more
+    return ""
 
 
-def _too_small(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
+def _severity(share: float, saves: int = 0, whole: int = 1) -> Severity:
+    serious = share >= SERIOUS_SHARE or saves >= SERIOUS_SAVES * whole
+    return Severity.SERIOUS if serious else Severity.WARNING
+
+
+def _too_small(
+    known: Causes, summary: pd.DataFrame, runs: Executions, threads: int
+) -> list[Finding]:
     """Say so where handing tasks over costs much of the time, and the tasks are short."""
     parts = summary.set_index("part")["time"].to_dict()
     executing, lost = int(parts["executing"]), sum(int(parts[name]) for name in _PER_TASK)
     rows = summary[summary["part"].isin(_PER_TASK)]
+    evidence = tuple(int(str(row)) for row in rows.index)
     share = float(rows["work_share"].sum())
     count = len(runs)
-    if not count or share < NAMED_SHARE or executing / count >= SMALL:
-        return []
+    found = []
+    for small in known.of("small"):
+        names, factor = small.figures["functions"], small.figures["factor"]
+        many, of = small.figures["count"], "" if len(names) == 1 else f" and {len(names) - 1} more"
+        found.append(
+            Finding(
+                _severity(0.0, small.saves, known.savings.recorded),
+                "where",
+                "summary",
+                evidence,
+                f"Tasks of {names[0]}{of} are too small: {many:,} take "
+                f"{duration_text(small.figures['executing'] / many)} in the mean, and threads wait "
+                f"{duration_text(small.figures['waited'] / many)} for each.",
+                f"Do more in each task: blocks (chunks, partitions) about {factor:,} times as large"
+                f" leave {small.figures['left']:,} tasks of {names[0]} for {threads} "
+                f"thread{'s' * (threads != 1)}.",
+                **small.told,
+            )
+        )
+    of_all = not known.of("scheduling") and bool(found)
+    if share < NAMED_SHARE or executing / count >= SMALL:
+        return found
     total = np.bincount(runs.function, weights=runs.duration, minlength=len(runs.functions))
     most = int(np.argmax(total))
     of_most = int(np.count_nonzero(runs.function == most))
@@ -592,7 +657,7 @@ def _too_small(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Fi
                 else "; larger ones would leave threads without work."
             )
         )
-    causes = " and ".join(
+    waits = " and ".join(
         f"{duration_text(parts[name])} {what}"
         for name, what in (
             ("dispatching", "for a thread to begin a ready task"),
@@ -600,15 +665,18 @@ def _too_small(summary: pd.DataFrame, runs: Executions, threads: int) -> list[Fi
         )
         if parts[name]
     )
-    return [
-        Finding(
-            _severity(share),
-            "where",
-            "summary",
-            tuple(int(str(row)) for row in rows.index),
-            f"Tasks are too small: {count:,} tasks take {duration_text(executing / count)} in the "
-            f"mean, and threads wait {duration_text(lost / count)} for each: {share:.0f} % of the "
-            f"workers' time from first task to last, {causes}.",
-            step,
-        )
-    ]
+    of_cause = known.of("small")[0].told if of_all else known.told("scheduling")
+    others = known.of("scheduling")[0].figures if found and not of_all else None
+    sentence = (
+        f"Tasks are too small: {others['count']:,} others take "
+        f"{duration_text(others['executing'] / others['count'])} in the mean, and threads wait "
+        f"{duration_text(others['waited'] / others['count'])} for each, "
+        f"{duration_text(others['waited'])} in sum."
+        if others
+        else f"Tasks are too small: {count:,} tasks take {duration_text(executing / count)} in the "
+        f"mean, and threads wait {duration_text(lost / count)} for each: {share_text(share)} of "
+        f"the workers' time from first task to last, {waits}."
+    )
+    severity = _severity(share, of_cause["saves"], known.savings.recorded)
+    one = Finding(severity, "where", "summary", evidence, sentence, step, **of_cause)
+    return [one] if of_all else [one, *found]

@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dasf_hpc.analysis import analyse
-from dasf_hpc.analysis.answer import Finding, finding_html, most_severe_first
+from dasf_hpc.analysis.answer import Answer, finding_html
 from dasf_hpc.analysis.executions import read_executions, run_span
+from dasf_hpc.analysis.headline import headline
 from dasf_hpc.errors import TraceFileError
 from dasf_hpc.show.picture import COLOURED, DIGITS, busy_workers, by_time_spent
 from dasf_hpc.trace.open import Trace, open_trace
@@ -89,13 +90,13 @@ def result_html(directory: Path, summary: Summary, error: Exception | None) -> s
 
 
 def _findings(trace: Trace) -> str:
-    found: list[Finding] = []
+    answers: dict[str, Answer] = {}
     for name in ASKED:
         try:
-            found += analyse(name, trace).findings
+            answers[name] = analyse(name, trace)
         except Exception:  # the report names the bug; the other questions' findings are no worse
             continue
-    found = most_severe_first(found)
+    found = headline(trace, answers).findings
     if not found:
         return "<p>Nothing found that should be changed.</p>"
     more = len(found) - FINDINGS

@@ -21,6 +21,7 @@ from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, Severity
 from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.analysis.headline import Headline, headline
+from dasf_hpc.analysis.savings import PLAYED
 from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
@@ -52,8 +53,8 @@ from dasf_hpc.units import bytes_text, count_text, duration_text, rate_text
 REPORT_NAME = "report.html"
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
-#: by task (measured: 20 s for each million and function asked about).
-PATIENCE = {"what_if": 200_000}
+#: by task, for each of several functions.
+PATIENCE = {"what_if": PLAYED}
 
 #: Findings on the first screen, and rows of a finding's evidence.
 FIRST, EVIDENCE = 3, 10

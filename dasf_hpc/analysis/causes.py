@@ -1,0 +1,761 @@
+"""Analysis: what a run's time from first to last task went to that it need not have, and how much.
+
+Each cause is time that could be left out of the recorded schedule; what that saves is found by
+playing the schedule without it (`dasf_hpc.analysis.savings`). Analyses tell of a cause in their own
+findings, with these figures.
+
+The delay before an execution, from when all that it follows had ended to its start, is split, each
+part before those that come after it in `DELAYS`:
+
+- ``nothing_submitted``: no task was known or could run anywhere.
+- ``deserialising``, ``disk``: the worker did that, as Dask reports. What Dask's memory monitor
+  writes it reports not: on a worker that reads results back, delays while its process uses as much
+  memory as makes Dask spill are put down to ``disk``, too.
+- ``paused``: the worker used as much memory as makes Dask pause it.
+- ``transferring``: the worker fetched data, before a task that needs some.
+- ``scheduling``: the rest from when the task could run.
+
+While executions run and threads have no task, what runs could be spread over more threads: over
+those that are free while tasks queue elsewhere (``uneven``), or over all (``no_parallelism``), in
+the time in which none queues. Both are at most: as if tasks could be split and moved at no cost.
+Of more executions than are played again they are not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dasf_hpc.analysis.coverage import Covered
+from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles, group_sums
+from dasf_hpc.analysis.graph import Graph, could_run, first_known
+from dasf_hpc.analysis.savings import PLAYED, Change, Savings, savings
+from dasf_hpc.trace.open import Trace
+
+#: Shares of a worker's memory limit at which Dask spills, and pauses it:
+#: ``distributed.worker.memory.spill`` and ``.pause``.
+SPILL, PAUSE = 0.7, 0.8
+#: A worker whose tasks take this many times the other workers' is slow, ...
+SLOW = 1.25
+#: ... at a function of which it executed so many tasks.
+ENOUGH = 5
+#: A worker that is slow at functions of this share of its time is slow as a whole.
+MOSTLY = 0.8
+#: A task that takes this many times the median of its function is a straggler, ...
+STRAGGLER = 3.0
+#: ... where it takes so much longer than the median, as a share of the time from first to last task
+STRAGGLER_SHARE = 0.01
+#: ... and where no larger share of the function's tasks is so long.
+RARE = 0.1
+#: What handing a task over takes at the least, ns: Dask's documentation says 200 us to 1 ms.
+HANDOVER = 200_000
+#: Tasks of a shorter mean are small, ns: Dask's best practices for arrays ask for 100 ms or so.
+SMALL = 100_000_000
+#: Larger blocks are to bring what is lost for each task to this share of the executing time, ...
+LOST_SHARE = 0.1
+#: ... but to leave so many tasks a thread of the function that takes most time.
+TASKS_A_THREAD = 3
+#: Functions of so many tasks are looked at for themselves.
+MANY = 100
+#: What saves a smaller share of the time from first to last task is no cause to tell of.
+LEAST = 0.005
+#: Stretches of time that are nearer than this share of the run are one.
+NEAR = 0.01
+
+#: Parts of delays that something can be done about, in the order of precedence.
+DELAYS = ("nothing_submitted", "deserialising", "disk", "paused", "transferring", "scheduling")
+
+#: Causes, in a few words; those of workers have their own.
+WORDS = {
+    "nothing_submitted": "the script submits nothing",
+    "deserialising": "deserialising tasks",
+    "disk": "spilling to disk",
+    "paused": "workers paused with full memory",
+    "transferring": "waiting for data of other workers",
+    "scheduling": "waiting for the scheduler",
+    "small": "tasks too small",
+    "uneven": "uneven work",
+    "no_parallelism": "no parallelism",
+    "stragglers": "single tasks that take long",
+}
+
+#: Executions that failed or were lost, as a cause in a few words.
+FAILED = "failed executions"
+
+#: How many times faster a function is thought to be that no cause but its length is known of.
+FASTER = 2.0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that time goes to.
+
+    Attributes
+    ----------
+    kind
+        One of `WORDS`, or ``slow``, ``faster``, ``shorter``.
+    words
+        What it is, in a few words: ``w0-0 on node2 is slow at filter_trace``.
+    change
+        The time that could be left out.
+    saves
+        What that saves of the time from first to last task, ns, at most.
+    start, stop, process, task
+        Where in the run most of it is, as of a `Finding`.
+    figures
+        What is to be told of it, by name.
+    """
+
+    kind: str
+    words: str
+    change: Change
+    saves: int
+    start: int = -1
+    stop: int = -1
+    process: int = -1
+    task: int = -1
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a `Finding` of the cause takes from it."""
+        return {
+            "saves": self.saves,
+            "start": self.start,
+            "stop": self.stop,
+            "process": self.process,
+            "task": self.task,
+            "cause": self.words,
+        }
+
+
+@dataclass(frozen=True)
+class Causes:
+    """All causes of a run.
+
+    Attributes
+    ----------
+    savings
+        The schedule.
+    found
+        The causes, the costliest first.
+    delays
+        By part of `DELAYS`: what of the delay before each execution is put down to it, ns, in the
+        order of the graph.
+    gaps
+        Stretches of time in which no task was known or could run, from first to last task.
+    """
+
+    savings: Savings
+    found: list[Cause]
+    delays: dict[str, Ints]
+    gaps: Covered
+    _faster: dict[int, Cause] = field(default_factory=dict)
+    _shorter: dict[str, Cause] = field(default_factory=dict)
+
+    def faster(self, function: int) -> Cause:
+        """Say what a function costs by how long its tasks take: what twice as fast ones save.
+
+        It saves that in addition where all other causes are mended, or alone, whichever is less.
+
+        Parameters
+        ----------
+        function
+            Position of the function in `Executions.functions`.
+        """
+        if function not in self._faster:
+            run = self.savings
+            mine = run.graph.function == function
+            removed = run.duration - np.round(run.duration / FASTER).astype(np.int64)
+            change = Change(duration=np.where(mine, removed, 0))
+            alone = run.saved(change)
+            others = run.together([cause.change for cause in self.found])
+            beside = Change(np.where(mine, run.duration // 2, 0))
+            if others.duration is not None:
+                left = run.duration - others.duration
+                beside = Change(np.where(mine, others.duration + left // 2, 0))
+            saves = min(alone, run.saved(beside, others)) if alone and others.total else alone
+            words = f"{run.runs.functions[function]} takes long"
+            cause = _placed(run, Cause("faster", words, change, saves))
+            self._faster[function] = cause
+        return self._faster[function]
+
+    def shorter(self, words: str, removed: Ints) -> Cause:
+        """Say what it saves if executions were shorter, each by so much, ns, by row of tasks.
+
+        It is one more cause from then on, of that name.
+        """
+        run = self.savings
+        if words not in self._shorter:
+            change = run.limited(Change(duration=removed[run.graph.rows]))
+            saves = run.saved(change) if change.total else 0
+            self._shorter[words] = _placed(run, Cause("shorter", words, change, saves))
+        return self._shorter[words]
+
+    def less(self, words: str, times: Mapping[Any, int]) -> dict[str, Any]:
+        """Say what it saves if functions took less time, each so much in sum over its tasks, ns.
+
+        Each task gets shorter in proportion to how long it takes.
+
+        Returns
+        -------
+        dict
+            What a `Finding` takes from the cause.
+        """
+        run = self.savings
+        width = len(run.runs.functions)
+        if not width or not len(run.graph):
+            return {"cause": words}
+        total = np.maximum(1, group_sums(run.runs.function, run.runs.duration, width))
+        own = np.array([times.get(name, 0) for name in run.runs.functions], np.float64)
+        share = np.clip(own / total, 0.0, 1.0)
+        removed = (run.runs.duration * share[run.runs.function]).astype(np.int64)
+        return self.shorter(words, removed).told
+
+    def mendable(self, words: Collection[str]) -> list[Cause]:
+        """Give the causes of some names, the costliest first; a function that takes long is none.
+
+        Those are left out that save next to nothing.
+        """
+        run = self.savings
+        known = [
+            cause
+            for cause in [*self.found, *self._shorter.values()]
+            if cause.words in words and cause.saves >= max(1, LEAST * run.recorded)
+        ]
+        return sorted(known, key=lambda cause: -cause.saves)
+
+    def avoidable(self, words: Collection[str]) -> int:
+        """Give what is saved, ns, at most, where all causes of some names are mended at once.
+
+        Never less than what the costliest saves, and never their sum: the schedule is played
+        without all of it.
+        """
+        mended = self.mendable(words)
+        if not mended:
+            return 0
+        together = self.savings.together([cause.change for cause in mended])
+        return max(self.savings.saved(together), mended[0].saves)
+
+    def of(self, kind: str) -> list[Cause]:
+        """Give the causes of a kind."""
+        return [cause for cause in self.found if cause.kind == kind]
+
+    def told(self, kind: str) -> dict[str, Any]:
+        """What a `Finding` of the first cause of a kind takes from it; saves nothing without."""
+        for cause in self.of(kind):
+            return cause.told
+        unknown = kind in ("uneven", "no_parallelism") and len(self.savings.graph) > PLAYED
+        return {"saves": -1 if unknown else 0, "cause": WORDS[kind]}
+
+
+_MADE: WeakKeyDictionary[Trace, Causes] = WeakKeyDictionary()
+
+
+def causes(trace: Trace) -> Causes:
+    """Find what a run's time went to, once for all that ask.
+
+    Raises
+    ------
+    TraceError
+        If the trace is damaged.
+    """
+    if trace not in _MADE:
+        _MADE[trace] = _causes(trace)
+    return _MADE[trace]
+
+
+def _causes(trace: Trace) -> Causes:
+    run = savings(trace)
+    if not len(run.graph):
+        none = np.empty(0, np.int64)
+        return Causes(run, [], {}, Covered(none, none))
+    able, known, new = _moments(trace, run)
+    gaps = _gaps(np.minimum(able, known), run.graph.stop)
+    delays = _delays(trace, run, able, gaps)
+    threads = _threads(run, able, known, new) if len(run.graph) <= PLAYED else None
+    del able, known, new
+    alone = [_best(run, threads, cause) for cause in _slow(run)]
+    alone += [replace(cause, saves=_saved(run, cause.change)) for cause in _stragglers(run, alone)]
+    mended = run.together([cause.change for cause in alone])
+    found = list(alone)
+    for kind in DELAYS[:-1]:
+        found += _delay(run, kind, Change(delay=delays[kind]))
+    found += _scheduling(run, delays["scheduling"])
+    for kind, duration in _spread(run, threads).items() if threads else ():
+        change = run.limited(Change(duration=duration))
+        saves = run.saved(change, mended) if mended.total else _saved(run, change)
+        if saves:
+            found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
+    if len(gaps.start):
+        longest = int(np.argmax(gaps.stop - gaps.start))
+        begin, end = int(gaps.start[longest]), int(gaps.stop[longest])
+        found = [
+            replace(c, start=begin, stop=end) if c.kind == "nothing_submitted" else c for c in found
+        ]
+    found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
+    found = [
+        replace(c, figures={**c.figures, **_fullest(trace, run)}) if c.kind == "disk" else c
+        for c in found
+    ]
+    found.sort(key=lambda cause: -cause.saves)
+    return Causes(run, found, delays, gaps)
+
+
+def _best(run: Savings, threads: _Threads | None, cause: Cause) -> Cause:
+    """Say what a cause saves, whether tasks stay on their workers or are shared anew."""
+    changes = [cause.change]
+    if threads:
+        changes.append(_shared(run, threads, cause.change))
+    saves = [run.saved(change) for change in changes]
+    best = int(np.argmax(saves))
+    return replace(cause, saves=saves[best], change=changes[best])
+
+
+def _moments(trace: Trace, run: Savings) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Give when the task of each execution could run, when a worker knew it, and if it is new.
+
+    A task that is executed once more is known from its start on.
+    """
+    runs, graph = run.runs, run.graph
+    key, start = runs.key[graph.rows].astype(np.int64), graph.start
+    first = first_known(trace, runs)
+    able = could_run(trace, runs, first)
+    top = max(1, len(first))
+    before = np.full(top, -1, np.int64)
+    places = np.arange(len(key))
+    keyed = key >= 0
+    before[key[keyed][::-1]] = places[keyed][::-1]
+    new = keyed & (before[np.maximum(key, 0)] == places)
+    known = np.where(new, np.minimum(first[np.maximum(key, 0)], start), start)
+    could = np.where(new, np.minimum(able[np.maximum(key, 0)], start), start)
+    return could, known, new
+
+
+def _gaps(since: Ints, until: Ints) -> Covered:
+    """Give the stretches of time in which no task was known or could run."""
+    return Covered(*Covered(since, until).gaps())
+
+
+def _delays(trace: Trace, run: Savings, able: Ints, gaps: Covered) -> dict[str, Ints]:
+    """Split the delay before each execution."""
+    graph = run.graph
+    ready, start = np.minimum(run.schedule.ready, graph.start), graph.start
+    count = len(graph)
+    parts = {name: np.zeros(count, np.int64) for name in DELAYS}
+    needs = np.diff(graph.first_dependency) > 0
+    spans = _spans(trace, run)
+    order = np.argsort(graph.process, kind="stable")
+    processes, firsts = np.unique(graph.process[order], return_index=True)
+    late = np.clip(able, ready, start)
+    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
+        begin, end = ready[mine], start[mine]
+        so_far = gaps
+        told = parts["nothing_submitted"][mine] = so_far.between(begin, end)
+        for name in DELAYS[1:-1]:
+            for own in spans[name].get(process, ()):
+                so_far = Covered(
+                    np.concatenate([so_far.start, own.start]),
+                    np.concatenate([so_far.stop, own.stop]),
+                )
+            now = so_far.between(begin, end)
+            parts[name][mine] = now - told
+            told = now
+        rest = (end - late[mine]) - so_far.between(late[mine], end)
+        parts["scheduling"][mine] = rest
+    # who needs nothing does not wait for data that comes
+    parts["scheduling"] += np.where(needs, 0, parts["transferring"])
+    parts["transferring"] *= needs
+    return parts
+
+
+def _spans(trace: Trace, run: Savings) -> dict[str, dict[int, list[Covered]]]:
+    """Give when workers did what delays tasks, by part and process."""
+    spans: dict[str, dict[int, list[Covered]]] = {name: {} for name in DELAYS}
+    activities = trace.table("activities", ["start", "stop", "process", "action"])
+    for name, actions in (
+        ("deserialising", ["deserialize"]),
+        ("disk", ["disk-read", "disk-write"]),
+    ):
+        chosen = activities[activities["action"].isin(actions)]
+        for process, part in chosen.groupby("process"):
+            covered = Covered(part["start"].to_numpy(), part["stop"].to_numpy())
+            spans[name][int(str(process))] = [covered]
+    transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
+    for process, part in transfers[transfers["direction"] == "incoming"].groupby("process"):
+        covered = Covered(part["start"].to_numpy(), part["stop"].to_numpy())
+        spans["transferring"][int(str(process))] = [covered]
+    samples = trace.table("process_samples", ["time", "process", "memory"])
+    limits = run.found["memory_limit"].to_dict()
+    for process, part in samples.groupby("process"):
+        limit = int(limits.get(process, -1))
+        if limit <= 0:
+            continue
+        row = int(str(process))
+        times, memory = part["time"].to_numpy(), part["memory"].to_numpy()
+        if row in spans["disk"]:
+            spans["disk"][row].append(_while(times, memory >= SPILL * limit))
+        spans["paused"][row] = [_while(times, memory >= PAUSE * limit)]
+    return spans
+
+
+def _fullest(trace: Trace, run: Savings) -> dict[str, int]:
+    """Give the memory limit that a worker came nearest to, and how much it used, bytes."""
+    samples = trace.table("process_samples", ["process", "memory"])
+    limits = run.found["memory_limit"].to_dict()
+    used = [
+        (int(peak), int(limits[row]))
+        for row, peak in samples.groupby("process")["memory"].max().items()
+        if limits.get(row, -1) > 0
+    ]
+    if not used:
+        return {}
+    peak, limit = max(used, key=lambda pair: pair[0] / pair[1])
+    return {"peak": peak, "limit": limit}
+
+
+def _while(times: Ints, holds: NDArray[np.bool_]) -> Covered:
+    """Give the time from each sample of which something holds to the next one."""
+    order = np.argsort(times, kind="stable")
+    times, holds = times[order], holds[order]
+    return Covered(times[:-1][holds[:-1]], times[1:][holds[:-1]])
+
+
+def _placed(run: Savings, cause: Cause) -> Cause:
+    """Say where most of a cause is: the stretch of time, the worker, the task."""
+    graph, change = run.graph, cause.change
+    weight = change.of(len(graph))
+    some = np.flatnonzero(weight > 0)
+    if not len(some):
+        return cause
+    begin = graph.start[some] - (0 if change.delay is None else change.delay[some])
+    end = graph.stop[some] if change.duration is not None else graph.start[some]
+    begin = np.minimum(begin, end)
+    order = np.argsort(begin, kind="stable")
+    some, begin, end, weight = some[order], begin[order], end[order], weight[some[order]]
+    latest = np.maximum.accumulate(end)
+    near = int(NEAR * run.recorded)
+    firsts = np.flatnonzero(np.append(True, begin[1:] > latest[:-1] + near))
+    sums = np.add.reduceat(weight, firsts)
+    worst = int(np.argmax(sums))
+    first = int(firsts[worst])
+    last = int(firsts[worst + 1]) if worst + 1 < len(firsts) else len(some)
+    inside = slice(first, last)
+    of = np.bincount(graph.process[some], weights=weight)
+    most = int(np.argmax(of))
+    return replace(
+        cause,
+        start=int(begin[first]),
+        stop=int(latest[last - 1]),
+        process=most if of[most] >= 0.5 * of.sum() else -1,
+        task=int(graph.rows[some[inside][int(np.argmax(weight[inside]))]]),
+    )
+
+
+def _saved(run: Savings, change: Change) -> int:
+    """Say what a change saves; of what is known to be too little to tell of, 0."""
+    if not change.total or (run.alone and run.bound(change) < LEAST * run.recorded):
+        return 0
+    return run.saved(change)
+
+
+def _delay(run: Savings, kind: str, change: Change) -> list[Cause]:
+    change = run.limited(change)
+    saves = _saved(run, change)
+    cause = Cause(kind, WORDS[kind], change, saves, figures={"waited": change.total})
+    return [_placed(run, cause)] if saves else []
+
+
+def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
+    """Find what waits for the scheduler cost: of functions with small tasks, and of the others."""
+    graph = run.graph
+    width = max(1, len(run.runs.functions))
+    count = np.bincount(graph.function, minlength=width)
+    waited = np.bincount(graph.function, weights=delay, minlength=width)
+    executing = np.bincount(graph.function, weights=run.duration, minlength=width)
+    threads = int(run.found["threads"].sum())
+    wanted = np.ceil(waited / np.maximum(1, LOST_SHARE * executing))
+    factor = np.minimum(wanted, count // (TASKS_A_THREAD * max(1, threads)))
+    small = (count >= MANY) & (executing < SMALL * count) & (waited >= executing) & (factor >= 2)
+    found = []
+    kept = np.where(small, 1 / np.maximum(1, factor), 0.0)[graph.function]
+    tiny = small[graph.function]
+    of_small = run.limited(Change(delay=np.where(tiny, delay * (1 - kept), 0).astype(np.int64)))
+    rest = run.limited(Change(delay=np.where(tiny, 0, delay - HANDOVER)))
+    for kind, change in (("small", of_small), ("scheduling", rest)):
+        saves = _saved(run, change)
+        if not saves:
+            continue
+        functions = [f for f in np.argsort(-waited, kind="stable").tolist() if small[f]]
+        chosen = tiny if kind == "small" else ~tiny
+        figures: dict[str, Any] = {
+            "waited": int(delay[chosen].sum()),
+            "count": int(chosen.sum()),
+            "executing": int(run.duration[chosen].sum()),
+        }
+        words = WORDS[kind]
+        if kind == "small":
+            names = [run.runs.functions[f] for f in functions]
+            figures |= {
+                "functions": names,
+                "factor": int(factor[functions[0]]),
+                "left": int(count[functions[0]] // factor[functions[0]]),
+            }
+            words = f"tasks of {names[0]} too small"
+        found.append(_placed(run, Cause(kind, words, change, saves, figures=figures)))
+    return found
+
+
+def _slow(run: Savings) -> list[Cause]:
+    """Find workers that are slow at a function, or as a whole."""
+    graph, duration = run.graph, run.duration
+    functions = run.runs.functions
+    slots = int(graph.process.max()) + 1
+    group = graph.function.astype(np.int64) * slots + graph.process
+    order = np.lexsort((duration, group))
+    in_order = duration[order]
+    groups, first, count = np.unique(group[order], return_index=True, return_counts=True)
+    quarter, median, upper = (
+        in_order[first + ((count - 1) * at).astype(np.int64)] for at in (0.25, 0.5, 0.75)
+    )
+    of, process = groups // slots, groups % slots
+    usual: dict[int, tuple[int, int]] = {}
+    for function in np.unique(of[count >= ENOUGH]).tolist():
+        mine = np.flatnonzero((of == function) & (count >= ENOUGH))
+        if len(mine) < 2:
+            continue
+        middle = float(np.median(median[mine]))
+        for place in mine[median[mine] > middle].tolist():
+            others = mine[mine != place]
+            other = int(np.median(median[others]))
+            if (
+                median[place] >= SLOW * other
+                and quarter[place] >= np.median(upper[others])
+                and median[place] > 0
+            ):
+                usual[place] = other, int(median[place])
+    by_worker: dict[int, list[int]] = {}
+    for place in usual:
+        by_worker.setdefault(int(process[place]), []).append(place)
+    busy = np.bincount(graph.process, weights=duration, minlength=slots)
+    sums = np.add.reduceat(in_order, first)
+    found = []
+    for worker, places in by_worker.items():
+        places = sorted(places, key=lambda p: -int(sums[p] * (1 - usual[p][0] / usual[p][1])))
+        removed = np.zeros(len(graph), np.int64)
+        for place in places:
+            tasks = order[first[place] : first[place] + count[place]]
+            other, own = usual[place]
+            removed[tasks] = (duration[tasks] * (1 - other / own)).astype(np.int64)
+        worst = places[0]
+        whole = len(places) > 1 and sums[places].sum() >= MOSTLY * busy[worker]
+        name = functions[int(of[worst])]
+        figures = {
+            "worker": worker,
+            "function": None if whole else name,
+            "more": len(places) - 1,
+            "count": int(count[places].sum()),
+            "median": usual[worst][1],
+            "others": usual[worst][0],
+            "example": name,
+        }
+        words = f"{_place(run, worker)} is slow" + ("" if whole else f" at {name}")
+        change = run.limited(Change(duration=removed))
+        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
+    return found + _slow_as_a_whole(run, {int(w) for w in by_worker})
+
+
+def _slow_as_a_whole(run: Savings, told: set[int]) -> list[Cause]:
+    """Find workers that are slow in sum over functions, of each of which they executed few."""
+    graph, duration = run.graph, run.duration
+    slots = int(graph.process.max()) + 1
+    slowdown = slowdowns(run.runs, slots)
+    known = slowdown[np.isfinite(slowdown)]
+    if not len(known):
+        return []
+    middle = float(np.median(known))
+    found = []
+    for worker in np.flatnonzero(np.nan_to_num(slowdown) >= SLOW * middle).tolist():
+        if worker in told:
+            continue
+        mine = graph.process == worker
+        share = 1 - middle / slowdown[worker]
+        change = Change(duration=np.where(mine, (duration * share).astype(np.int64), 0))
+        figures = {"worker": worker, "slowdown": float(slowdown[worker])}
+        words = f"{_place(run, worker)} is slow"
+        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
+    return found
+
+
+def slowdowns(runs: Executions, slots: int) -> Floats:
+    """Give each process's executing time over what its tasks take in the median of all."""
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.bincount(runs.process, weights=median[runs.function], minlength=slots)
+    busy = np.bincount(runs.process, weights=runs.duration, minlength=slots)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: Floats = np.where(usual > 0, busy / usual, np.nan)
+    return result
+
+
+def _place(run: Savings, worker: int) -> str:
+    row = run.found.loc[worker]
+    return f"{row['worker']} on {row['node']}"
+
+
+def stragglers(runs: Executions, whole: int) -> tuple[Ints, Ints]:
+    """Give rows of tasks that take far longer than their function's others, and its median, ns.
+
+    Parameters
+    ----------
+    whole
+        From first to last task, ns.
+    """
+    width = max(1, len(runs.functions))
+    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
+    duration = runs.duration
+    long = np.flatnonzero(
+        (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * whole)
+    )
+    long = long[duration[long] > 0]
+    # where many tasks of a function are long it has two kinds of tasks, not stragglers
+    many = np.bincount(runs.function[long], minlength=width)
+    of = np.bincount(runs.function, minlength=width)
+    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
+    rows = long[np.argsort(usual[long] - duration[long], kind="stable")]
+    return rows.astype(np.int64), usual[rows]
+
+
+def _stragglers(run: Savings, slow: list[Cause]) -> list[Cause]:
+    rows, usual = stragglers(run.runs, run.recorded)
+    if not len(rows):
+        return []
+    place = np.empty(len(run.graph), np.int64)
+    place[run.graph.rows] = np.arange(len(run.graph))
+    removed = np.zeros(len(run.graph), np.int64)
+    removed[place[rows]] = run.duration[place[rows]] - usual
+    for cause in slow:  # the worker is slow, not the task
+        removed[run.graph.process == cause.process] = 0
+    words = WORDS["stragglers"]
+    return [_placed(run, Cause("stragglers", words, run.limited(Change(duration=removed)), 0))]
+
+
+Counts = NDArray[np.int32]
+
+#: When something changes, by how much threads without a task do, tasks that queue at a worker, and
+#: tasks that no worker knows yet.
+_Changes = tuple[Ints, NDArray[np.int8], NDArray[np.int8], NDArray[np.int8]]
+
+
+@dataclass(frozen=True)
+class _Threads:
+    """Threads over time: what they have to do from each moment on.
+
+    Attributes
+    ----------
+    time
+        When something changes, ns.
+    working
+        Threads that have a task, at least 1.
+    idle
+        Threads that have none, without those that the scheduler has tasks for.
+    queue
+        Tasks that a worker knows and has no thread for.
+    """
+
+    time: Ints
+    working: Counts
+    idle: Counts
+    queue: Counts
+
+    def spent(self, graph: Graph, share: Floats) -> Ints:
+        """Give a share of the time that executions take, which changes over time, ns."""
+        return _integral(self.time, share, graph.start, graph.stop)
+
+
+def _integral(time: Ints, values: Floats, start: Ints, stop: Ints) -> Ints:
+    """Integrate values, each from its time to the next one, from each start to each stop."""
+    until = np.append(0.0, np.cumsum(values * np.diff(time, append=time[-1:])))
+
+    def before(moment: Ints) -> Floats:
+        at = np.maximum(np.searchsorted(time, moment, "right") - 1, 0)
+        result: Floats = until[at] + values[at] * np.maximum(0, moment - time[at])
+        return result
+
+    result: Ints = (before(stop) - before(start)).astype(np.int64)
+    return result
+
+
+def _threads(run: Savings, able: Ints, known: Ints, new: NDArray[np.bool_]) -> _Threads:
+    changes = list(_of_workers(run, known))
+    came = new & (able < known)
+    for times, step in ((able[came], 1), (known[came], -1)):
+        zero = np.zeros(len(times), np.int8)
+        changes.append((times, zero, zero, np.full(len(times), step, np.int8)))
+    time, free, queued, coming = (np.concatenate(column) for column in zip(*changes, strict=True))
+    del changes
+    order = np.argsort(time, kind="stable")
+    threads = int(run.found["threads"].sum())
+    idle = threads + np.cumsum(free[order], dtype=np.int32)
+    return _Threads(
+        time[order],
+        np.maximum(1, threads - idle),
+        np.maximum(0, idle - np.cumsum(coming[order], dtype=np.int32)),
+        np.cumsum(queued[order], dtype=np.int32),
+    )
+
+
+def _spread(run: Savings, threads: _Threads) -> dict[str, Ints]:
+    """Say by how much executions were shorter if threads without a task took part of them, ns."""
+    moved = np.minimum(threads.idle, threads.queue)
+    return {
+        kind: threads.spent(run.graph, more / (threads.working + more))
+        for kind, more in (("uneven", moved), ("no_parallelism", threads.idle - moved))
+    }
+
+
+def _shared(run: Savings, threads: _Threads, change: Change) -> Change:
+    """Share what some workers' executions get shorter by among all that have tasks meanwhile.
+
+    Dask moves tasks to workers that become free: what one worker gains all gain.
+    """
+    graph = run.graph
+    assert change.duration is not None
+    rows = np.flatnonzero(change.duration > 0)
+    gain = change.duration[rows] / np.maximum(1, run.duration[rows])
+    time = np.concatenate([graph.start[rows], graph.stop[rows], threads.time])
+    step = np.concatenate([gain, -gain, np.zeros(len(threads.time))])
+    order = np.argsort(time, kind="stable")
+    time = time[order]
+    at = np.maximum(np.searchsorted(threads.time, time, "right") - 1, 0)
+    share = np.maximum(0.0, np.cumsum(step[order])) / threads.working[at]
+    return run.limited(Change(duration=_integral(time, share, graph.start, graph.stop)))
+
+
+def _of_workers(run: Savings, known: Ints) -> Iterator[_Changes]:
+    """Give when threads without a task, and tasks that queue at a worker, become more or fewer."""
+    graph = run.graph
+    order = np.argsort(graph.process, kind="stable")
+    processes, firsts = np.unique(graph.process[order], return_index=True)
+    threads = run.found["threads"].to_dict()
+    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
+        time = np.concatenate([known[mine], graph.stop[mine]])
+        step = np.repeat(np.array([1, -1], np.int32), len(mine))
+        sort = np.lexsort((step, time))  # at one time what ends ends first
+        time, has = time[sort], np.cumsum(step[sort], dtype=np.int32)
+        own = np.int32(threads.get(process, 1))
+        free, queue = np.maximum(0, own - has), np.maximum(0, has - own)
+        more_free, more_queue = np.diff(free, prepend=own), np.diff(queue, prepend=np.int32(0))
+        some = np.flatnonzero((more_free != 0) | (more_queue != 0))
+        yield (
+            time[some],
+            more_free[some].astype(np.int8),
+            more_queue[some].astype(np.int8),
+            np.zeros(len(some), np.int8),
+        )

@@ -1,0 +1,359 @@
+"""What a run's time went to, what mending each cause saves, and which is the costliest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import Made, Task, Worker, columns, make_trace
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_analysis_path import _GRAPH, _scheduled
+
+from dasf_hpc.analysis import ANALYSES, analyse
+from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first, one_a_cause
+from dasf_hpc.analysis.causes import causes
+from dasf_hpc.analysis.graph import Schedule
+from dasf_hpc.analysis.headline import Headline, headline
+from dasf_hpc.analysis.savings import Change, Savings
+from dasf_hpc.trace.open import Trace
+
+MS = 10**6
+S = 10**9
+CALL = "0760ca7d-1794-402f-9269-cc1f92233b6"
+
+
+@dataclass
+class Planted:
+    """A run of four workers on two nodes, phase after phase, each with one problem."""
+
+    now: int = 0
+    tasks: list[Task] = field(default_factory=list)
+    transitions: list[tuple[int, int, str, str, str]] = field(default_factory=list)
+    disk: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, task: Task, known: int) -> None:
+        self.tasks.append(task)
+        for time, before, after in (
+            (known, "released", "waiting"),
+            (known, "waiting", "ready"),
+            (task.start, "ready", "executing"),
+            (task.stop, "executing", "memory"),
+        ):
+            self.transitions.append((task.worker, time, task.key, before, after))
+
+    def phase(
+        self, number: int, name: str, count: int, took: dict[int, int], before: int = 0
+    ) -> Iterator[tuple[int, int, int]]:
+        """Give each worker tasks, one after the other; give worker and start and stop of waits."""
+        known, ends = self.now + 1, []
+        for worker in range(4):
+            time = known
+            for i in range(count):
+                yield worker, time, time + before
+                time += before
+                key = f"{name}-{CALL}{number}-{worker * count + i}"
+                self.add(Task(key, worker, time, time + took[worker]), known)
+                time += took[worker]
+            ends.append(time)
+        self.now = max(ends)
+
+    def made(self) -> Made:
+        workers = [Worker(node=n, memory_limit=1000 * MS) for n in (0, 0, 1, 1)]
+        samples = {"time": [0, S], "node": [0, 0], "process": [0, 1], "memory": [6, 690 * MS]}
+        more = {"activities": columns(self.disk), "process_samples": samples}
+        return Made(self.tasks, workers, self.transitions, more=more)
+
+
+def _planted() -> tuple[Planted, dict[str, float]]:
+    """Plant problems, and say what mending each would save, s: they are one after the other."""
+    run, saves = Planted(), {}
+    # worker-2 takes 500 ms for what takes the others 100
+    list(run.phase(1, "filter", 20, {0: 100 * MS, 1: 101 * MS, 2: 500 * MS, 3: 99 * MS}))
+    saves["worker-2 on node2 is slow at filter"] = 20 * 0.4
+    run.now += 6 * S
+    saves["the script submits nothing"] = 6.0
+    # ten tasks on each worker that wait 200 ms until results are read from disk
+    for worker, start, stop in run.phase(
+        2, "block", 10, dict.fromkeys(range(4), 100 * MS), 200 * MS
+    ):
+        key = f"block-{CALL}2-{worker * 10}"
+        run.disk.append(
+            {"start": start, "stop": stop, "process": worker, "key": key, "action": "disk-read"}
+        )
+    saves["spilling to disk"] = 10 * 0.2
+    # each needs the one before: on four threads a quarter of the time, were it not so
+    needs: list[str] = []
+    for i in range(10):
+        key, start = f"chain-{i}", run.now + (not i)
+        run.add(Task(key, i % 4, start, start + 300 * MS, needs=needs), start)
+        needs, run.now = [key], start + 300 * MS
+    saves["no parallelism"] = 10 * 0.3 * 3 / 4
+    # 100 us of work and 2 ms of waits each: 100 times larger ones leave three tasks a thread
+    list(run.phase(3, "tiny", 300, dict.fromkeys(range(4), MS // 10), 2 * MS))
+    saves["tasks of tiny too small"] = 300 * 0.002 * 99 / 100
+    # 200 ms of work and 100 ms of waits, of which 200 us are what handing over takes
+    list(run.phase(4, "late", 5, dict.fromkeys(range(4), 200 * MS), 100 * MS))
+    saves["waiting for the scheduler"] = 5 * (0.1 - 0.0002)
+    return run, saves
+
+
+def _headline(trace: Trace) -> Headline:
+    return headline(trace, {name: analyse(name, trace) for name in ANALYSES})
+
+
+def test_planted_problems_are_found_with_what_they_cost_the_costliest_first(
+    tmp_path: Path,
+) -> None:
+    run, saves = _planted()
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        told = _headline(trace)
+        tasks = trace.table("tasks", ["prefix"])["prefix"].tolist()
+    found = {finding.cause: finding for finding in told.findings if finding.cause in saves}
+    assert list(found) == sorted(saves, key=lambda cause: -saves[cause])
+    for cause, seconds in saves.items():
+        assert found[cause].saves / S == pytest.approx(seconds, rel=0.03), cause
+    # nothing else comes first, nothing is told twice
+    assert [f.cause for f in told.findings][:4] == list(found)[:4]
+    causes_told = [f.cause for f in told.findings if f.cause]
+    assert len(causes_told) == len(set(causes_told))
+    # what each lets begin only after the one before: all at once save the sum
+    assert told.avoidable / S == pytest.approx(sum(saves.values()), rel=0.03)
+    assert told.duration == max(task.stop for task in run.tasks) - 1
+    assert told.sentence == (
+        f"{told.duration / S:.1f} s from first to last task; up to {told.avoidable / S:.1f} s of "
+        "it avoidable: worker-2 on node2 is slow at filter, the script submits nothing, "
+        "no parallelism."
+    )
+    # and where to look
+    slow = found["worker-2 on node2 is slow at filter"]
+    assert (slow.process, tasks[slow.task]) == (2, "filter")
+    assert (slow.start, slow.stop) == (1, 10 * S + 1)
+    assert "500 ms there where 100 ms is the median elsewhere" in slow.sentence
+    gap = found["the script submits nothing"]
+    assert (gap.start, gap.stop) == (10 * S + 1, 16 * S + 2)
+    assert "(6 s from 10.000 s on)" in gap.sentence
+    disk = found["spilling to disk"]
+    assert tasks[disk.task] == "block"
+    assert "tasks wait 8 s for it, and workers use up to 690 MB of a limit of 1 GB" in disk.sentence
+    assert 16 * S < disk.start < disk.stop < 19.1 * S
+    chain = found["no parallelism"]
+    assert tasks[chain.task] == "chain"
+    assert 19 * S < chain.start < chain.stop < 22.1 * S
+    assert (
+        "blocks (chunks, partitions) about 100 times" in found["tasks of tiny too small"].next_step
+    )
+
+
+def test_a_function_that_takes_most_time_is_not_first_where_its_speed_saves_little(
+    tmp_path: Path,
+) -> None:
+    # three workers compute while the fourth, whose long task all wait for, runs on
+    tasks = [Task(f"wide-{w}-{i}", w, i * S, (i + 1) * S) for w in range(3) for i in range(8)]
+    tasks.append(Task("long-1", 3, 0, 10 * S))
+    tasks.append(Task("end-1", 0, 14 * S, 15 * S, needs=["long-1", "wide-0-7"]))
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker() for _ in range(4)])) as trace:
+        told = _headline(trace)
+    (wide,) = [f for f in told.findings if f.cause == "wide takes long"]
+    assert "wide takes 69 % of the executing time" in wide.sentence
+    assert wide.saves == 0
+    assert told.findings[0].saves > 0
+    assert told.findings.index(wide) > 0
+
+
+def test_a_worker_slow_at_one_function_only_is_found(tmp_path: Path) -> None:
+    # over all its tasks worker-1 is 4 % slower
+    tasks = []
+    for worker in range(4):
+        time = 0
+        for i in range(60):
+            took = 1000 * MS
+            tasks.append(Task(f"big-{worker}-{i}", worker, time, time + took))
+            small = (100 if worker == 1 else 60) * MS + i % 3
+            time += took + small
+            tasks.append(Task(f"small-{worker}-{i}", worker, time - small, time))
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker() for _ in range(4)])) as trace:
+        (slow,) = [f for f in analyse("balance", trace).findings if "slow" in f.sentence]
+    assert slow.cause == "worker-1 on node1 is slow at small"
+    assert slow.saves / S == pytest.approx(60 * 0.04, rel=0.01)
+    assert slow.process == 1
+
+
+def test_workers_whose_tasks_merely_differ_are_not_slow(tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    tasks = []
+    for worker in range(8):
+        time = 0
+        for i in range(40):
+            took = int(draw.exponential(100 * MS))
+            tasks.append(Task(f"f-{worker}-{i}", worker, time, time + took))
+            time += took
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker() for _ in range(8)])) as trace:
+        assert causes(trace).of("slow") == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(_GRAPH, st.sampled_from([1, 2]), st.randoms(use_true_random=False))
+def test_what_is_left_out_saves_no_more_than_it_is(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[int, int, int, int, list[int], str]],
+    threads: int,
+    draw: Any,
+) -> None:
+    if threads == 1:
+        rows = [(worker, 0, *rest) for worker, _, *rest in rows]  # type: ignore[misc]
+    tasks = _scheduled(rows)
+    workers = [Worker(threads=threads)] * 3
+    path = tmp_path_factory.mktemp("costs") / "trace.h5"
+    with make_trace(path, Made(tasks, workers)) as trace:
+        run = Savings(trace)
+        assert run.saved(Change()) == 0
+        start, stop = run.schedule.played(run.duration)
+        assert np.array_equal(start, run.graph.start)
+        assert np.array_equal(stop, run.graph.stop)
+        count = len(run.graph)
+        removed = [np.array([draw.randint(0, 40) for _ in range(count)]) for _ in range(2)]
+        one, other = Change(duration=removed[0]), Change(delay=removed[1])
+        both = run.together([one, other])
+        for change in (one, other, both):
+            real = run.limited(change)
+            saved = run.saved(change)
+            assert 0 <= saved <= min(real.total, run.recorded)
+            if threads == 1:
+                assert saved <= run.bound(real)
+        assert run.saved(both) >= max(run.saved(one), run.saved(other))
+        assert run.saved(one, other) <= run.limited(one).total
+        known = causes(trace)
+        delays = np.sum(list(known.delays.values()), axis=0)
+        assert (delays >= 0).all()
+        assert (delays <= np.maximum(0, run.schedule.delays)).all()
+        for cause in known.found:
+            assert 0 < cause.saves <= run.recorded
+            assert run.graph.start.min() <= cause.start <= cause.stop <= run.graph.stop.max()
+        words = [cause.words for cause in known.found]
+        assert max([c.saves for c in known.found], default=0) <= known.avoidable(words)
+        assert known.avoidable(words) <= run.recorded
+
+
+def test_of_very_many_executions_the_critical_path_is_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, saves = _planted()
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        monkeypatch.setattr("dasf_hpc.analysis.savings.PLAYED", 100)
+        monkeypatch.setattr("dasf_hpc.analysis.causes.PLAYED", 100)
+        monkeypatch.setattr(Schedule, "length", None)  # it is not played
+        told = _headline(trace)
+    found = {finding.cause: finding.saves / S for finding in told.findings}
+    assert found.pop("no parallelism", -1) < 0  # not told
+    del saves["no parallelism"]
+    for cause, seconds in saves.items():
+        assert found[cause] >= 0.97 * seconds
+    assert told.avoidable <= told.duration
+
+
+def test_findings_are_one_list() -> None:
+    def finding(saves: int, severity: Severity, cause: str = "") -> Finding:
+        return Finding(severity, "where", "summary", (0,), "…", "…", saves, cause=cause)
+
+    notice = finding(0, Severity.NOTICE)
+    unknown = finding(-1, Severity.SERIOUS, "b")
+    small, large = finding(5, Severity.WARNING, "a"), finding(9, Severity.NOTICE, "c")
+    again = finding(7, Severity.SERIOUS, "a")
+    assert costliest_first([notice, unknown, small, large]) == [large, small, unknown, notice]
+    assert one_a_cause([small, notice, again, notice]) == [small, notice, notice]
+
+
+def test_the_new_fields_are_in_documents(tmp_path: Path) -> None:
+    run, _ = _planted()
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        document = analyse("where", trace).document()
+    first = document["findings"][0]
+    assert first["cause"] == "the script submits nothing"
+    assert first["saves"] == pytest.approx(6 * S, abs=10)
+    assert first["start"] == 10 * S + 1
+
+
+def test_where_speaks_of_the_time_from_first_task_to_last(tmp_path: Path) -> None:
+    run, _ = _planted()
+    made = run.made()
+    made.span = (0, 3 * run.now)  # as long again as it took reports to be written
+    made.workers = [Worker(node=w.node, stop=3 * run.now) for w in made.workers]
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        answer = analyse("where", trace)
+    shares = answer.table.set_index("part")["work_share"]
+    script = next(f for f in answer.findings if f.cause == "the script submits nothing")
+    assert f"{shares['nothing_submitted']:.0f} % of the workers' time from first" in script.sentence
+    assert shares.sum() == pytest.approx(100)
+    (stopping,) = [f for f in answer.findings if "after the run's last task" in f.sentence]
+    assert (stopping.severity, stopping.saves) == (Severity.NOTICE, 0)
+    assert "67 % of the workers' time in the whole run" in stopping.sentence
+    assert answer.findings[-1] == stopping
+
+
+def test_less_time_in_a_function_saves_what_of_it_the_run_waited_for(tmp_path: Path) -> None:
+    tasks = [Task("f-0", 0, 0, 6 * S), Task("f-1", 1, 0, 4 * S)]
+    tasks.append(Task("g-0", 1, 6 * S, 8 * S, needs=["f-0", "f-1"]))
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker(), Worker()])) as trace:
+        known = causes(trace)
+        # of ten seconds of f five are waits: three of them in the task that g waited for
+        told = known.less("waiting in calls", {"f": 5 * S, "not there": S})
+        assert (told["saves"], told["cause"]) == (3 * S, "waiting in calls")
+        assert (told["process"], told["task"]) == (0, 0)
+        assert known.avoidable({"waiting in calls"}) == 3 * S
+
+
+def test_of_reports_alone_the_sentence_is_about_gpus(tmp_path: Path) -> None:
+    gpus = {"node": [0, 0], "index": [0, 1], "uuid": ["GPU-0", "GPU-1"], "memory": [1000, 1000]}
+    kernels = [
+        {"start": start, "stop": stop, "gpu": gpu, "name": "k", "task": -1, "process": 0}
+        for start, stop, gpu in [(S, 5 * S, 0), (4 * S, 6 * S, 0), (2 * S, 3 * S, 1)]
+    ]
+    for busy in ({}, {"busy": [5 * S, S]}):
+        made = Made(
+            [], [Worker(stop=10 * S)], more={"gpus": {**gpus, **busy}, "kernels": columns(kernels)}
+        )
+        with make_trace(tmp_path / f"{len(busy)}.h5", made) as trace:
+            told = headline(trace, {})
+        assert told.sentence == "10 s recorded on 2 GPUs; node1 GPU 1 was idle 90 % of it."
+        assert (told.start, told.duration, told.avoidable) == (0, 10 * S, -1)
+    with make_trace(tmp_path / "none.h5", Made([], [Worker(stop=S)])) as trace:
+        assert headline(trace, {}).sentence == "1 s recorded."
+
+
+def test_a_change_that_was_asked_about_is_told_of(tmp_path: Path) -> None:
+    run, _ = _planted()
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        (told,) = analyse("what_if", trace, faster={"filter": 5}).findings
+        # of itself it is told of the worker that is slow at it
+        assert not any("filter" in f.sentence for f in analyse("what_if", trace).findings)
+    assert told.saves == 8 * S
+    assert "If filter were 5x faster" in told.sentence
+
+
+def test_failures_are_told_once_by_the_analysis_that_is_about_them(tmp_path: Path) -> None:
+    tasks = [Task("f-0", 0, 0, 2 * S, state="error"), Task("f-1", 0, 2 * S, 5 * S)]
+    empty = {"failures": pd.DataFrame({"type": ["ValueError", "OSError"]})}
+    told = [
+        Finding(Severity.SERIOUS, "failures", "failures", (row,), f"failure {row}", "Mend it.")
+        for row in (0, 1)
+    ]
+    failures = Answer("failures", empty, {"failures": {"type": ("", "")}}, told)
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker()])) as trace:
+        functions = analyse("functions", trace)
+        alone = headline(trace, {"functions": functions})
+        both = headline(trace, {"functions": functions, "failures": failures})
+    (failed,) = [f for f in alone.findings if f.cause == "failed executions"]
+    assert failed.saves == 2 * S
+    found = [f.sentence for f in both.findings if "fail" in f.sentence]
+    assert found == ["failure 0", "failure 1"]
+    assert [f.saves for f in both.findings if f.analysis == "failures"] == [2 * S, -1]
+    assert both.avoidable == alone.avoidable == 2 * S
+    assert both.sentence == (
+        "5 s from first to last task; up to 2 s of it avoidable: failed executions."
+    )
