@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import math
 import re
 import time
@@ -25,8 +22,9 @@ from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
+from dasf_hpc.show.coverage import COLOURED, by_time_spent
 from dasf_hpc.show.export import written
-from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
+from dasf_hpc.show.picture import picture
 from dasf_hpc.show.timeline import bound_text
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.open import Trace, open_trace
@@ -37,6 +35,11 @@ from dasf_hpc.units import bytes_text, duration_text
 
 #: Name of the report in a run's directory.
 REPORT_NAME = "report.html"
+
+#: Parts of the script that draws, in their order.
+SCRIPTS = (
+    "units.js", "theme.js", "data.js", "coverage.js", "timeline.js", "pick.js", "curves.js", "moves.js",
+)  # fmt: skip
 
 #: Rows of a table in the page, and those that are seen before one asks for the rest.
 ROWS, SEEN = 300, 15
@@ -137,8 +140,7 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
     told(Step("Writing the report", len(ANALYSES), len(ANALYSES)))
     executions = read_executions(trace)
     summary = summarise(trace)
-    picture = timeline(trace, executions, answers.get("critical_path"))
-    data = short(json.dumps([picture, curves(trace, executions)], separators=(",", ":")))
+    drawn = picture(trace, executions, answers.get("critical_path"))
     findings = most_severe_first([f for answer in answers.values() for f in answer.findings])
     unanswered = [(name, why) for name, answer in answers.items() for why in answer.unanswered]
     environment = Environment(
@@ -177,14 +179,11 @@ def report_page(trace: Trace, manifest: dict[str, Any], told: Told = lambda step
         facts=_facts(manifest, trace),
         lost=lost_sentence(manifest),
         notes=manifest.get("notes", []),
-        whole=picture["whole"],
-        exact=len(picture["exact"]["start"]),
-        executions=len(executions),
+        drawn=drawn,
         style=_resource("report.css"),
         timeline_style=_resource("timeline.css"),
         tables_script=_resource("tables.js"),
-        script=_resource("timeline.js"),
-        data=_packed(data),
+        script=_script(*SCRIPTS),
     )
 
 
@@ -210,9 +209,9 @@ def _resource(name: str) -> Markup:
     return Markup((files("dasf_hpc.show") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def _packed(text: str) -> str:
-    """Pack what the script draws: gzip, base64; browsers unpack it by themselves."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+def _script(*names: str) -> Markup:
+    """Put scripts together into one that leaves no name of its own in the page."""
+    return Markup("'use strict';\n(() => {\n%s})();\n") % Markup("").join(map(_resource, names))
 
 
 def _shorter(run: str | None) -> Callable[[str], str]:
