@@ -185,7 +185,8 @@ def _filled(begin: Floats, end: Floats, colour: NDArray[np.integer[Any]], bins: 
 
 def most_of(filled: Floats) -> str:
     """Write for each bin the colour that fills most of it, a digit each."""
-    return (filled.argmax(axis=0) + ord("0")).astype(np.uint8).tobytes().decode()
+    letters: NDArray[np.uint8] = (filled.argmax(axis=0) + ord("0")).astype(np.uint8)
+    return letters.tobytes().decode()
 
 
 def digits(shares: Floats) -> str:
@@ -200,4 +201,5 @@ def digits(shares: Floats) -> str:
 def roots(shares: Floats) -> NDArray[np.uint8]:
     """Write shares as a byte each, 255 times their root: small ones are told as well as large."""
     known = np.clip(np.nan_to_num(shares), 0, 1)
-    return np.rint(255 * np.sqrt(known)).astype(np.uint8)
+    written: NDArray[np.uint8] = np.rint(255 * np.sqrt(known)).astype(np.uint8)
+    return written

@@ -155,14 +155,3 @@ def sampled_means(times: NDArray[Any], values: NDArray[Any], span: Span, bins: i
     total = np.bincount(place, values[good].astype(np.float64), bins)
     mean: Floats = np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
     return mean
-
-
-def sampled_means(times: NDArray[Any], values: NDArray[Any], span: Span, bins: int) -> Floats:
-    """Give the mean of the values in each of so many parts of the run, NaN where there is none."""
-    good = np.isfinite(values) & (values >= 0)
-    place = (times[good] - span.start) * bins // max(1, span.duration)
-    place = np.clip(place, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    total = np.bincount(place, values[good].astype(np.float64), bins)
-    mean: Floats = np.divide(total, count, out=np.full(bins, np.nan), where=count > 0)
-    return mean

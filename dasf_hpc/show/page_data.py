@@ -92,6 +92,9 @@ def three_digits(sizes: NDArray[Any]) -> NDArray[np.uint64]:
     size = np.asarray(sizes, np.int64)
     power = np.floor(np.log10(np.maximum(size, 1))).astype(np.int64) - 2
     digits = np.rint(size / 10.0 ** np.maximum(power, 0)).astype(np.int64)
-    power, digits = np.where(digits == 1000, power + 1, power), np.where(digits == 1000, 100, digits)
+    power, digits = (
+        np.where(digits == 1000, power + 1, power),
+        np.where(digits == 1000, 100, digits),
+    )
     large = 1001 + 900 * (power - 1) + digits - 100
     return np.where(size < 0, 0, np.where(size < 1000, size + 1, large)).astype(np.uint64)

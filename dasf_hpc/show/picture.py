@@ -157,7 +157,8 @@ def timeline(
     order = by_time_spent(executions)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    rows = _rows(trace, executions)
+    on_gpu = _work_on_gpus(trace)
+    rows = _rows(trace, executions, on_gpu)
     row_of = {row["process"]: n for n, row in enumerate(rows) if row["kind"] == "worker"}
     top = max(*row_of, int(executions.process.max(initial=-1)), -1, -1)
     place = np.full(top + 1, -1, np.int64)
@@ -172,10 +173,8 @@ def timeline(
     page_row = np.full(len(executions) + 1, -1, np.int64)
     page_row[shown] = np.arange(len(shown))
     _marks(trace, tracks, row_of)
-    _on_gpus(trace, tracks, rows, columns, span.start, span.stop, page_row)
+    _on_gpus(trace, on_gpu, tracks, rows, columns, span.start, span.stop, page_row)
     _user_ranges(trace, tracks, rows, row_of, page_row)
-    for row in rows:
-        row.pop("gpus", None)
     return {
         "begin": axis.begin - work.start,
         "end": max(span.stop, work.stop) - work.start,
@@ -203,8 +202,13 @@ class _Axis:
         return result
 
 
-def _rows(trace: Trace, executions: Executions) -> list[dict[str, Any]]:
-    """Give the rows: by node, its workers, each with its GPUs after the last one that has them."""
+def _rows(trace: Trace, executions: Executions, on_gpu: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give the rows: by node, its workers, each with its GPUs after the last one that has them.
+
+    A GPU of which nothing is known has none.
+    """
+    working, span = set(on_gpu["gpu"].unique().tolist()), run_span(trace, executions)
+    samples = trace.gpu_samples
     table = in_order(workers(trace, executions))
     labels = gpu_labels(trace)
     apart = gpus_apart(trace)  # these have no place on the run's time
@@ -215,8 +219,16 @@ def _rows(trace: Trace, executions: Executions) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def add(gpu: int) -> None:
-        name = f"{labels[gpu][0]} {labels[gpu][1]}"
-        rows.append({"name": name, "kind": "gpu", "gpu": gpu, "lanes": []})
+        row = {"name": " ".join(labels[gpu]), "kind": "gpu", "gpu": gpu, "lanes": []}
+        if gpu not in working:
+            sampled = samples[samples["gpu"] == gpu]
+            count = int(np.clip(len(sampled), 1, 4 * POINTS))
+            times, values = (sampled[c].to_numpy() for c in ("time", "utilization"))
+            means = sampled_means(times, values, span, count)
+            if not np.isfinite(means).any():
+                return
+            row["sampled"] = digits(means / 100)
+        rows.append(row)
 
     for host in hosts:
         for process, worker in table[table["node"] == host].iterrows():
@@ -289,9 +301,7 @@ def _tasks(
     return described, chosen
 
 
-def _failed(
-    trace: Trace, executions: Executions, columns: Columns, chosen: Ints
-) -> dict[str, Any]:
+def _failed(trace: Trace, executions: Executions, columns: Columns, chosen: Ints) -> dict[str, Any]:
     """Add the executions that did not end with a result: which, their states and exceptions."""
     good = [code for code, name in enumerate(executions.states) if name == "memory"]
     bad = np.flatnonzero(~np.isin(executions.state[chosen], good))
@@ -309,9 +319,7 @@ def _failed(
     }
 
 
-def _keys(
-    trace: Trace, executions: Executions, columns: Columns, chosen: Ints
-) -> dict[str, Any]:
+def _keys(trace: Trace, executions: Executions, columns: Columns, chosen: Ints) -> dict[str, Any]:
     """Add the keys, where there is room for them."""
     if not len(chosen):
         return {}
@@ -336,9 +344,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= KEY_LENGTH else f"{text[: KEY_LENGTH - 1]}…"
 
 
-def _edges(
-    trace: Trace, executions: Executions, columns: Columns, chosen: Ints
-) -> dict[str, Any]:
+def _edges(trace: Trace, executions: Executions, columns: Columns, chosen: Ints) -> dict[str, Any]:
     """Add which executions needed the results of which: of each key the last execution."""
     key = executions.key[chosen]
     top = int(key.max(initial=-1)) + 1
@@ -455,7 +461,9 @@ def _marks(trace: Trace, tracks: _Tracks, row_of: dict[int, int]) -> None:
     received = received[received["direction"] == "incoming"]
     peer = received["peer_process"].to_numpy(np.int64)
     from_ = pd.Series(
-        [names[p] if 0 <= p < len(names) else "" for p in peer.tolist()], received.index, dtype=object
+        [names[p] if 0 <= p < len(names) else "" for p in peer.tolist()],
+        received.index,
+        dtype=object,
     )
     tables = [received.assign(kind="transfer", code=tracks.codes(from_))]
     done = trace.table("activities", ["start", "stop", "process", "action"])
@@ -467,13 +475,15 @@ def _marks(trace: Trace, tracks: _Tracks, row_of: dict[int, int]) -> None:
     both = both[(both["stop"] >= both["start"]) & (both["start"] != -1)]
     if len(both) > MARKS:
         both = both.loc[(both["stop"] - both["start"]).nlargest(MARKS).index]
-    for (process, kind), rows in both.groupby(["process", "kind"], sort=True):
-        if int(process) in row_of:
-            tracks.add(row_of[int(process)], str(kind), rows)
+    for (name, kind), rows in both.groupby(["process", "kind"], sort=True):
+        process = int(str(name))
+        if process in row_of:
+            tracks.add(row_of[process], str(kind), rows)
 
 
 def _on_gpus(
     trace: Trace,
+    on_gpu: pd.DataFrame,
     tracks: _Tracks,
     rows: list[dict[str, Any]],
     columns: Columns,
@@ -481,21 +491,12 @@ def _on_gpus(
     end: int,
     page_row: Ints,
 ) -> None:
-    """Add each GPU's streams, or its bins, or the samples of how busy it was."""
-    on_gpu = _work_on_gpus(trace)
+    """Add each GPU's streams, and of one that did too much its bins."""
     whole = len(on_gpu) <= ON_GPUS
-    samples = trace.gpu_samples
     for number, row in enumerate(rows):
-        if row["kind"] != "gpu":
+        if row["kind"] != "gpu" or "sampled" in row:
             continue
         own = on_gpu[on_gpu["gpu"] == row["gpu"]]
-        if not len(own):
-            sampled = samples[samples["gpu"] == row["gpu"]]
-            count = int(np.clip(len(sampled), 1, 4 * POINTS))
-            times, values = (sampled[c].to_numpy() for c in ("time", "utilization"))
-            span = run_span(trace)
-            row["sampled"] = digits(sampled_means(times, values, span, count) / 100)
-            continue
         if not whole:
             row["bins"] = columns.add(_gpu_bins(own, begin, end).reshape(-1))
             row["gpu_bins"] = GPU_BINS
@@ -586,8 +587,8 @@ def _user_ranges(
     )
     names, nodes = process_names(trace), node_names(trace)
     of_node = trace.processes["node"].tolist()
-    for (process, thread), own in table.groupby(["process", "thread"], sort=True):
-        process = int(process)
+    for (number, thread), own in table.groupby(["process", "thread"], sort=True):
+        process = int(str(number))
         if process not in row_of:
             name = names[process] if 0 <= process < len(names) else "process ?"
             node = of_node[process] if 0 <= process < len(of_node) else -1

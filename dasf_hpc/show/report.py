@@ -38,7 +38,8 @@ REPORT_NAME = "report.html"
 
 #: Parts of the script that draws, in their order.
 SCRIPTS = (
-    "units.js", "theme.js", "data.js", "coverage.js", "timeline.js", "pick.js", "curves.js", "moves.js",
+    "units.js", "theme.js", "data.js", "coverage.js",
+    "timeline.js", "pick.js", "curves.js", "moves.js",
 )  # fmt: skip
 
 #: Rows of a table in the page, and those that are seen before one asks for the rest.

@@ -54,28 +54,30 @@ class Spans {
   // Adds what the spans [first, last) fill of each column of a window.
   fill(filled, columns, first, last, from, to) {
     const {start, stop, planes} = this, scale = columns / (to - from);
-    const blocks = last - first > 8 * columns;
+    const blocks = last - first > 16 * columns;
     if (blocks && !this.small) {
       this.small = blockSums(start, stop, planes, BLOCK);
       this.large = blockSums(start, stop, planes, LARGE);
     }
-    for (let i = first; i < last;) {
-      const a = Math.max(0, (start[i] - from) * scale), column = a | 0;
-      if (blocks && i % BLOCK === 0 && i + BLOCK <= last && ((stop[i + BLOCK - 1] - from) * scale | 0) === column && start[i] >= from) {
-        const wide = i % LARGE === 0 && i + LARGE <= last && ((stop[i + LARGE - 1] - from) * scale | 0) === column;
+    for (let i = first; i < last; i++) {
+      let a = (start[i] - from) * scale, b = (stop[i] - from) * scale;
+      if (a < 0) a = 0;
+      const column = a | 0;
+      if (blocks && (i & BLOCK - 1) === 0 && i + BLOCK <= last && start[i] >= from && ((stop[i + BLOCK - 1] - from) * scale | 0) === column) {
+        const wide = (i & LARGE - 1) === 0 && i + LARGE <= last && ((stop[i + LARGE - 1] - from) * scale | 0) === column;
         const size = wide ? LARGE : BLOCK, sums = wide ? this.large : this.small, at = i / size * PLANES;
-        for (let p = 0; p < PLANES; p++)
-          if (sums[at + p]) filled[p * columns + column] += sums[at + p] * scale;
-        i += size;
+        for (let p = 0; p < PLANES; p++) filled[p * columns + column] += sums[at + p] * scale;
+        i += size - 1;
         continue;
       }
-      const b = Math.min(columns, (stop[i] - from) * scale), end = b | 0, base = planes[i] * columns;
-      i++;
-      if (a >= columns) continue;
-      if (column === end) { filled[base + column] += b - a; continue; }
-      filled[base + column] += column + 1 - a;
-      for (let c = column + 1; c < end; c++) filled[base + c] += 1;
-      if (end < columns) filled[base + end] += b - end;
+      if (b > columns) b = columns;
+      const end = b | 0, base = planes[i] * columns;
+      if (column === end) filled[base + column] += b - a;
+      else if (column < columns) {
+        filled[base + column] += column + 1 - a;
+        if (end - column > 1) for (let c = base + column + 1; c < base + end; c++) filled[c] += 1;
+        if (end < columns) filled[base + end] += b - end;
+      }
     }
   }
 }
@@ -133,12 +135,11 @@ class Pixels {
   // Puts a colour onto a part of a pixel that is still of the ground's.
   blend(at, colour, part, ground) {
     const under = this.words[at];
-    let found = 0xff000000;
-    for (let shift = 0; shift < 24; shift += 8) {
-      const added = ((colour >>> shift & 255) - (ground >>> shift & 255)) * part;
-      found |= Math.min(255, Math.max(0, Math.round((under >>> shift & 255) + added))) << shift;
-    }
-    this.words[at] = found >>> 0;
+    const r = (under & 255) + ((colour & 255) - (ground & 255)) * part;
+    const g = (under >>> 8 & 255) + ((colour >>> 8 & 255) - (ground >>> 8 & 255)) * part;
+    const b = (under >>> 16 & 255) + ((colour >>> 16 & 255) - (ground >>> 16 & 255)) * part;
+    this.words[at] = 0xff000000 | (b < 0 ? 0 : b > 255 ? 255 : b + 0.5) << 16
+      | (g < 0 ? 0 : g > 255 ? 255 : g + 0.5) << 8 | (r < 0 ? 0 : r > 255 ? 255 : r + 0.5);
   }
 
   // Stacks the shares of each column upon each other, from the bottom of [top, bottom) on.

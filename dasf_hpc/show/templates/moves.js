@@ -275,8 +275,8 @@ Object.assign(Timeline.prototype, {
         most++;
       }
     }
-    if (!model.tasks.count) for (const row of this.rows) if (row.busy) {
-      row.busy[1].fill(filled.subarray(COLOURED * columns), columns, 0, row.busy[1].start.length, model.begin, model.end);
+    if (!model.tasks.count) for (const row of this.rows) for (const line of row.streams.length ? row.lines : []) {
+      line.spans.fill(filled, columns, 0, line.own.length, model.begin, model.end);
       most++;
     }
     pixels.words.fill(this.ground.idle);
@@ -364,10 +364,11 @@ Object.assign(Timeline.prototype, {
         const took = Math.max(1, model.tasks.stop[task] - model.tasks.start[task]);
         view.show(model.tasks.start[task] - 2 * took, model.tasks.stop[task] + 2 * took);
       }
-      this.pick(task);
+      this.pick(task, 'down');
     } else if (words.has('task')) this.say('This task is not in the page, which has the longest ones.');
     else if (this.current >= 0 && words.has('w')) this.say(this.said({title: this.rows[this.current].name, lines: this.toldColumn(this.rows[this.current], view.from, view.to)}));
     this.writes = false;
+    clearTimeout(this.writing);
     this.changed();
     $('timeline').scrollIntoView({block: 'start'});
     this.canvas.focus({preventScroll: true});

@@ -168,7 +168,7 @@ Object.assign(Timeline.prototype, {
     });
   },
 
-  // Picks a task, and goes where it is.
+  // Picks a task, and goes where it is; or only up or down to its row.
   pick(i, go = true) {
     this.picked = i;
     if (i < 0) { this.say(''); this.changed(); return; }
@@ -179,7 +179,7 @@ Object.assign(Timeline.prototype, {
       if (y - AXIS < this.frame.scrollTop) this.frame.scrollTop = y - AXIS - 10;
       else if (y + high > this.frame.scrollTop + this.height) this.frame.scrollTop = y + high - this.height + 20;
       const took = stop[i] - start[i], {from, to} = this.view;
-      if (start[i] < from || stop[i] > to) {
+      if (go !== 'down' && (start[i] < from || stop[i] > to)) {
         const wide = Math.max(to - from, took * 1.2), middle = (start[i] + stop[i]) / 2;
         this.view.show(middle - wide / 2, middle + wide / 2);
         return;

@@ -98,7 +98,8 @@ class Timeline {
       for (const line of row.lines) line.spans.setPlanes(line.own.map(i => this.planeOn(line.track, i, text, ofFunction)));
     this.found = found;
     this.order = null;
-    this.few = found <= 3000 && this.matches ? this.inOrder().filter(i => this.matches[i]) : [];
+    this.few = [];
+    if (this.matches && found <= 3000) this.matches.forEach((good, i) => { if (good) this.few.push(i); });
   }
 
   planeOn(track, i, text, ofFunction) {
@@ -352,34 +353,38 @@ class Timeline {
 
   // Failures, and what is found, stand as signs above the row: signs say where, not how long.
   ticks(c, shown) {
-    const {pen, model, view, top} = this, {tasks} = model;
-    const sign = (i, colour) => {
-      if (tasks.stop[i] < view.from || tasks.start[i] > view.to) return;
-      const {row, y} = this.placeOf(i), at = this.x((tasks.start[i] + tasks.stop[i]) / 2);
-      if (!shown.includes(row)) return;
-      pen.fillStyle = colour;
-      pen.beginPath();
-      pen.moveTo(at - 3.5, y - top - 3);
-      pen.lineTo(at + 3.5, y - top - 3);
-      pen.lineTo(at, y - top + 2.5);
-      pen.fill();
-      const wide = this.x(tasks.stop[i]) - this.x(tasks.start[i]);
-      if (wide < 4 || row.stacked) return;
-      pen.strokeStyle = colour;
+    const {pen} = this, found = this.filter.text ? this.few : [], {state} = this.model.tasks;
+    for (const [tasks, colour] of [[found, c.ink], [this.model.tasks.failed, c.serious]]) {
+      if (!tasks.length) continue;
+      pen.fillStyle = pen.strokeStyle = colour;
       pen.lineWidth = 2;
-      pen.setLineDash([4, 2]);
-      pen.strokeRect(this.x(tasks.start[i]) + 1, y - top + 1, wide - 2, row.lane - 3);
-      pen.setLineDash([]);
-    };
-    for (const i of this.signed(tasks.failed, view)) sign(i, c.serious);
-    if (this.filter.text) for (const i of this.few) if (!tasks.state.has(i)) sign(i, c.ink);
+      pen.beginPath();
+      for (const row of shown) for (const lane of row.own)
+        this.signs(row, lane, tasks, i => colour === c.serious || !state.has(i));
+      pen.fill();
+    }
   }
 
-  signed(failed, view) {
-    const seen = failed.filter(i => this.model.tasks.stop[i] >= view.from && this.model.tasks.start[i] <= view.to);
-    if (seen.length <= 2000) return seen;
-    const step = Math.ceil(seen.length / 2000);
-    return seen.filter((_, k) => k % step === 0);
+  // Adds a sign for each task of a lane that is shown, one for all that stand at one pixel.
+  signs(row, lane, tasks, good) {
+    const {pen, model, view} = this, {start, stop} = model.tasks;
+    const y = row.y - this.top + (row.stacked ? 0 : lane.lane * row.lane);
+    let before = -9;
+    for (let k = firstFrom(tasks, 0, tasks.length, lane.from); k < tasks.length && tasks[k] < lane.to; k++) {
+      const i = tasks[k];
+      if (stop[i] < view.from || start[i] > view.to || !good(i)) continue;
+      const left = this.x(start[i]), wide = this.x(stop[i]) - left, at = left + wide / 2;
+      if (at - before >= 2) {
+        pen.moveTo(at - 3.5, y - 3);
+        pen.lineTo(at + 3.5, y - 3);
+        pen.lineTo(at, y + 2.5);
+        before = at;
+      }
+      if (wide < 4 || row.stacked) continue;
+      pen.setLineDash([4, 2]);
+      pen.strokeRect(left + 1, y + 1, wide - 2, row.lane - 3);
+      pen.setLineDash([]);
+    }
   }
 
   // Before the first task and after the last one.
@@ -409,9 +414,10 @@ class Timeline {
       }
       pen.fillStyle = c.ink;
       const opens = row.lines.length > 0 && row.kind !== 'ranges';
-      if (opens) pen.fillText(row.open ? '▾' : '▸', 6, y + Math.min(row.body, 22) / 2);
+      const middle = y + (row.body ? Math.max(7, row.body / 2) : LINE / 2);
+      if (opens) pen.fillText(row.open ? '▾' : '▸', 6, middle);
       const left = opens || this.phone ? 18 : 8;
-      fitted(pen, this.nameOf(row), this.phone && !opens ? 6 : left, y + (row.body ? Math.max(7, Math.min(row.body, row.height) / 2) : LINE / 2), this.gutter - left - 4);
+      fitted(pen, this.nameOf(row), this.phone && !opens ? 6 : left, middle, this.gutter - left - 4);
       pen.fillStyle = c.faint;
       pen.textAlign = 'right';
       if (row.open && row.body) row.lines.forEach((line, k) => line.label
