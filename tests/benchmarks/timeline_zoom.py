@@ -4,7 +4,9 @@
     python tests/benchmarks/timeline_zoom.py --trace trace.h5
 
 `--tasks` is in millions; the run is synthetic. Fifty steps go from the whole run into it and out
-again, at 1280x720 pixels; each is all that the page does at once, drawn to its last pixel.
+again, at 1280x720 pixels; each is all that the page does at once, drawn to its last pixel. They are
+gone five times; of each step the fastest counts, and beside it stands what all of them took, which
+others' work on the machine is in.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pages import write_timeline
 
 from dasf_hpc.trace.store import write_trace
 
-STEPS = 50
+STEPS, TIMES = 50, 5
 
 #: Zooms and gives what each step took, ms. Reading a pixel waits for all that was drawn.
 ZOOM = """
@@ -102,11 +104,12 @@ def measured(page: Path) -> dict[str, Any]:
         while not browser.execute_script("return document.body.dataset.ready"):
             time.sleep(0.02)
         loaded = time.monotonic() - begun
-        took = browser.execute_async_script(
+        script = (
             f"const done = arguments[arguments.length - 1]; (async function () {{{ZOOM}}})"
-            ".apply(null, arguments).then(done)",
-            STEPS,
+            ".apply(null, arguments).then(done)"
         )
+        every = np.array([browser.execute_async_script(script, STEPS) for _ in range(TIMES)])
+        took = every.min(axis=0)
     finally:
         browser.quit()
     return {
@@ -114,7 +117,8 @@ def measured(page: Path) -> dict[str, Any]:
         "load_s": loaded,
         "median_ms": float(np.median(took)),
         "p95_ms": float(np.percentile(took, 95)),
-        "steps_ms": took,
+        "of_all": {"median_ms": float(np.median(every)), "p95_ms": float(np.percentile(every, 95))},
+        "steps_ms": took.tolist(),
     }
 
 
@@ -135,7 +139,8 @@ def main() -> None:
         made = time.monotonic() - begun
         found = {"write_s": made, **measured(page)}
     print(f"written in {made:.1f} s, {found['mb']:.1f} MB, loaded in {found['load_s']:.1f} s")
-    print(f"a step: median {found['median_ms']:.1f} ms, 95th percentile {found['p95_ms']:.1f} ms")
+    for name, of in (("fastest of each step", found), ("all steps", found["of_all"])):
+        print(f"{name}: median {of['median_ms']:.1f} ms, 95th percentile {of['p95_ms']:.1f} ms")
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 
