@@ -283,6 +283,9 @@ def test_kernels_without_a_run_are_drawn_by_stream(
         assert row[2] == ["stream 7", "stream 8", "stream 9"]
     found = painted(browser, [0, 1e5])
     assert found[0] == pytest.approx(0.7, abs=0.02)
+    browser.find_element("id", "search").send_keys("k8\n")
+    if not many:
+        assert browser.find_element("id", "found").text == "1 of kernels, copies and ranges"
     check_clean(browser)
 
 
@@ -300,7 +303,7 @@ const rgb = colour => [1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16));
 const style = getComputedStyle(document.documentElement);
 const get = name => rgb(style.getPropertyValue('--' + name).trim());
 const ground = get('idle'), names = [0, 1, 2, 3, 4, 5, 6, 7].map(i => 'f' + i);
-const of = [...names, 'faint', 'c0'].map(get);
+const of = [...names, 'faint', 'ink'].map(get);
 // of a pixel the part that a colour covers, the one that explains the pixel best
 const part = at => {
   const given = [0, 1, 2].map(i => pixels.data[at + i] - ground[i]);

@@ -75,8 +75,16 @@ Object.assign(Timeline.prototype, {
     [...$('legend').querySelectorAll('button')].forEach((button, i) => button.setAttribute('aria-pressed',
       String(i === COLOURED ? this.filter.others : i === this.filter.fn)));
     const {tasks} = this.model;
-    $('found').textContent = this.filter.text || this.filter.errors ? `${count(this.found)} of ${count(tasks.count)} tasks${tasks.keys || !this.filter.text ? '' : ', by function only: the page has no keys of so many'}${this.found ? '; n and p go through them' : ''}` : '';
+    $('found').textContent = this.filter.text || this.filter.errors ? this.toldFound(tasks) : '';
     this.changed();
+  },
+
+  toldFound(tasks) {
+    const told = tasks.count ? [`${count(this.found)} of ${count(tasks.count)} tasks`] : [];
+    if (this.foundOnTracks) told.push(`${count(this.foundOnTracks)} of kernels, copies and ranges`);
+    if (!told.length) told.push('nothing');
+    const where = tasks.keys || !this.filter.text || !tasks.count ? '' : ' (of so many tasks the page has no keys: by function only)';
+    return told.join(', ') + where + (this.found ? '; n and p go through the tasks' : '');
   },
 
   makeLegend() {
@@ -351,7 +359,7 @@ Object.assign(Timeline.prototype, {
     }
     this.filterBy({fn, others: false, text: '', errors: false});
     $('search').value = '';
-    this.picked = -1;
+    this.picked = this.current = -1;
     if (words.has('w')) {
       this.current = this.rows.findIndex(row => row.process === Number(words.get('w')));
       if (this.current >= 0) this.reveal(this.rows[this.current]);

@@ -18,7 +18,7 @@ function colours() {
   palette = {
     of: [...Array(COLOURED + 1).keys()].map(i => get(`f${i}`)),
     curve: ['c0', 'f5', 'f2', 'f0', 'f6', 'f7'].map(get),
-    marks: ['f1', 'f0', 'f6'].map(get), copy: get('c0'),
+    marks: ['f1', 'f0', 'f6'].map(get),
     paper: get('paper'), sheet: get('sheet'), ink: get('ink'), faint: get('faint'),
     line: get('line'), idle: get('idle'), idleLine: get('idle-line'), focus: get('focus'), serious: get('serious'),
   };

@@ -94,6 +94,7 @@ class Timeline {
       planes[i] = plane;
     }
     this.spans.setPlanes(planes);
+    this.foundOnTracks = 0;
     for (const row of this.rows)
       for (const line of row.lines) line.spans.setPlanes(line.own.map(i => this.planeOn(line.track, i, text, ofFunction)));
     this.found = found;
@@ -107,8 +108,9 @@ class Timeline {
     const rank = page >= 0 ? this.model.tasks.fn[page] : this.rankOf ? this.rankOf.get(track.name[i]) ?? COLOURED : COLOURED;
     const plane = track.kind === 'range' ? COLOURED : sort === 1 ? COPY : sort === 2 ? FILL : Math.min(rank, COLOURED);
     if (!this.filtered) return plane;
-    const good = page >= 0 && this.matches[page] || !this.filter.errors && page < 0 && ofFunction(rank)
-      && this.model.names[track.name[i]].toLowerCase().includes(text);
+    const own = text !== '' && this.model.names[track.name[i]].toLowerCase().includes(text);
+    if (own) this.foundOnTracks++;
+    const good = page >= 0 && this.matches[page] || !this.filter.errors && ofFunction(rank) && (own || page < 0 && !text);
     return good ? plane : plane + SHADES;
   }
 
@@ -187,7 +189,7 @@ class Timeline {
   makeShades(c) {
     this.shadesOf = c;
     this.ground = {paper: word(c.paper), idle: word(c.idle), line: word(c.line)};
-    const bright = [...c.of, c.copy, c.faint].map(word);
+    const bright = [...c.of, c.ink, c.faint].map(word);
     this.shades = [...bright, ...bright.map(one => mixed(this.ground.idle, one, 0.18))];
     this.markShades = c.marks.map(word);
   }
@@ -317,8 +319,7 @@ class Timeline {
       if (left >= this.gutter) pen.fillRect(Math.round(left * this.ratio) / this.ratio, y, 1 / this.ratio, high - 1);
       if (right - left < 40 || high < 11) continue;
       const [colour, name] = told(i), from = Math.max(left, this.gutter) + 4;
-      pen.fillStyle = colour === 4 || colour === COPY && c.copy === '#0072b2' ? '#fff' : '#000';
-      if (colour === FILL) pen.fillStyle = c.paper;
+      pen.fillStyle = colour >= COPY ? c.paper : colour === 4 ? '#fff' : '#000';
       fitted(pen, name, from, y + high / 2, Math.min(right, this.width) - from - 3);
     }
   }
@@ -410,7 +411,9 @@ class Timeline {
       const y = row.y - top, place = this.rows.indexOf(row);
       if (place === this.current) {
         pen.fillStyle = c.focus;
-        pen.fillRect(0, y, 3, row.height);
+        pen.globalAlpha = 0.25;
+        pen.fillRect(0, y - 2, this.gutter - 3, row.height + 4);
+        pen.globalAlpha = 1;
       }
       pen.fillStyle = c.ink;
       const opens = row.lines.length > 0 && row.kind !== 'ranges';
