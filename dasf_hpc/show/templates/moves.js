@@ -102,6 +102,7 @@ Object.assign(Timeline.prototype, {
     });
     const signs = this.kinds.map(kind => [kind, {transfer: 'receives', disk: 'disk', deserialising: 'deserialises'}[kind]]);
     if (this.model.tracks.some(track => track.kind === 'stream')) signs.push(['kernel', 'kernels'], ['copy', 'copies, fills']);
+    if (this.model.tasks.failed.length) signs.push(['failed', 'failed']);
     for (const [kind, text] of signs) {
       const sign = made('span', '', 'mark');
       sign.append(made('span', '', `key ${kind}`), text);

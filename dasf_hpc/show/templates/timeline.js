@@ -46,14 +46,14 @@ class Timeline {
     this.rowOf = new Map(this.rows.map((row, place) => [row.number === undefined ? 'path' : row.number, place]));
   }
 
-  // Gives the lines of a track: spans that overlap stand in lines of their own.
+  // Gives the lines of a track: spans that overlap stand in lines of their own, sixteen at most.
   linesOf(track) {
-    const [lane, lines] = stacked(track.start, track.stop);
+    const [lane, needed] = stacked(track.start, track.stop), lines = Math.min(16, needed);
     return [...Array(lines).keys()].map(line => {
-      const own = lines === 1 ? Uint32Array.from(lane.keys()) : Uint32Array.from([...lane.keys()].filter(i => lane[i] === line));
+      const own = needed === 1 ? Uint32Array.from(lane.keys()) : Uint32Array.from([...lane.keys()].filter(i => lane[i] === line));
       const spans = new Spans(
-        lines === 1 ? track.start : Float64Array.from(own, i => track.start[i]),
-        lines === 1 ? track.stop : Float64Array.from(own, i => track.stop[i]), new Uint8Array(own.length));
+        needed === 1 ? track.start : Float64Array.from(own, i => track.start[i]),
+        needed === 1 ? track.stop : Float64Array.from(own, i => track.stop[i]), new Uint8Array(own.length));
       return {track, own, spans, label: line ? '' : track.label};
     });
   }
