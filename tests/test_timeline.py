@@ -108,14 +108,17 @@ def test_rows_stand_by_node_then_worker_then_its_gpus(page: Path) -> None:
     assert [row["name"].split()[0] for row in rows] == ["node1"] * 3 + ["node2"] * 3
 
 
-def test_a_long_run_is_drawn_by_its_longest_executions(binned_page: Path, run_folder: Path) -> None:
+def test_a_long_run_is_drawn_by_its_longest_executions_and_the_failed(
+    binned_page: Path, run_folder: Path
+) -> None:
     described, columns = data_of(binned_page)
     line = described["timeline"]
     assert not line["tasks"]["whole"]
     with open_trace(run_folder) as trace:
         tasks = trace.tasks
     longest = (tasks["stop"] - tasks["start"]).nlargest(100).index
-    assert times_of(line, columns).index.tolist() == sorted(longest)
+    failed = tasks.index[tasks["state"] != "memory"]
+    assert times_of(line, columns).index.tolist() == sorted({*longest, *failed})
     for row in line["rows"]:
         if row["kind"] == "worker":
             assert len(columns[row["bins"]]) == line["bins"] * (COLOURED + 1)

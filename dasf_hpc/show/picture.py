@@ -34,7 +34,8 @@ from dasf_hpc.trace.names import natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 
-#: Executions of a run that is in the page whole, and of a longer one those that are drawn singly.
+#: Executions of a run that is in the page whole, and of a longer one the longest and the failed ones
+#: that are drawn singly, so many of each.
 EXACT, LONGEST = 1_100_000, 20_000
 
 #: Executions of a run whose times are in the page to a nanosecond; of a longer one to 100 ns.
@@ -259,12 +260,14 @@ def _tasks(
     rank: Ints,
     lane: Ints,
 ) -> tuple[dict[str, Any], Ints]:
-    """Add executions to the columns, all or the longest, and give which ones these are."""
+    """Add executions to the columns, all or the longest and those that failed; give which."""
     row = place[executions.process] if len(executions) else np.empty(0, np.int64)
     chosen = np.flatnonzero(row >= 0)
     if len(chosen) > EXACT:
         keep = min(LONGEST, EXACT)
-        chosen = chosen[np.argpartition(-executions.duration[chosen], keep)[:keep]]
+        longest = chosen[np.argpartition(-executions.duration[chosen], keep)[:keep]]
+        failed = chosen[~executions.in_state("memory")[chosen]][:keep]
+        chosen = np.union1d(longest, failed)
     begun = executions.start[chosen]
     if (begun[1:] < begun[:-1]).any():
         chosen = chosen[np.argsort(begun, kind="stable")]

@@ -374,7 +374,7 @@ Object.assign(Timeline.prototype, {
         view.show(model.tasks.start[task] - 2 * took, model.tasks.stop[task] + 2 * took);
       }
       this.pick(task, 'down');
-    } else if (words.has('task')) this.say('This task is not in the page, which has the longest ones.');
+    } else if (words.has('task')) this.say('This task is not in the page, which has the longest and the failed ones.');
     else if (this.current >= 0 && words.has('w')) this.say(this.said({title: this.rows[this.current].name, lines: this.toldColumn(this.rows[this.current], view.from, view.to)}));
     this.writes = false;
     clearTimeout(this.writing);
