@@ -34,8 +34,8 @@ from dasf_hpc.trace.names import natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 
-#: Executions of a run that is in the page whole, and of a longer one the longest and the failed ones
-#: that are drawn singly, so many of each.
+#: Executions of a run that is in the page whole, and of a longer one how many of the longest and of
+#: the failed ones are drawn singly.
 EXACT, LONGEST = 1_100_000, 20_000
 
 #: Executions of a run whose times are in the page to a nanosecond; of a longer one to 100 ns.
