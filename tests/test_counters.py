@@ -22,9 +22,9 @@ from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.imports import Wishes, import_files
 from dasf_hpc.outcome import merge_run
 from dasf_hpc.show.counters import COUNTERS, Counter, _Level, curves_of, level_means
+from dasf_hpc.show.curves import curves
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
-from dasf_hpc.show.picture import curves
 from dasf_hpc.show.report import report_page
 
 MS = 1_000_000

@@ -17,12 +17,13 @@ from perfetto_file import track_names
 
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
-from dasf_hpc.analysis.executions import run_span
+from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.sqlite import NONE
 from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
-from dasf_hpc.show.picture import _gpu_rows
+from dasf_hpc.show.page_data import Columns
+from dasf_hpc.show.picture import timeline
 from dasf_hpc.trace.gpus import bus_address, gpu_names
 from dasf_hpc.trace.summary import summarise
 
@@ -64,7 +65,7 @@ def test_every_output_names_the_gpu(tmp_path: Path, version: str) -> None:
         assert trace.gpus["nsys_id"].tolist() == [0, 1]
         table = analyse("gpu", trace).tables["gpus"].set_index("gpu")
         assert table["kernel_time"].to_dict() == {names[0]: MS, names[1]: 2 * MS}
-        lanes = [row["name"] for row in _gpu_rows(trace, run_span(trace))]
+        lanes = [row["name"] for row in timeline(trace, read_executions(trace), Columns())["rows"]]
         assert lanes == names
     export(trace_path, Format.PERFETTO, tmp_path / "perfetto")
     paths = track_names(tmp_path / "perfetto")

@@ -13,7 +13,7 @@ from dasf_hpc.analysis.answer import Answer, finding_html
 from dasf_hpc.analysis.executions import read_executions, run_span
 from dasf_hpc.analysis.headline import headline
 from dasf_hpc.errors import TraceFileError
-from dasf_hpc.show.picture import COLOURED, DIGITS, busy_workers, by_time_spent
+from dasf_hpc.show.coverage import COLOURED, DIGITS, busy_workers, by_time_spent
 from dasf_hpc.trace.open import Trace, open_trace
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary
 from dasf_hpc.units import duration_text

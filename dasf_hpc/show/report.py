@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import math
 import re
 import time
@@ -26,6 +23,7 @@ from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
+from dasf_hpc.show.coverage import COLOURED, by_time_spent
 from dasf_hpc.show.export import written
 from dasf_hpc.show.first_screen import (
     GPU_PARTS,
@@ -39,7 +37,7 @@ from dasf_hpc.show.first_screen import (
     worker_bars,
 )
 from dasf_hpc.show.page_tables import View, cut, view
-from dasf_hpc.show.picture import COLOURED, by_time_spent, curves, timeline
+from dasf_hpc.show.picture import picture
 from dasf_hpc.show.places import Places, place_of_finding, places
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.holdings import gpu_activity
@@ -51,6 +49,12 @@ from dasf_hpc.units import bytes_text, count_text, duration_text, rate_text
 
 #: Name of the report in a run's directory.
 REPORT_NAME = "report.html"
+
+#: Parts of the script that draws, in their order.
+SCRIPTS = (
+    "units.js", "theme.js", "data.js", "coverage.js",
+    "timeline.js", "pick.js", "curves.js", "moves.js",
+)  # fmt: skip
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
 #: by task, for each of several functions.
@@ -256,8 +260,7 @@ def report_page(
     head = headline(trace, answers)
     heard(head)
     on_gpus = gpu_bars(trace, known.span)
-    picture = timeline(trace, executions, answers.get("critical_path"))
-    drawn = curves(trace, executions)
+    drawn = picture(trace, executions, answers.get("critical_path"))
     findings = [
         _shown(trace, finding, answers, known, number)
         for number, finding in enumerate(head.findings, 1)
@@ -302,7 +305,7 @@ def report_page(
             parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
             gpu_parts=GPU_PARTS,
             matrix=matrix,
-            has_curves=bool(drawn),
+            has_curves=bool(drawn.charts),
             clocks=_clocks(trace),
             gaps=[gap.sentence for gap in summary.gaps],
             recorded=[one.sentence for one in summary.recorded],
@@ -310,14 +313,11 @@ def report_page(
             overhead=_part(trace, "overhead", ("costs",), answers, failures, known),
             lost=lost,
             notes=manifest.get("notes", []),
-            whole=picture["whole"],
-            exact=len(picture["exact"]["start"]),
-            executions=len(executions),
+            drawn=drawn,
             style=_resource("report.css"),
             timeline_style=_resource("timeline.css"),
             tables_script=_resource("tables.js"),
-            script=_resource("timeline.js"),
-            data=_packed(json.dumps([picture, drawn], separators=(",", ":"))),
+            script=_script(*SCRIPTS),
         )
     )
 
@@ -357,9 +357,9 @@ def _resource(name: str) -> Markup:
     return Markup((files("dasf_hpc.show") / "templates" / name).read_text(encoding="utf-8"))
 
 
-def _packed(text: str) -> str:
-    """Pack what the script draws: gzip, base64; browsers unpack it by themselves."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+def _script(*names: str) -> Markup:
+    """Put scripts together into one that leaves no name of its own in the page."""
+    return Markup("'use strict';\n(() => {\n%s})();\n") % Markup("").join(map(_resource, names))
 
 
 def _prose(text: str) -> Markup:

@@ -231,6 +231,17 @@ BENCHMARKS = (
         quick=("--tasks", "0.2", "--what", "report"),
     ),
     Benchmark(
+        "timeline_zoom.py",
+        (
+            Figure("a zoom step in the timeline of a million tasks, p95", "ms", "p95_ms", 16),
+            Figure("its median", "ms", "median_ms"),
+            Figure("page of that timeline", "MB", "mb", 12),
+            Figure("until it is drawn", "s", "load_s", 3),
+        ),
+        quick=("--tasks", "0.05"),
+        needs=("browser",),
+    ),
+    Benchmark(
         "clock_error.py",
         (
             Figure("error of a task's time on another host, p99", "us", "error_us.p99"),

@@ -1,523 +1,478 @@
-'use strict';
-// Draws the timeline and the curves, switches the theme.
-(() => {
-const $ = id => document.getElementById(id);
-const DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
-const SHARE = Object.fromEntries([...DIGITS].map((letter, i) => [letter, i / 63]));
-const COLOURED = 7;
-const AXIS = 24, GAP = 4;
+// The timeline: its rows, which of what it holds is shown bright, and how it is drawn.
 
-// ------------------------------------------------------------------------------ units
+const AXIS = 24, GAP = 4, MARK = 3, LINE = 13;
+const MARKS = ['transfer', 'disk', 'deserialising'];
 
-function digits(value, places) {
-  return Number(value.toPrecision(places)).toLocaleString('en-GB', {maximumFractionDigits: 9});
-}
-
-function duration(us) {
-  for (const [unit, size] of [['s', 1e6], ['ms', 1e3]])
-    if (Math.abs(us) >= size) return `${digits(us / size, 4)} ${unit}`;
-  return `${digits(us, 4)} us`;
-}
-
-// A moment, as exact as a step of the axis asks for.
-function moment(us, step) {
-  const places = Math.min(6, Math.max(0, Math.ceil(-Math.log10(step / 1e6) - 1e-9)));
-  return `${(us / 1e6).toFixed(places)} s`;
-}
-
-function amount(value, unit) {
-  if (value === null || value === undefined) return '–';
-  if (unit.startsWith('bytes')) {
-    const rest = unit.slice(5);
-    for (const [name, size] of [['TB', 1e12], ['GB', 1e9], ['MB', 1e6], ['kB', 1e3]])
-      if (Math.abs(value) >= size) return `${digits(value / size, 3)} ${name}${rest}`;
-    return `${digits(value, 3)} B${rest}`;
+class Timeline {
+  constructor(model, view) {
+    Object.assign(this, {model, view, picked: -1, current: -1, drag: null, ranks: model.functions});
+    this.canvas = $('chart');
+    this.frame = $('lanes');
+    this.filter = {fn: -1, others: false, text: '', errors: false};
+    this.kinds = MARKS.filter(kind => model.tracks.some(track => track.kind === kind));
+    this.spans = new Spans(model.tasks.start, model.tasks.stop, new Uint8Array(model.tasks.count));
+    if (!model.tasks.count) this.rankKernels();
+    this.makeRows();
+    this.applyFilter();
+    this.layOut();
   }
-  return `${digits(value, 3)} ${unit}`.trim();
-}
 
-function niceStep(range, count) {
-  const rough = Math.max(range / count, 1e-9), size = 10 ** Math.floor(Math.log10(rough));
-  return [1, 2, 5, 10].map(f => f * size).find(s => s >= rough);
-}
-
-// ------------------------------------------------------------------------------ theme
-
-const root = document.documentElement;
-const redraws = [];
-const redraw = () => redraws.forEach(draw => draw());
-$('theme').addEventListener('click', () => {
-  const dark = root.dataset.theme ? root.dataset.theme === 'dark'
-    : matchMedia('(prefers-color-scheme: dark)').matches;
-  root.dataset.theme = dark ? 'light' : 'dark';
-  redraw();
-});
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
-let before = null;
-addEventListener('beforeprint', () => {
-  before = {theme: root.dataset.theme, closed: [...document.querySelectorAll('details:not([open])')]};
-  root.dataset.theme = 'light';
-  before.closed.forEach(one => { one.open = true; });
-  redraw();
-});
-addEventListener('afterprint', () => {
-  if (!before) return;
-  if (before.theme) root.dataset.theme = before.theme; else delete root.dataset.theme;
-  before.closed.forEach(one => { one.open = false; });
-  before = null;
-  redraw();
-});
-
-function colours() {
-  const style = getComputedStyle(root);
-  const get = name => style.getPropertyValue(`--${name}`).trim();
-  return {
-    of: [...Array(COLOURED + 1).keys()].map(i => get(`f${i}`)),
-    curve: ['c0', 'f5', 'f2', 'f0', 'f6', 'f7'].map(get),
-    paper: get('paper'), sheet: get('sheet'), ink: get('ink'), faint: get('faint'),
-    line: get('line'), idle: get('idle'), focus: get('focus'), serious: get('serious'),
-  };
-}
-
-function prepared(canvas, width, height) {
-  const ratio = devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  canvas.style.height = `${height}px`;
-  const pen = canvas.getContext('2d');
-  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  pen.font = '12px system-ui, "DejaVu Sans", sans-serif';
-  pen.textBaseline = 'middle';
-  return pen;
-}
-
-// ------------------------------------------------------------------------------ data
-
-async function unpacked() {
-  const packed = Uint8Array.from(atob($('data').textContent.trim()), c => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
-  return new Response(stream).json();
-}
-
-unpacked().then(start).catch(error => {
-  $('picked').textContent = `The timeline cannot be drawn here: ${error}. A browser of 2023 or newer can.`;
-  throw error;
-});
-
-function start([line, curves]) {
-  const exact = line.exact, length = Math.max(1, line.length);
-  const view = {from: 0, to: length};
-  let alone = null, picked = -1;
-
-  function show(from, to) {
-    const size = Math.min(length, Math.max(1, to - from));
-    view.from = Math.min(Math.max(0, from), length - size);
-    view.to = view.from + size;
-    redraw();
+  // Where there are no tasks, colours are those of the kernels that take longest.
+  rankKernels() {
+    const {model} = this, spent = new Float64Array(model.names.length);
+    for (const track of model.tracks)
+      for (let i = 0; track.kind === 'stream' && i < track.count; i++)
+        if (!track.sort[i]) spent[track.name[i]] += track.stop[i] - track.start[i];
+    const order = [...spent.keys()].filter(i => spent[i] > 0).sort((a, b) => spent[b] - spent[a]);
+    this.ranks = order.map(i => model.names[i]);
+    this.rankOf = new Map(order.map((name, rank) => [name, rank]));
   }
-  const move = share => { const s = (view.to - view.from) * share; show(view.from + s, view.to + s); };
-  const zoom = (factor, at = (view.from + view.to) / 2) =>
-    show(at - (at - view.from) * factor, at + (view.to - at) * factor);
-  const doing = {
-    left: () => move(-0.3), right: () => move(0.3), in: () => zoom(0.5), out: () => zoom(2),
-    all: () => show(0, length),
-  };
-  for (const button of document.querySelectorAll('.controls button'))
-    button.addEventListener('click', doing[button.dataset.do]);
 
-  drawTimeline();
-  drawCurves();
-  redraw();
-  addEventListener('resize', redraw);
-  document.body.dataset.ready = 'yes';
+  makeRows() {
+    const {model} = this, path = model.path;
+    this.rows = path && path.start && path.start.length
+      ? [{name: 'critical path', kind: 'path', own: [], tracks: []}, ...model.rows] : [...model.rows];
+    const streams = model.tracks.filter(track => track.kind === 'stream').length;
+    for (const row of this.rows) {
+      row.streams = row.tracks.filter(track => track.kind === 'stream');
+      row.ranges = row.tracks.filter(track => track.kind === 'range');
+      row.lines = [];
+      for (const track of [...row.streams, ...row.ranges]) row.lines.push(...this.linesOf(track));
+      row.marks = MARKS.map(kind => row.tracks.find(track => track.kind === kind));
+      for (const mark of row.marks) if (mark) mark.united = united(mark.start, mark.stop);
+      row.open = row.kind === 'ranges' || (!model.tasks.count && row.streams.length > 0 && streams <= 24);
+      if (row.streams.length) this.unite(row);
+    }
+    this.rowOf = new Map(this.rows.map((row, place) => [row.number === undefined ? 'path' : row.number, place]));
+  }
 
-  // ---------------------------------------------------------------------------- timeline
+  // Gives the lines of a track: spans that overlap stand in lines of their own, sixteen at most.
+  linesOf(track) {
+    const [lane, needed] = stacked(track.start, track.stop), lines = Math.min(16, needed);
+    return [...Array(lines).keys()].map(line => {
+      const own = needed === 1 ? Uint32Array.from(lane.keys()) : Uint32Array.from([...lane.keys()].filter(i => lane[i] === line));
+      const spans = new Spans(
+        needed === 1 ? track.start : Float64Array.from(own, i => track.start[i]),
+        needed === 1 ? track.stop : Float64Array.from(own, i => track.stop[i]), new Uint8Array(own.length));
+      return {track, own, spans, label: line ? '' : track.label};
+    });
+  }
 
-  function drawTimeline() {
-    const canvas = $('chart'), frame = $('lanes');
-    const rows = line.path && line.path.start && line.path.start.length
-      ? [{name: 'critical path', kind: 'path', lanes: 1}, ...line.rows] : line.rows;
-    const first = rows.length - line.rows.length;
-    const lanes = rows.reduce((sum, row) => sum + row.lanes, 0);
-    const tall = lanes <= 16 ? 18 : lanes <= 60 ? 11 : lanes <= 300 ? 7 : 4;
+  // A GPU is busy while any of its streams is: with kernels, and with anything.
+  unite(row) {
+    const all = [];
+    for (const track of row.streams)
+      for (let i = 0; i < track.count; i++) all.push([track.start[i], track.stop[i], track.sort[i]]);
+    all.sort((a, b) => a[0] - b[0]);
+    const kernels = all.filter(one => one[2] === 0);
+    row.busy = [kernels, all].map(some => united(some.map(one => one[0]), some.map(one => one[1])));
+  }
+
+  // ------------------------------------------------------------------------------ filter
+
+  get filtered() {
+    return this.filter.fn >= 0 || this.filter.others || this.filter.text !== '' || this.filter.errors;
+  }
+
+  // Says what is bright, what pale; counts what is found.
+  applyFilter() {
+    const {model, filter} = this, {tasks} = model, planes = new Uint8Array(tasks.count);
+    const text = filter.text.toLowerCase();
+    const named = this.ranks.map(name => !text || name.toLowerCase().includes(text));
+    const ofFunction = fn => filter.others ? fn >= COLOURED : filter.fn < 0 || fn === filter.fn;
+    const keys = text ? tasks.keys : null;
+    let found = 0;
+    this.matches = this.filtered ? new Uint8Array(tasks.count) : null;
+    for (let i = 0; i < tasks.count; i++) {
+      const fn = tasks.fn[i];
+      let plane = fn < COLOURED ? fn : COLOURED;
+      if (this.matches) {
+        const good = ofFunction(fn) && (named[fn] || (keys !== null && keys[i].toLowerCase().includes(text)))
+          && (!filter.errors || tasks.state.has(i));
+        if (good) { found++; this.matches[i] = 1; } else plane += SHADES;
+      }
+      planes[i] = plane;
+    }
+    this.spans.setPlanes(planes);
+    this.foundOnTracks = 0;
+    for (const row of this.rows)
+      for (const line of row.lines) line.spans.setPlanes(line.own.map(i => this.planeOn(line.track, i, text, ofFunction)));
+    this.found = found;
+    this.order = null;
+    this.few = [];
+    if (this.matches && found <= 3000) this.matches.forEach((good, i) => { if (good) this.few.push(i); });
+  }
+
+  planeOn(track, i, text, ofFunction) {
+    const page = track.page ? track.page[i] : -1, sort = track.sort ? track.sort[i] : 0;
+    const rank = page >= 0 ? this.model.tasks.fn[page] : this.rankOf ? this.rankOf.get(track.name[i]) ?? COLOURED : COLOURED;
+    const plane = track.kind === 'range' ? COLOURED : sort === 1 ? COPY : sort === 2 ? FILL : Math.min(rank, COLOURED);
+    if (!this.filtered) return plane;
+    const own = text !== '' && this.model.names[track.name[i]].toLowerCase().includes(text);
+    if (own) this.foundOnTracks++;
+    const good = page >= 0 && this.matches[page] || !this.filter.errors && ofFunction(rank) && (own || page < 0 && !text);
+    return good ? plane : plane + SHADES;
+  }
+
+  // ------------------------------------------------------------------------------ layout
+
+  layOut() {
+    const lanes = this.rows.reduce((sum, row) => sum + Math.max(1, row.own.length), 0);
+    const tall = lanes <= 12 ? 24 : lanes <= 30 ? 18 : lanes <= 80 ? 14 : lanes <= 300 ? 8 : 5;
     let y = AXIS;
-    for (const row of rows) {
-      row.height = Math.max(row.kind === 'gpu' ? 24 : 10, row.lanes * tall);
-      row.lane = row.height / row.lanes;
+    for (const row of this.rows) {
       row.y = y;
+      row.body = row.kind === 'ranges' ? 0 : row.kind === 'gpu' ? 22 : row.kind === 'path' ? 14
+        : Math.max(14, row.own.length * tall);
+      row.lane = row.body / Math.max(1, row.own.length);
+      row.strip = row.kind === 'worker' && this.kinds.length ? this.kinds.length * MARK + 1 : 0;
+      row.below = row.open ? row.lines.length * LINE : 0;
+      row.height = row.body + row.strip + row.below;
       y += row.height + GAP;
     }
-    const height = y + 4;
-    const byRow = rows.map(() => []);
-    exact.start.forEach((_, i) => byRow[exact.row[i] + first].push(i));
-    let gutter = 120, width = 0, drag = null;
+    this.total = y + 2;
+    $('room').style.height = `${this.total}px`;
+  }
 
-    const x = us => gutter + (us - view.from) / (view.to - view.from) * (width - gutter);
-    const us = px => view.from + (px - gutter) / (width - gutter) * (view.to - view.from);
-    const shade = (c, f) => c.of[Math.min(f, COLOURED)];
-    const shown = f => alone === null || alone === Math.min(f, COLOURED);
+  x(us) { return this.gutter + (us - this.view.from) / (this.view.to - this.view.from) * (this.width - this.gutter); }
+  us(px) { return this.view.from + (px - this.gutter) / (this.width - this.gutter) * (this.view.to - this.view.from); }
 
-    const legend = $('legend');
-    const names = line.functions.slice(0, COLOURED);
-    if (line.functions.length > COLOURED) names.push(`${line.functions.length - COLOURED} others`);
-    names.forEach((name, i) => {
-      const button = document.createElement('button');
-      const key = document.createElement('span');
-      button.type = 'button';
-      key.className = `key f${i}`;
-      button.append(key, name);
-      button.setAttribute('aria-pressed', 'false');
-      button.addEventListener('click', () => {
-        alone = alone === i ? null : i;
-        [...legend.children].forEach((one, k) => one.setAttribute('aria-pressed', String(k === alone)));
-        redraw();
+  measure() {
+    const {frame, canvas} = this;
+    this.width = frame.clientWidth;
+    this.height = printing ? Math.min(this.total, 6000) : Math.max(AXIS + 20, Math.min(this.total, frame.clientHeight || 400));
+    this.top = printing ? 0 : frame.scrollTop;
+    this.ratio = devicePixelRatio || 1;
+    this.pen = prepared(canvas, this.width, this.height);
+    this.phone = this.width < 500;
+    const widest = Math.max(50, ...this.rows.slice(0, 200).map(row => this.pen.measureText(this.nameOf(row)).width));
+    this.gutter = Math.round(Math.min(this.width * (this.phone ? 0.22 : 0.25), 26 + widest));
+    this.columns = Math.max(1, Math.round((this.width - this.gutter) * this.ratio));
+    const high = Math.round(this.height * this.ratio);
+    if (!this.pixels || this.pixels.width !== this.columns || this.pixels.height !== high) {
+      this.pixels = new Pixels(this.columns, high);
+      this.filled = new Float32Array(PLANES * this.columns);
+      this.more = new Float32Array(PLANES * this.columns);
+    }
+  }
+
+  // On a phone the node gives way, which stands with each of its workers.
+  nameOf(row) {
+    return this.phone && row.kind !== 'path' ? row.name.slice(row.name.indexOf(' ') + 1) : row.name;
+  }
+
+  // ------------------------------------------------------------------------------ drawing
+
+  draw() {
+    this.measure();
+    const c = colours(), {pixels, view, top, ratio} = this;
+    if (this.shadesOf !== c) this.makeShades(c);
+    const px = y => Math.round((y - top) * ratio);
+    pixels.words.fill(this.ground.paper);
+    const step = niceStep(view.to - view.from, Math.max(2, (this.width - this.gutter) / 110));
+    const ticks = [];
+    for (let t = Math.ceil(view.from / step) * step; t <= view.to; t += step) ticks.push(t);
+    for (const t of ticks) {
+      const at = Math.round((this.x(t) - this.gutter) * ratio);
+      pixels.rectangle(at, px(top + AXIS - 6), at + 1, pixels.height, this.ground.line);
+    }
+    const shown = this.rows.filter(row => row.y + row.height > top + AXIS - 8 && row.y < top + this.height);
+    for (const row of shown) this.drawRow(row, px);
+    this.pen.setTransform(1, 0, 0, 1, 0, 0);
+    this.pen.putImageData(pixels.image, Math.round(this.gutter * ratio), 0);
+    this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.drawOver(c, shown);
+    this.drawNames(c, shown);
+    this.drawAxis(c, ticks, step);
+  }
+
+  makeShades(c) {
+    this.shadesOf = c;
+    this.ground = {paper: word(c.paper), idle: word(c.idle), line: word(c.line)};
+    const bright = [...c.of, c.ink, c.faint].map(word);
+    this.shades = [...bright, ...bright.map(one => mixed(this.ground.idle, one, 0.18))];
+    this.markShades = c.marks.map(word);
+  }
+
+  // Gives what the lanes of a row fill, each, or all in one.
+  drawRow(row, px) {
+    const {pixels, columns, view, filled, ground} = this, bottom = px(row.y + row.body);
+    if (row.body) pixels.rectangle(0, px(row.y), columns, bottom, ground.idle);
+    if (row.kind === 'path') return;
+    if (row.kind === 'gpu') this.drawGpu(row, px(row.y), bottom);
+    else if (row.binned) {
+      filled.fill(0);
+      fillFromBins(filled, columns, row.binned, this.model.bins, SHADES - 2, this.model.begin, this.model.end, view.from, view.to);
+      if (this.filtered) this.paleBins();
+      pixels.stack(filled, columns, this.shades, ground.idle, 0, px(row.y), bottom);
+      row.stacked = true;
+    } else if (row.own.length) {
+      const seen = row.own.map(lane => this.spans.visible(lane.from, lane.to, view.from, view.to));
+      const many = seen.reduce((sum, [first, last]) => sum + last - first, 0);
+      row.stacked = row.own.length > 1 && many > columns * row.own.length / 6;
+      row.seen = seen;
+      if (row.stacked) filled.fill(0);
+      row.own.forEach((lane, number) => {
+        const [first, last] = seen[number];
+        if (!row.stacked) filled.fill(0);
+        if (last > first) this.spans.fill(filled, columns, first, last, view.from, view.to);
+        if (row.stacked || last <= first) return;
+        const y = px(row.y + number * row.lane), end = px(row.y + (number + 1) * row.lane);
+        pixels.stack(filled, columns, this.shades, ground.idle, 0, y, end - (row.own.length > 1 && row.lane > 6 ? 1 : 0));
       });
-      legend.append(button);
+      if (row.stacked) pixels.stack(filled, columns, this.shades, ground.idle, 0, px(row.y), bottom, 1 / row.own.length);
+    }
+    this.kinds.forEach((kind, place) => {
+      const mark = row.marks[MARKS.indexOf(kind)];
+      if (!mark) return;
+      const y = row.y + row.body + 1 + place * MARK;
+      this.drawMarks(mark.united, this.markShades[MARKS.indexOf(kind)], px(y), px(y + MARK));
     });
+    if (row.open) row.lines.forEach((line, place) => this.drawLine(line, px(row.y + row.body + row.strip + place * LINE + 1), px(row.y + row.body + row.strip + (place + 1) * LINE)));
+  }
 
-    function draw() {
-      width = frame.clientWidth;
-      const c = colours(), pen = prepared(canvas, width, height);
-      gutter = Math.min(width * 0.3, 24 + Math.max(60, ...rows.slice(0, 200).map(r => pen.measureText(r.name).width)));
-      pen.fillStyle = c.paper;
-      pen.fillRect(0, 0, width, height);
-      rows.forEach((row, number) => {
-        pen.fillStyle = c.idle;
-        pen.fillRect(gutter, row.y, width - gutter, row.height);
-        if (row.kind === 'gpu') drawGpu(pen, c, row);
-        else if (row.kind === 'path') drawPath(pen, c, row);
-        else {
-          if (row.most) drawBins(pen, c, row);
-          drawExact(pen, c, row, byRow[number]);
-        }
+  paleBins() {
+    const {filled, columns, filter} = this;
+    for (let p = 0; p <= COLOURED; p++)
+      if (filter.text || filter.errors || p !== (filter.others ? COLOURED : Math.min(filter.fn, COLOURED))) {
+        filled.copyWithin((p + SHADES) * columns, p * columns, (p + 1) * columns);
+        filled.fill(0, p * columns, (p + 1) * columns);
+      }
+  }
+
+  drawMarks(spans, colour, top, bottom) {
+    const {columns, filled, view, pixels, ground} = this;
+    const [first, last] = spans.visible(0, spans.start.length, view.from, view.to);
+    if (last <= first) return;
+    filled.fill(0, 0, columns);
+    spans.fill(filled, columns, first, last, view.from, view.to);
+    for (let c = 0; c < columns; c++)
+      if (filled[c] > 0) pixels.rectangle(c, top, c + 1, bottom, mixed(ground.paper, colour, Math.min(1, filled[c])));
+  }
+
+  drawLine(line, top, bottom) {
+    const {columns, filled, view, pixels, ground, spans} = this;
+    pixels.rectangle(0, top, columns, bottom, ground.idle);
+    const [first, last] = line.spans.visible(0, line.own.length, view.from, view.to);
+    line.seen = [first, last];
+    if (last <= first) return;
+    filled.fill(0);
+    line.spans.fill(filled, columns, first, last, view.from, view.to);
+    pixels.stack(filled, columns, this.shades, ground.idle, 0, top, bottom);
+  }
+
+  // Kernels from the bottom on, above them the time in which only copies and fills ran.
+  drawGpu(row, top, bottom) {
+    const {columns, filled, view, pixels, ground, model} = this;
+    filled.fill(0);
+    if (row.binned) fillFromBins(filled, columns, row.binned, row.gpu_bins, 2, model.begin, model.end, view.from, view.to);
+    else if (row.busy) {
+      row.busy.forEach((spans, p) => {
+        const [first, last] = spans.visible(0, spans.start.length, view.from, view.to);
+        this.more.fill(0, 0, columns);
+        if (last > first) spans.fill(this.more, columns, first, last, view.from, view.to);
+        for (let c = 0; c < columns; c++) filled[p * columns + c] = Math.max(0, this.more[c] - (p ? filled[c] : 0));
       });
-      // names stand over what was drawn left of the window
-      pen.fillStyle = c.paper;
-      pen.fillRect(0, 0, gutter, height);
+    } else if (row.sampled) {
+      const bins = Float32Array.from(row.sampled, letter => SHARE[letter] || 0);
+      fillFromBins(filled, columns, bins, bins.length, 1, model.begin, model.end, view.from, view.to);
+    }
+    pixels.stack(filled, columns, [this.shades[FILL], this.shades[COPY]], ground.idle, 0, top, bottom);
+  }
+
+  // What stands over the pixels: edges and names of what is wide, failures, what is picked.
+  drawOver(c, shown) {
+    const {pen, model, view, top} = this;
+    pen.save();
+    pen.beginPath();
+    pen.rect(this.gutter, AXIS - 6, this.width - this.gutter, this.height);
+    pen.clip();
+    for (const row of shown) {
+      if (row.kind === 'path') this.drawPath(c, row);
+      if (row.own.length && !row.stacked) row.own.forEach((lane, number) =>
+        this.edges(c, row.seen[number], model.tasks.start, model.tasks.stop, row.y - top + number * row.lane, row.lane,
+          i => [Math.min(model.tasks.fn[i], COLOURED), model.functions[model.tasks.fn[i]]]));
+      if (row.binned && row.own.length) this.longest(c, row);
+      if (row.open) row.lines.forEach((line, place) => line.seen && this.edges(c, line.seen, line.spans.start, line.spans.stop,
+        row.y - top + row.body + row.strip + place * LINE + 1, LINE - 1, i => [line.spans.planes[i] % SHADES, model.names[line.track.name[line.own[i]]]]));
+    }
+    this.ticks(c, shown);
+    this.shadeOutside(c);
+    if (this.picked >= 0) this.drawPicked(c);
+    if (this.drag && this.drag.select) {
+      const {from, to} = this.drag;
+      pen.fillStyle = c.focus;
+      pen.globalAlpha = 0.25;
+      pen.fillRect(Math.min(from, to), 0, Math.abs(to - from), this.height);
+      pen.globalAlpha = 1;
+    }
+    pen.restore();
+  }
+
+  edges(c, [first, last], start, stop, y, high, told) {
+    const {pen, columns} = this;
+    if (last - first > columns / 2 || y > this.height || y + high < 0) return;
+    for (let i = first; i < last; i++) {
+      const left = this.x(start[i]), right = this.x(stop[i]);
+      if (right - left < 4) continue;
+      pen.fillStyle = 'rgba(0, 0, 0, 0.35)';
+      if (left >= this.gutter) pen.fillRect(Math.round(left * this.ratio) / this.ratio, y, 1 / this.ratio, high - 1);
+      if (right - left < 40 || high < 11) continue;
+      const [colour, name] = told(i), from = Math.max(left, this.gutter) + 4;
+      pen.fillStyle = colour >= COPY ? c.paper : colour === 4 ? '#fff' : '#000';
+      fitted(pen, name, from, y + high / 2, Math.min(right, this.width) - from - 3);
+    }
+  }
+
+  longest(c, row) {
+    const {pen, model, view, top} = this;
+    row.own.forEach((lane, number) => {
+      const [first, last] = this.spans.visible(lane.from, lane.to, view.from, view.to);
+      for (let i = first; i < last; i++) {
+        const left = this.x(model.tasks.start[i]), wide = this.x(model.tasks.stop[i]) - left;
+        if (wide < 3) continue;
+        pen.strokeStyle = c.ink;
+        pen.lineWidth = 1;
+        pen.strokeRect(left + 0.5, row.y - top + number * row.lane + 0.5, wide - 1, row.lane - 2);
+      }
+    });
+  }
+
+  drawPath(c, row) {
+    const {pen, model, view, top} = this, y = row.y - top;
+    model.path.start.forEach((begin, i) => {
+      const end = begin + model.path.took[i];
+      if (end < view.from || begin > view.to) return;
+      const left = Math.max(this.gutter, this.x(begin)), right = Math.min(this.width, this.x(end));
+      const f = model.functions.indexOf(model.path.function[i]), task = f >= 0 && model.path.kind[i] === 'task';
+      pen.fillStyle = task ? c.of[Math.min(f, COLOURED)] : c.faint;
+      pen.globalAlpha = !task ? 0.5 : this.filter.fn < 0 || f === this.filter.fn ? 1 : 0.2;
+      pen.fillRect(left, task ? y : y + row.body * 0.35, right - left, task ? row.body : row.body * 0.3);
+    });
+    pen.globalAlpha = 1;
+  }
+
+  // Failures, and what is found, stand as signs above the row: signs say where, not how long.
+  ticks(c, shown) {
+    const {pen} = this, found = this.filter.text ? this.few : [], {state} = this.model.tasks;
+    for (const [tasks, colour] of [[found, c.ink], [this.model.tasks.failed, c.serious]]) {
+      if (!tasks.length) continue;
+      pen.fillStyle = pen.strokeStyle = colour;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      for (const row of shown) for (const lane of row.own)
+        this.signs(row, lane, tasks, i => colour === c.serious || !state.has(i));
+      pen.fill();
+    }
+  }
+
+  // Adds a sign for each task of a lane that is shown, one for all that stand at one pixel.
+  signs(row, lane, tasks, good) {
+    const {pen, model, view} = this, {start, stop} = model.tasks;
+    const y = row.y - this.top + (row.stacked ? 0 : lane.lane * row.lane);
+    let before = -9;
+    for (let k = firstFrom(tasks, 0, tasks.length, lane.from); k < tasks.length && tasks[k] < lane.to; k++) {
+      const i = tasks[k];
+      if (stop[i] < view.from || start[i] > view.to || !good(i)) continue;
+      const left = this.x(start[i]), wide = this.x(stop[i]) - left, at = left + wide / 2;
+      if (at - before >= 2) {
+        pen.moveTo(at - 3.5, y - 3);
+        pen.lineTo(at + 3.5, y - 3);
+        pen.lineTo(at, y + 2.5);
+        before = at;
+      }
+      if (wide < 4 || row.stacked) continue;
+      pen.setLineDash([4, 2]);
+      pen.strokeRect(left + 1, y + 1, wide - 2, row.lane - 3);
+      pen.setLineDash([]);
+    }
+  }
+
+  // Before the first task and after the last one.
+  shadeOutside(c) {
+    const {pen, model} = this;
+    for (const [from, to, name] of [[model.begin, 0, 'start-up'], [model.work, model.end, 'writing reports']]) {
+      const left = Math.max(this.gutter, this.x(from)), right = Math.min(this.width, this.x(to));
+      if (right - left < 1) continue;
+      pen.fillStyle = c.faint;
+      pen.globalAlpha = 0.22;
+      pen.fillRect(left, AXIS - 6, right - left, this.height);
+      pen.globalAlpha = 1;
       pen.fillStyle = c.ink;
-      rows.forEach(row => fitted(pen, row.name, 6, row.y + row.height / 2, gutter - 12));
-      drawAxis(pen, c, frame.scrollTop);
-      if (drag && Math.abs(drag.to - drag.from) > 3) {
+      if (right - left > 50 && model.tasks.count) fitted(pen, name, left + 6, AXIS + 8, right - left - 8);
+    }
+  }
+
+  drawNames(c, shown) {
+    const {pen, top} = this;
+    pen.fillStyle = c.paper;
+    pen.fillRect(0, 0, this.gutter, this.height);
+    for (const row of shown) {
+      const y = row.y - top, place = this.rows.indexOf(row);
+      if (place === this.current) {
         pen.fillStyle = c.focus;
         pen.globalAlpha = 0.25;
-        pen.fillRect(Math.min(drag.from, drag.to), 0, Math.abs(drag.to - drag.from), height);
+        pen.fillRect(0, y - 2, this.gutter - 3, row.height + 4);
         pen.globalAlpha = 1;
       }
-      const step = (view.to - view.from) / 1000;
-      $('window').textContent =
-        `${moment(view.from, step)} to ${moment(view.to, step)} (${duration(view.to - view.from)})`;
-    }
-
-    function fitted(pen, text, left, middle, room) {
-      let shown = text;
-      if (pen.measureText(text).width > room) {
-        let size = text.length;
-        while (size > 1 && pen.measureText(`${text.slice(0, size)}…`).width > room) size--;
-        shown = `${text.slice(0, size)}…`;
-      }
-      pen.fillText(shown, left, middle);
-    }
-
-    function drawAxis(pen, c, top) {
-      const step = niceStep(view.to - view.from, Math.max(2, (width - gutter) / 110));
-      pen.fillStyle = c.paper;
-      pen.fillRect(0, top, width, AXIS - 4);
-      pen.strokeStyle = c.line;
-      pen.lineWidth = 1;
+      pen.fillStyle = c.ink;
+      const opens = row.lines.length > 0 && row.kind !== 'ranges';
+      const middle = y + (row.body ? Math.max(7, row.body / 2) : LINE / 2);
+      if (opens) pen.fillText(row.open ? '▾' : '▸', 6, middle);
+      const left = opens || this.phone ? 18 : 8;
+      fitted(pen, this.nameOf(row), this.phone && !opens ? 6 : left, middle, this.gutter - left - 4);
       pen.fillStyle = c.faint;
-      for (let t = Math.ceil(view.from / step) * step; t <= view.to; t += step) {
-        const at = Math.round(x(t)) + 0.5, text = moment(t, step);
-        pen.globalAlpha = 0.6;
-        pen.beginPath();
-        pen.moveTo(at, top + AXIS - 6);
-        pen.lineTo(at, height);
-        pen.stroke();
-        pen.globalAlpha = 1;
-        const room = pen.measureText(text).width;
-        pen.fillText(text, Math.min(at - room / 2, width - room - 2), top + 10);
-      }
+      pen.textAlign = 'right';
+      if (row.open && row.body) row.lines.forEach((line, k) => line.label
+        && fitted(pen, line.label.slice(0, 24), this.gutter - 6, y + row.body + row.strip + (k + 0.5) * LINE, this.gutter - 24));
+      pen.textAlign = 'left';
     }
-
-    function drawExact(pen, c, row, items) {
-      pen.textBaseline = 'middle';
-      for (const i of items) {
-        const begin = exact.start[i], end = begin + exact.took[i];
-        if (end < view.from || begin > view.to) continue;
-        const left = Math.max(gutter, x(begin)), right = Math.min(width, x(end));
-        const wide = Math.max(right - left, 0.8), top = row.y + exact.lane[i] * row.lane;
-        const f = exact.function[i];
-        pen.globalAlpha = shown(f) ? 1 : 0.12;
-        pen.fillStyle = shade(c, f);
-        pen.fillRect(left, top, wide > 3 ? wide - 0.5 : wide, row.lane - (row.lane > 6 ? 1 : 0));
-        if (exact.states[exact.state[i]] !== 'memory' && wide > 2) {
-          pen.strokeStyle = c.serious;
-          pen.lineWidth = 2;
-          pen.setLineDash([4, 2]);
-          pen.strokeRect(left + 1, top + 1, wide - 2, row.lane - 3);
-          pen.setLineDash([]);
-        }
-        if (i === picked) {
-          pen.strokeStyle = c.ink;
-          pen.lineWidth = 2;
-          pen.strokeRect(left, top, wide, row.lane - 1);
-        }
-        if (wide > 46 && row.lane > 10) {
-          pen.fillStyle = f === 4 ? '#fff' : '#000';
-          fitted(pen, line.functions[f], left + 4, top + row.lane / 2, wide - 8);
-        }
-      }
-      pen.globalAlpha = 1;
-    }
-
-    // Of the bins under a pixel the mean is drawn, in the colour of the busiest.
-    function drawBins(pen, c, row) {
-      const per = length / line.bins;
-      for (let px = Math.floor(gutter); px < width; px++) {
-        const from = Math.floor(us(px) / per), to = Math.max(from + 1, Math.floor(us(px + 1) / per));
-        let sum = 0, most = 0, busiest = -1;
-        for (let i = Math.max(0, from); i < to && i < line.bins; i++) {
-          const share = SHARE[row.busy[i]];
-          sum += share;
-          if (share > busiest) { busiest = share; most = Number(row.most[i]); }
-        }
-        if (!sum) continue;
-        const high = row.height * Math.min(1, sum / (to - from));
-        pen.globalAlpha = shown(most) ? 0.75 : 0.12;
-        pen.fillStyle = c.of[most];
-        pen.fillRect(px, row.y + row.height - high, 1, high);
-      }
-      pen.globalAlpha = 1;
-    }
-
-    function drawGpu(pen, c, row) {
-      const bins = row.busy.length, per = length / bins;
-      pen.fillStyle = c.faint; // no function's colour
-      for (let i = Math.max(0, Math.floor(view.from / per)); i < bins && i * per < view.to; i++) {
-        const share = SHARE[row.busy[i]];
-        if (!share) continue;
-        const left = Math.max(gutter, x(i * per)), right = Math.min(width, x((i + 1) * per));
-        pen.fillRect(left, row.y + row.height * (1 - share), right - left + 0.3, row.height * share);
-      }
-    }
-
-    function drawPath(pen, c, row) {
-      line.path.start.forEach((begin, i) => {
-        const end = begin + line.path.took[i];
-        if (end < view.from || begin > view.to) return;
-        const left = Math.max(gutter, x(begin)), right = Math.min(width, x(end));
-        const f = line.functions.indexOf(line.path.function[i]);
-        const task = f >= 0;
-        pen.fillStyle = task ? shade(c, f) : c.faint;
-        pen.globalAlpha = !task ? 0.5 : shown(f) ? 1 : 0.12;
-        pen.fillRect(left, task ? row.y : row.y + row.height * 0.35, Math.max(right - left, 0.8),
-          task ? row.height : row.height * 0.3);
-      });
-      pen.globalAlpha = 1;
-    }
-
-    // -------------------------------------------------------------------------- what is there
-
-    function at(px, py) {
-      const row = rows.findIndex(r => py >= r.y && py < r.y + r.height + GAP);
-      if (row < 0 || px < gutter) return null;
-      const time = us(px), lane = Math.floor((py - rows[row].y) / rows[row].lane);
-      const slack = (view.to - view.from) / (width - gutter) * 2;
-      let found = -1;
-      for (const i of byRow[row])
-        if (exact.lane[i] === lane && exact.start[i] - slack <= time
-            && time <= exact.start[i] + exact.took[i] + slack) found = i;
-      return {row, time, found};
-    }
-
-    function told(place) {
-      const row = rows[place.row];
-      if (place.found >= 0) return execution(place.found);
-      if (row.kind === 'gpu') {
-        const share = SHARE[row.busy[Math.floor(place.time / length * row.busy.length)]];
-        return `${row.name}: utilisation ${share === undefined ? 'not sampled' : `${Math.round(share * 100)} %`} at ${moment(place.time, 1e3)}`;
-      }
-      if (row.kind === 'path') {
-        const i = line.path.start.findIndex((s, k) => s <= place.time && place.time <= s + line.path.took[k]);
-        return i < 0 ? row.name : `critical path: ${line.path.kind[i]} ${line.path.function[i]} on ${line.path.worker[i] || '?'}, ${duration(line.path.took[i])}`;
-      }
-      if (row.most) {
-        const i = Math.min(line.bins - 1, Math.floor(place.time / length * line.bins));
-        const name = line.functions[Number(row.most[i])] || '';
-        const other = Number(row.most[i]) === COLOURED;
-        return `${row.name}, ${duration(length / line.bins)} from ${moment(i * length / line.bins, 1e3)}: `
-          + `${Math.round(SHARE[row.busy[i]] * 100)} % busy${row.busy[i] === 'A' ? '' : `, mostly ${other ? 'other functions' : name}`}`;
-      }
-      return `${row.name}: no task at ${moment(place.time, 1e3)}`;
-    }
-
-    function execution(i) {
-      const parts = [line.functions[exact.function[i]], duration(exact.took[i]),
-        `from ${moment(exact.start[i], 1)}`, `on ${line.rows[exact.row[i]].name}`];
-      if (exact.states[exact.state[i]] !== 'memory') parts.push(exact.states[exact.state[i]] || '?');
-      if (exact.nbytes[i] >= 0) parts.push(`result ${amount(exact.nbytes[i], 'bytes')}`);
-      if (exact.key) parts.push(`key ${exact.key[i]}`);
-      parts.push(`row ${exact.task[i]} of table tasks`);
-      return parts.join(' · ');
-    }
-
-    function pick(i) {
-      picked = i;
-      $('picked').textContent = execution(i);
-      const begin = exact.start[i], end = begin + exact.took[i];
-      if (begin < view.from || end > view.to) {
-        const size = Math.max(view.to - view.from, exact.took[i] * 1.2);
-        show((begin + end) / 2 - size / 2, (begin + end) / 2 + size / 2);
-      } else redraw();
-    }
-
-    const place = event => {
-      const box = canvas.getBoundingClientRect();
-      return [event.clientX - box.left, event.clientY - box.top];
-    };
-    canvas.addEventListener('pointerdown', event => {
-      if (event.button !== 0) return;
-      const [px] = place(event);
-      if (px < gutter) return;
-      drag = {from: px, to: px};
-      canvas.setPointerCapture(event.pointerId);
-    });
-    canvas.addEventListener('pointermove', event => {
-      const [px, py] = place(event);
-      if (drag) {
-        drag.to = Math.max(gutter, Math.min(width, px));
-        draw();
-        return;
-      }
-      const there = at(px, py);
-      canvas.title = there ? told(there) : '';
-    });
-    canvas.addEventListener('pointerup', event => {
-      if (!drag) return;
-      const [from, to] = [Math.min(drag.from, drag.to), Math.max(drag.from, drag.to)];
-      drag = null;
-      if (to - from > 3) { show(us(from), us(to)); return; }
-      const there = at(...place(event));
-      picked = there ? there.found : -1;
-      $('picked').textContent = there ? told(there) : '';
-      redraw();
-    });
-    canvas.addEventListener('pointercancel', () => { drag = null; draw(); });
-    canvas.addEventListener('dblclick', doing.all);
-    canvas.addEventListener('wheel', event => {
-      if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
-      event.preventDefault();
-      zoom(event.deltaY > 0 ? 1.25 : 0.8, us(place(event)[0]));
-    }, {passive: false});
-    canvas.addEventListener('keydown', event => {
-      const keys = {ArrowLeft: doing.left, ArrowRight: doing.right, '+': doing.in, '=': doing.in,
-        '-': doing.out, '0': doing.all, Home: doing.all,
-        n: () => { const i = exact.start.findIndex((s, k) => k > picked && s >= view.from); if (i >= 0) pick(i); },
-        p: () => { if (picked > 0) pick(picked - 1); }};
-      if (keys[event.key] && !event.ctrlKey && !event.metaKey && !event.altKey) {
-        event.preventDefault();
-        keys[event.key]();
-      }
-    });
-    frame.addEventListener('scroll', draw);
-    redraws.push(draw);
   }
 
-  // ---------------------------------------------------------------------------- curves
-
-  function drawCurves() {
-    const dashes = [[], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3]];
-    for (const chart of curves) {
-      const figure = document.createElement('figure');
-      const caption = document.createElement('figcaption');
-      const canvas = document.createElement('canvas');
-      caption.append(chart.title);
-      const readings = chart.curves.map((curve, i) => {
-        const name = document.createElement('span');
-        const key = document.createElement('span');
-        name.className = 'name';
-        key.className = `key c${i}`;
-        name.append(key, curve.name);
-        caption.append(name);
-        const reading = document.createElement('span');
-        name.append(reading);
-        return reading;
-      });
-      const values = chart.curves.flatMap(c => c.values).concat(chart.band ? chart.band[1] : [])
-        .filter(v => v !== null);
-      const top = chart.unit === '%' ? Math.max(100, ...values) : Math.max(1e-9, chart.top || 0, ...values);
-      canvas.setAttribute('role', 'img');
-      canvas.setAttribute('aria-label', `${chart.title}: at most ${amount(values.reduce((a, b) => Math.max(a, b), 0), chart.unit)}`);
-      figure.append(caption, canvas);
-      $('charts').append(figure);
-
-      const left = 62;
-      let width = 0;
-      const draw = () => {
-        width = canvas.clientWidth;
-        const height = 150, bottom = height - 20, c = colours(), pen = prepared(canvas, width, height);
-        const x = us => left + (us - view.from) / (view.to - view.from) * (width - left - 6);
-        const y = value => bottom - value / top * (bottom - 8);
-        pen.fillStyle = c.paper;
-        pen.fillRect(0, 0, width, height);
-        pen.strokeStyle = c.line;
-        pen.fillStyle = c.faint;
-        pen.lineWidth = 1;
-        const step = niceStep(top, 4);
-        pen.textAlign = 'right';
-        for (let v = 0; v <= top * 1.001; v += step) {
-          pen.beginPath();
-          pen.moveTo(left, Math.round(y(v)) + 0.5);
-          pen.lineTo(width, Math.round(y(v)) + 0.5);
-          pen.stroke();
-          pen.fillText(amount(v, chart.unit), left - 6, y(v));
-        }
-        pen.textAlign = 'center';
-        const ticks = niceStep(view.to - view.from, Math.max(2, (width - left) / 70));
-        for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks)
-          pen.fillText(moment(t, ticks), Math.min(Math.max(x(t), left + 16), width - 26), height - 8);
-        pen.save();
-        pen.beginPath();
-        pen.rect(left, 0, width - left, bottom + 2);
-        pen.clip();
-        const middle = (i, count) => x((i + 0.5) / count * length);
-        if (chart.band) {
-          const [least, most] = chart.band, known = most.map((v, i) => i).filter(i => most[i] !== null);
-          pen.beginPath();
-          known.forEach(i => pen.lineTo(middle(i, most.length), y(most[i])));
-          known.reverse().forEach(i => pen.lineTo(middle(i, least.length), y(least[i])));
-          pen.closePath();
-          pen.globalAlpha = 0.25;
-          pen.fillStyle = c.curve[0];
-          pen.fill();
-          pen.globalAlpha = 1;
-        }
-        chart.curves.forEach((curve, k) => {
-          pen.strokeStyle = c.curve[k];
-          pen.lineWidth = 1.8;
-          pen.setLineDash(dashes[k]);
-          pen.beginPath();
-          let down = false;
-          curve.values.forEach((value, i) => {
-            if (value === null) { down = false; return; }
-            const px = middle(i, curve.values.length);
-            if (down) pen.lineTo(px, y(value)); else { pen.moveTo(px, y(value)); pen.lineTo(px + 0.1, y(value)); }
-            down = true;
-          });
-          pen.stroke();
-        });
-        pen.restore();
-      };
-      canvas.addEventListener('pointermove', event => {
-        const px = event.clientX - canvas.getBoundingClientRect().left;
-        const share = (view.from + (px - left) / (width - left - 6) * (view.to - view.from)) / length;
-        chart.curves.forEach((curve, i) => {
-          readings[i].textContent = share < 0 || share >= 1 ? ''
-            : ` ${amount(curve.values[Math.floor(share * curve.values.length)], chart.unit)}`;
-        });
-      });
-      canvas.addEventListener('pointerleave', () => readings.forEach(r => { r.textContent = ''; }));
-      redraws.push(draw);
+  drawAxis(c, ticks, step) {
+    const {pen} = this;
+    pen.fillStyle = c.paper;
+    pen.fillRect(0, 0, this.width, AXIS - 6);
+    pen.fillStyle = c.faint;
+    for (const t of ticks) {
+      const text = moment(t, step), room = pen.measureText(text).width;
+      pen.fillText(text, Math.max(this.gutter - 10, Math.min(this.x(t) - room / 2, this.width - room - 2)), 9);
     }
+  }
+
+  // ------------------------------------------------------------------------------ where tasks are
+
+  laneOf(i) {
+    const {lanes} = this.model;
+    let low = 0, high = lanes.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (lanes[middle].to > i) high = middle; else low = middle + 1;
+    }
+    return lanes[low];
+  }
+
+  // Its row, and the top of its lane in the whole picture.
+  placeOf(i) {
+    const lane = this.laneOf(i), row = this.rows[this.rowOf.get(lane.row)];
+    return {row, lane, y: row.y + (row.stacked ? 0 : lane.lane * row.lane), high: row.stacked ? row.body : row.lane};
+  }
+
+  // All tasks in order of start.
+  inOrder() {
+    if (this.sorted) return this.sorted;
+    const {start, count: size} = this.model.tasks;
+    const first = size ? start.reduce((a, b) => Math.min(a, b)) : 0, scale = size / (this.model.end - first + 1);
+    const counts = new Uint32Array(size + 2), sorted = new Uint32Array(size);
+    const bucket = i => Math.min(size, Math.max(0, (start[i] - first) * scale | 0));
+    for (let i = 0; i < size; i++) counts[bucket(i) + 1]++;
+    for (let k = 1; k < counts.length; k++) counts[k] += counts[k - 1];
+    for (let i = 0; i < size; i++) sorted[counts[bucket(i)]++] = i;
+    for (let from = 0, k = 0; from < size; from = k) { // within each bucket
+      const mine = bucket(sorted[from]);
+      for (k = from + 1; k < size && bucket(sorted[k]) === mine;) k++;
+      if (k - from > 1) sorted.subarray(from, k).sort((a, b) => start[a] - start[b] || this.model.tasks.row[a] - this.model.tasks.row[b]);
+    }
+    return this.sorted = sorted;
   }
 }
-})();
