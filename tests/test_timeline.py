@@ -20,7 +20,7 @@ from synthetic import write_run
 from dasf_hpc.analysis.executions import read_executions, work_span
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show import picture
-from dasf_hpc.show.coverage import COLOURED, DIGITS, binned, digits, side_by_side
+from dasf_hpc.show.coverage import COLOURED, DIGITS, binned, digits, lanes, side_by_side
 from dasf_hpc.show.curves import curves
 from dasf_hpc.show.page_data import Columns, signed, three_digits, unpacked, unsigned
 from dasf_hpc.trace.merge import merge_journals
@@ -177,6 +177,17 @@ def test_spans_side_by_side_never_overlap(spans: list[tuple[int, int]]) -> None:
         assert (start[mine][1:] >= stop[mine][:-1]).all()
     at_once = max((int(((start <= t) & (t < stop)).sum()) for t in range(80)), default=0)
     assert count <= max(at_once, 1 if len(spans) else 0) + int((start == stop).any())
+
+
+def test_tasks_of_one_thread_that_overlap_get_lanes_of_their_own(tmp_path: Path) -> None:
+    tasks = [Task(f"a-{n}", 0, n * SECOND, (n + 2) * SECOND + 1, thread=0) for n in range(5)]
+    made = Made(tasks, [Worker(0)], span=(0, 9 * SECOND), transitions=[])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        executions = read_executions(trace)
+        lane = lanes(executions)
+        (row,) = picture.timeline(trace, executions, Columns())["rows"]
+    assert lane.tolist() == [0, 1, 2, 0, 1]
+    assert row["lanes"] == [2, 2, 1]
 
 
 @given(st.lists(st.integers(-(2**40), 2**40)), st.text(max_size=20))
