@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
+import hypothesis
 import pytest
 
 from dasf_hpc.launch.node import NSYS_STARTS
@@ -36,6 +37,10 @@ sys.path.insert(0, str(TESTBED.parent))  # so that `testbed` is found from where
 
 from testbed import openpbs as openpbs_testbed  # noqa: E402
 from testbed import slurm as slurm_testbed  # noqa: E402
+
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 REQUIRED_VARIABLE = "DASF_HPC_REQUIRE"
 """Comma-separated programs without which a run of the tests is no good."""

@@ -242,6 +242,15 @@ BENCHMARKS = (
         needs=("browser",),
     ),
     Benchmark(
+        "perfetto_load.py",
+        (
+            Figure("Perfetto file of a million tasks", "MB", "0.mb", 84),
+            Figure("until Perfetto's page shows it", "s", "0.load_s", 17),
+        ),
+        quick=("--tasks", "0.05"),
+        needs=("browser",),
+    ),
+    Benchmark(
         "clock_error.py",
         (
             Figure("error of a task's time on another host, p99", "us", "error_us.p99"),
