@@ -7,11 +7,16 @@ function makeCurves(charts, model, view) {
   }
   const dashes = [[], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3]], left = 62, height = 150;
   const length = model.end - model.begin, waiting = new Set();
-  // what is not on the screen is drawn when it comes there
+  // what is not on the screen is drawn at first, and then when it comes there or all stands still
   const seen = new IntersectionObserver(entries => entries.forEach(entry => {
     entry.target.seen = entry.isIntersecting;
     if (entry.isIntersecting && waiting.delete(entry.target)) entry.target.draw();
   }));
+  let later = 0;
+  const rest = () => {
+    waiting.forEach(one => one.draw());
+    waiting.clear();
+  };
   for (const chart of charts) {
     const figure = made('figure'), caption = made('figcaption', chart.title), canvas = made('canvas');
     const readings = chart.curves.map((curve, i) => {
@@ -49,9 +54,15 @@ function makeCurves(charts, model, view) {
         pen.fillText(amount(v, chart.unit), left - 6, y(v));
       }
       pen.textAlign = 'center';
-      const ticks = niceStep(view.to - view.from, Math.max(2, (width - left) / 80));
-      for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks)
-        pen.fillText(moment(t, ticks), Math.min(Math.max(x(t), left + 16), width - 26), height - 8);
+      const ticks = axisStep(pen, view, width - left, 80);
+      let before = 0;
+      for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks) {
+        const text = moment(t, ticks), half = pen.measureText(text).width / 2;
+        const middle = Math.min(Math.max(x(t), left - 20 + half), width - half - 2);
+        if (middle - half < before + 8) continue;
+        pen.fillText(text, middle, height - 8);
+        before = middle + half;
+      }
       pen.save();
       pen.beginPath();
       pen.rect(left, 0, width - left, bottom + 2);
@@ -97,7 +108,12 @@ function makeCurves(charts, model, view) {
     });
     canvas.addEventListener('pointerleave', () => readings.forEach(r => { r.textContent = ''; }));
     seen.observe(canvas);
-    redraws.push(() => { if (canvas.seen || printing) canvas.draw(); else waiting.add(canvas); });
-    waiting.add(canvas);
+    redraws.push(() => {
+      if (canvas.seen || printing) { canvas.draw(); return; }
+      waiting.add(canvas);
+      clearTimeout(later);
+      later = setTimeout(rest, 300);
+    });
+    canvas.draw();
   }
 }

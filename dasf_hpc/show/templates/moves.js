@@ -387,7 +387,7 @@ Object.assign(Timeline.prototype, {
   write() {
     clearTimeout(this.writing);
     this.writing = setTimeout(() => {
-      const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(7)));
+      const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(9)));
       const row = this.rows[this.current], words = [`t=${seconds(view.from)},${seconds(view.to)}`];
       if (row && row.process !== undefined) words.push(`w=${row.process}`);
       if (this.picked >= 0) words.push(`task=${model.tasks.row[this.picked]}`);
