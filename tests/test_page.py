@@ -177,7 +177,7 @@ def test_times_of_the_run_stand_in_a_line_of_their_own(tmp_path: Path, folder: P
         trace.attributes.update(attributes)
         told = moments(facts, trace, span, True)
     assert told == [
-        "Workers' time from first task (time 0) to last (0.800 s)",
+        "Workers' time from first task (time 0) to last (800 ms)",
         "submitted 2.1 s before",
         "script began 100 ms before",
         "script ended 100 ms after",

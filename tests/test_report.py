@@ -279,3 +279,7 @@ def test_an_address_of_any_kind_is_no_error(browser: Any, page: Path) -> None:
         view = browser.execute_script(seen)
         assert view["from"] < view["to"]
     check_clean(browser)
+
+
+def test_a_sentence_keeps_its_direction() -> None:
+    assert str(report._prose("f\u202edc\x1b `a<b`")) == "f\ufffddc\ufffd <code>a&lt;b</code>"

@@ -27,6 +27,7 @@ from pages import (
 )
 from synthetic import write_run
 
+from dasf_hpc.analysis.critical_path import critical_path
 from dasf_hpc.analysis.executions import read_executions, work_span
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show import picture
@@ -843,6 +844,7 @@ def test_marks_of_direction_and_control_are_signs(browser: Any, tmp_path: Path) 
     open_page(browser, write_timeline(tmp_path))
     browser.find_element("id", "chart").send_keys("n")
     assert "f\ufffdabc\ufffdd" in picked(browser)
+    assert browser.find_element("id", "legend").text.startswith("f\ufffdabc\ufffdd")
 
 
 @pytest.mark.needs("browser")
@@ -869,6 +871,20 @@ def test_between_ranges_nothing_is_said_to_be_idle(browser: Any, tmp_path: Path)
     assert not lines
     browser.find_element("id", "chart").send_keys("\ue015")
     assert "busy" not in picked(browser)
+
+
+def test_a_path_of_nanoseconds_is_drawn_as_it_was(tmp_path: Path) -> None:
+    tasks = [Task("f-1", 0, 0, 300), Task("f-2", 0, 340, 900)]
+    with make_trace(tmp_path / "trace.h5", Made(tasks)) as trace:
+        found = picture.timeline(trace, read_executions(trace), Columns(), critical_path(trace))[
+            "path"
+        ]
+    own = [
+        (start, took)
+        for kind, start, took in zip(found["kind"], found["start"], found["took"], strict=True)
+        if kind == "task"
+    ]
+    assert own == [(0, 0.3), (0.34, 0.56)]
 
 
 def test_samples_alone_have_a_time(tmp_path: Path) -> None:

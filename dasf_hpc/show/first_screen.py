@@ -20,7 +20,7 @@ from dasf_hpc.trace.names import UNKNOWN, natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import SENTENCE, gpus_apart
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary
-from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
+from dasf_hpc.units import bytes_text, duration_text, share_text
 
 #: Parts of a worker's time that lie outside of the work: they are told in a line of their own.
 OUTSIDE = ("starting", "stopping")
@@ -215,7 +215,7 @@ def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) 
             return None
         return seconds * 1e9 - origin
 
-    last = moment_text(span.stop, span.start)
+    last = duration_text(span.duration)
     told = [f"Workers' time from first task (time 0) to last ({last})"]
     for name, what in (("started", "submitted"), ("job_started", "script began")):
         time = at(name)

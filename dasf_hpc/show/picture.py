@@ -607,8 +607,8 @@ def _path(answer: Answer | None, zero: int) -> dict[str, Any]:
         return {}
     path = answer.tables["path"].nlargest(SEGMENTS, "duration").sort_values("start")
     return {
-        "start": ((path["start"] - zero) // 1000).tolist(),
-        "took": (path["duration"] // 1000).tolist(),
+        "start": ((path["start"] - zero) / 1000).tolist(),
+        "took": (path["duration"] / 1000).tolist(),
         "kind": [str(kind) for kind in path["kind"]],
         "function": [str(f) if isinstance(f, str) else "" for f in path["function"]],
         "worker": [str(w) if isinstance(w, str) else "" for w in path["worker"]],

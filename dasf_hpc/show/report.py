@@ -375,8 +375,11 @@ def _allowed(script: str) -> Markup:
 
 
 def _prose(text: str) -> Markup:
-    """Set what stands between backquotes as code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """Set what stands between backquotes as code; what turns or hides text stands as a sign."""
+    seen = re.sub(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "�", str(text)
+    )
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(seen))))
 
 
 # ------------------------------------------------------------------------------------- title

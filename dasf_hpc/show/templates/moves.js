@@ -10,7 +10,7 @@ class View {
   }
 
   show(from, to) {
-    const {begin, end} = this.model, size = Math.min(end - begin, Math.max(0.05, to - from));
+    const {begin, end} = this.model, size = Math.min(end - begin, Math.max(LEAST, to - from));
     this.from = Math.min(Math.max(begin, from), end - size);
     this.to = this.from + size;
     this.moved();
@@ -93,8 +93,8 @@ Object.assign(Timeline.prototype, {
     names.forEach((name, i) => {
       const button = made('button');
       button.type = 'button';
-      button.title = name;
-      button.append(made('span', '', `key f${i}`), name);
+      button.title = plain(name);
+      button.append(made('span', '', `key f${i}`), plain(name) || '–');
       button.setAttribute('aria-pressed', 'false');
       button.addEventListener('click', () => this.filterBy(i === COLOURED
         ? {fn: -1, others: !this.filter.others} : {fn: this.filter.fn === i ? -1 : i, others: false}));
@@ -366,7 +366,7 @@ Object.assign(Timeline.prototype, {
       if (this.current >= 0) this.reveal(this.rows[this.current]);
     }
     const whole = span.length === 2 && span.every(Number.isFinite) && words.get('t') !== '' && span[1] >= span[0];
-    if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + 0.05));
+    if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + LEAST));
     const task = words.has('task') && words.get('task') !== '' ? model.tasks.row.indexOf(Number(words.get('task'))) : -1;
     if (task >= 0) {
       if (!whole) {
