@@ -278,6 +278,13 @@ def test_an_address_of_any_kind_is_no_error(browser: Any, page: Path) -> None:
         browser.execute_async_script("setTimeout(arguments[0], 20)")
         view = browser.execute_script(seen)
         assert view["from"] < view["to"]
+    # what is left empty is no place
+    before = browser.execute_script(seen)
+    browser.execute_script("location.hash = '#t=,&w='")
+    browser.execute_async_script("setTimeout(arguments[0], 20)")
+    after = browser.execute_script(seen)
+    assert (after["from"], after["to"]) == (before["from"], before["to"])
+    assert browser.execute_script("return document.getElementById('chart').timeline.current") == -1
     check_clean(browser)
 
 

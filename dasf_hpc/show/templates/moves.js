@@ -351,7 +351,7 @@ Object.assign(Timeline.prototype, {
     }));
     if (!['t', 'w', 'task', 'f'].some(name => words.has(name))) return;
     const {model, view} = this;
-    const span = (words.get('t') || '').split(',').map(Number);
+    const span = (words.get('t') || '').split(',').map(end => end.trim() ? Number(end) : NaN);
     let fn = -1;
     if (words.has('f')) {
       let name = words.get('f');
@@ -361,11 +361,11 @@ Object.assign(Timeline.prototype, {
     this.filterBy({fn, others: false, text: '', errors: false});
     $('search').value = '';
     this.picked = this.current = -1;
-    if (words.has('w')) {
+    if (words.get('w')) {
       this.current = this.rows.findIndex(row => row.process === Number(words.get('w')));
       if (this.current >= 0) this.reveal(this.rows[this.current]);
     }
-    const whole = span.length === 2 && span.every(Number.isFinite) && words.get('t') !== '' && span[1] >= span[0];
+    const whole = span.length === 2 && span.every(Number.isFinite) && span[1] >= span[0];
     if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + LEAST));
     const task = words.has('task') && words.get('task') !== '' ? model.tasks.row.indexOf(Number(words.get('task'))) : -1;
     if (task >= 0) {
