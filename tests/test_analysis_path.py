@@ -277,7 +277,7 @@ def test_the_prediction_holds_when_the_function_really_is_made_faster(tmp_path: 
 def test_a_long_path_reads_the_keys_a_few_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = [Task(f"f-{n}", 0, 10 * n, 10 * n + 8) for n in range(300)]
+    tasks = [Task(f"f-{n}", n % 2, 10 * n, 10 * n + 8) for n in range(300)]
     asked: list[str] = []
     texts = Trace.texts
 
@@ -285,7 +285,7 @@ def test_a_long_path_reads_the_keys_a_few_times(
         asked.append(dictionary)
         return texts(self, dictionary, codes)
 
-    with make_trace(tmp_path / "trace.h5", Made(tasks)) as trace:
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker(), Worker()])) as trace:
         monkeypatch.setattr(Trace, "texts", counted)
         answer = critical_path(trace)
     assert (answer.tables["path"]["kind"] == "task").sum() == 300
