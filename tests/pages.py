@@ -55,10 +55,16 @@ def open_page(browser: Any, page: Path, theme: str = "light", place: str = "") -
     browser.get_log("browser")
     browser.get_log("performance")
     browser.get(page.as_uri() + place)
+    wait_until(browser, "return document.body.dataset.ready")
+
+
+def wait_until(browser: Any, script: str, *given: Any) -> Any:
+    """Wait until a script gives something true, and give that."""
     deadline = time.monotonic() + 30
-    while not browser.execute_script("return document.body.dataset.ready"):
-        assert time.monotonic() < deadline, browser.get_log("browser")
-        time.sleep(0.05)
+    while not (found := browser.execute_script(script, *given)):
+        assert time.monotonic() < deadline, f"never came true: {script}"
+        time.sleep(0.02)
+    return found
 
 
 def window_of(browser: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,3 +272,21 @@ def test_the_prediction_holds_when_the_function_really_is_made_faster(tmp_path: 
     # a quiet machine, 19 % seen of single runs on a busy one
     assert predicted == pytest.approx(fast, rel=0.3)
     assert predicted < 0.75 * slow
+
+
+def test_a_long_path_reads_the_keys_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [Task(f"f-{n}", n % 2, 10 * n, 10 * n + 8) for n in range(300)]
+    asked: list[str] = []
+    texts = Trace.texts
+
+    def counted(self: Trace, dictionary: str, codes: Any) -> list[str | None]:
+        asked.append(dictionary)
+        return texts(self, dictionary, codes)
+
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker(), Worker()])) as trace:
+        monkeypatch.setattr(Trace, "texts", counted)
+        answer = critical_path(trace)
+    assert (answer.tables["path"]["kind"] == "task").sum() == 300
+    assert len(asked) < 30

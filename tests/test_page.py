@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ from exports import Export
 from handmade import Made, Task, Worker, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import wait_until
 
 from dasf_hpc.analysis import ANALYSES, analyse
 from dasf_hpc.analysis.answer import Answer, Finding, Severity
@@ -31,6 +31,7 @@ from dasf_hpc.show.page_tables import NAME, SMALL, cut, view, whole_of
 from dasf_hpc.show.places import Places, place_of_finding, place_of_row, places
 from dasf_hpc.show.report import SECTIONS, write_report
 from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trace.store import write_trace
 from dasf_hpc.units import duration_text
 
 MS = 1_000_000
@@ -176,7 +177,7 @@ def test_times_of_the_run_stand_in_a_line_of_their_own(tmp_path: Path, folder: P
         trace.attributes.update(attributes)
         told = moments(facts, trace, span, True)
     assert told == [
-        "Workers' time from first task (time 0) to last (0.800 s)",
+        "Workers' time from first task (time 0) to last (800 ms)",
         "submitted 2.1 s before",
         "script began 100 ms before",
         "script ended 100 ms after",
@@ -374,6 +375,35 @@ def test_a_run_is_called_by_its_job_and_an_import_by_its_files(
     assert title.findall(_text(write_report(tmp_path / "mine.h5"))) == ["mine.h5"]
 
 
+def test_more_gpus_than_have_bars_are_counted(tmp_path: Path) -> None:
+    count, second = 12, 10**9
+    numbers = np.arange(count, dtype=np.int32)
+    kernels: dict[str, Any] = {
+        "gpu": numbers.astype(np.int16),
+        "start": np.zeros(count, np.int64),
+        "stop": (numbers + 1) * (second // count),
+        "name": ["k"] * count,
+        "short_name": ["k"] * count,
+    }
+    gpus = {"node": np.zeros(count, np.int32), "index": numbers}
+    write_trace(
+        tmp_path / "trace.h5",
+        {
+            "nodes": {"hostname": ["n"]},
+            "gpus": gpus,
+            "kernels": kernels,
+            "processes": {"start": np.array([0]), "stop": np.array([second])},
+        },
+    )
+    text = write_report(tmp_path).read_text()
+    assert (
+        "12 GPUs were busy for 54 % of 1 s in the mean: n GPU 0 for 8.3 %, n GPU 11 for 100 %."
+        in text
+    )
+    assert re.findall('class="bar-name">n GPU ([0-9]+)<', text) == [str(n) for n in range(8)]
+    assert "4 more GPUs are left out" in text
+
+
 def test_where_there_are_no_tasks_gpus_come_first(import_page: Path) -> None:
     text = _text(import_page)
     first = _section(text, "first")
@@ -413,10 +443,7 @@ def opened(browser: Any) -> Any:
         browser.get("about:blank")
         browser.get_log("browser")
         browser.get(page.as_uri())
-        deadline = time.monotonic() + 30
-        while not browser.execute_script("return document.body.dataset.ready"):
-            assert time.monotonic() < deadline, browser.get_log("browser")
-            time.sleep(0.05)
+        wait_until(browser, "return document.body.dataset.ready")
         return browser
 
     yield show
@@ -554,20 +581,18 @@ def test_a_link_opens_what_it_leads_to(opened: Callable[..., Any], page: Path) -
         "return document.querySelector('.finding details').closest('.finding').id"
     )
     browser.execute_script("location.hash = arguments[0]", f"#{number}")
-    time.sleep(0.2)
     is_open = "return document.getElementById(arguments[0]).querySelector('details').open"
-    assert browser.execute_script(is_open, number)
+    wait_until(browser, is_open, number)
     # from a row to its place: that is seen, and has the keyboard
     browser.execute_script(
         """document.querySelectorAll('details.data').forEach(d => { d.open = true; });
         document.querySelector('#functions td a').click();"""
     )
-    time.sleep(0.2)
-    top = browser.execute_script(
-        "return document.getElementById('timeline').getBoundingClientRect().top"
+    wait_until(
+        browser,
+        """const {top} = document.getElementById('timeline').getBoundingClientRect();
+        return top >= -1 && top < 200 && document.activeElement.tagName === 'CANVAS'""",
     )
-    assert -1 <= top < 200
-    assert browser.execute_script("return document.activeElement.tagName") == "CANVAS"
     assert browser.get_log("browser") == []
 
 

@@ -39,7 +39,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state="complete",
         job="job.py",
         arguments=["--token", "secret-argument"],
-        settings={"prologue": ["export TOKEN=secret-setting"]},
+        settings={"prologue": ["export TOKEN=secret-setting"], "env": {"TOKEN": "secret-env"}},
+        environment={"TOKEN": "secret-environment"},
         notes=["vm: <b>no</b> CUDA trace"],
     )
     return folder
@@ -71,8 +72,14 @@ def test_the_page_names_findings_clocks_and_what_is_missing(page: Path, run_fold
     assert "Not recorded" in text
 
 
-def test_the_page_holds_no_settings_and_no_arguments(page: Path) -> None:
-    assert "secret" not in page.read_text()
+def test_the_page_holds_no_settings_and_no_arguments(page: Path, run_folder: Path) -> None:
+    described, columns = data_of(page)
+    whole = [page.read_text(), json.dumps(described)]
+    whole += [bytes((c & 255).astype(np.uint8)).decode("latin-1") for c in columns]
+    keys = described["timeline"]["tasks"]["keys"]
+    assert all("secret" not in text and "TOKEN" not in text for text in whole)
+    with open_trace(run_folder) as trace:  # texts of columns are looked at
+        assert trace.tasks["key"].iloc[0] in whole[2 + keys]
     assert "secret" not in json.dumps(data_of(page)[0])
     assert page.stat().st_mode & 0o777 == 0o600
 
@@ -251,3 +258,35 @@ def test_names_are_text_and_nothing_else(browser: Any, tmp_path: Path) -> None:
     assert browser.title.endswith("onerror=\"document.title='t'\"> – dasf-hpc")
     assert "onerror" in browser.find_element("id", "picked").text
     check_clean(browser)
+
+
+@pytest.mark.needs("browser")
+def test_no_script_but_the_pages_own_runs(browser: Any, page: Path, tmp_path: Path) -> None:
+    text = page.read_text().replace("<main>", "<main><script>window.other = 1</script>", 1)
+    (tmp_path / "other.html").write_text(text)
+    open_page(browser, tmp_path / "other.html")
+    assert browser.execute_script("return window.other") is None
+    assert any("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
+
+
+@pytest.mark.needs("browser")
+def test_an_address_of_any_kind_is_no_error(browser: Any, page: Path) -> None:
+    open_page(browser, page, place="#%E0%A4%A")
+    seen = "return document.getElementById('chart').timeline.view"
+    for place in ("%", "t=NaN,1", "t=-1e300,1e300", "t=0,0&task=-1&w=99", "f=%E0%A4", "__proto__"):
+        browser.execute_script("location.hash = arguments[0]", f"#{place}")
+        browser.execute_async_script("setTimeout(arguments[0], 20)")
+        view = browser.execute_script(seen)
+        assert view["from"] < view["to"]
+    # what is left empty is no place
+    before = browser.execute_script(seen)
+    browser.execute_script("location.hash = '#t=,&w='")
+    browser.execute_async_script("setTimeout(arguments[0], 20)")
+    after = browser.execute_script(seen)
+    assert (after["from"], after["to"]) == (before["from"], before["to"])
+    assert browser.execute_script("return document.getElementById('chart').timeline.current") == -1
+    check_clean(browser)
+
+
+def test_a_sentence_keeps_its_direction() -> None:
+    assert str(report._prose("f\u202edc\x1b `a<b`")) == "f\ufffddc\ufffd <code>a&lt;b</code>"

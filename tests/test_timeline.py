@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,19 @@ import pytest
 from handmade import Made, Task, Worker, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import check_clean, data_of, open_page, picked, picture_of, window_of, write_timeline
+from pages import (
+    check_clean,
+    data_of,
+    open_page,
+    picked,
+    picture_of,
+    wait_until,
+    window_of,
+    write_timeline,
+)
 from synthetic import write_run
 
+from dasf_hpc.analysis.critical_path import critical_path
 from dasf_hpc.analysis.executions import read_executions, work_span
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show import picture
@@ -26,6 +37,7 @@ from dasf_hpc.show.page_data import Columns, signed, three_digits, unpacked, uns
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import write_trace
+from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
 
 #: What the synthetic runs' workers use, to four digits.
 GIBIBYTE = float(f"{2**30:.4g}")
@@ -641,13 +653,14 @@ def test_an_address_leads_to_a_place_and_is_written(
         < 20
     )
     browser.execute_script("location.hash = '#t=0,0.5'")
-    time.sleep(0.5)
+    shown = "return Math.abs(document.getElementById('chart').timeline.view.to - 5e5) < 1"
+    wait_until(browser, shown)
+    time.sleep(0.5)  # what was gone to is not written once more
     found = browser.execute_script(state.replace("l.rows[l.current].process", "l.current"))
     assert found[:2] == pytest.approx([0, 0.5])
     assert browser.execute_script("return location.hash") == "#t=0,0.5"
     browser.find_element("id", "chart").send_keys("+")
-    time.sleep(0.5)
-    assert browser.execute_script("return location.hash") == "#t=0.125,0.375"
+    wait_until(browser, "return location.hash === '#t=0.125,0.375'")
     for broken in ("#t=", "#t=a,b", "#task=99999999", "#t=5,1&w=x&f=%E0%A4", "#nowhere"):
         browser.execute_script("location.hash = arguments[0]", broken)
     check_clean(browser)
@@ -747,6 +760,188 @@ def test_what_a_worker_received_and_spilled_stands_under_its_tasks(
     assert "deserialize 1 s" in deserialised
     assert "nothing here" in nothing
     check_clean(browser)
+
+
+@pytest.mark.needs("browser")
+def test_the_scripts_write_units_as_everything_else_does(browser: Any) -> None:
+    source = files("dasf_hpc.show").joinpath("templates/units.js").read_text()
+    rng = np.random.default_rng(4)
+    values = [*(10.0 ** rng.uniform(1, 17, 200)).round().tolist(), 0, 1, 999, 999_500, 1000, 10**15]
+    shares = [0, 0.1, 1, 5, 9.94, 9.95, 10, 49.6, 100]
+    browser.get("about:blank")
+    durations, sizes, moments, parts = browser.execute_script(
+        f"{source}\nreturn [arguments[0].map(v => duration(v / 1e3)),"
+        "arguments[0].map(v => amount(v, 'bytes')), arguments[0].map(v => moment(v / 1e3, 1e3)),"
+        "arguments[1].map(v => share(v / 100))]",
+        values,
+        shares,
+    )
+    assert durations == [duration_text(value) for value in values]
+    assert sizes == [bytes_text(value) for value in values]
+    assert moments == [moment_text(value) for value in values]
+    assert parts == [share_text(value) for value in shares]
+
+
+@pytest.mark.needs("browser")
+def test_a_place_is_exact_to_the_least_that_is_shown(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    browser.execute_script(
+        "const l = document.getElementById('chart').timeline;"
+        "l.writes = true; l.view.show(1000.0123, 1000.0625)"
+    )
+    written = wait_until(browser, "return location.hash.startsWith('#t=') && location.hash")
+    assert [float(v) for v in written[3:].split(",")] == pytest.approx(
+        [0.0010000123, 0.0010000625], abs=2e-9
+    )
+    browser.execute_script("document.getElementById('chart').timeline.doing.all()")
+    browser.execute_script("location.hash = '#t=0,1'; location.hash = arguments[0]", written)
+    wait_until(
+        browser, "return document.getElementById('chart').timeline.view.to - 1000.0625 < 1e-3"
+    )
+
+
+@pytest.mark.needs("browser")
+def test_labels_of_the_axis_never_run_into_each_other(browser: Any, tmp_path: Path) -> None:
+    day = 86_400 * SECOND
+    make_trace(
+        tmp_path / "trace.h5", Made([Task("f-1", 0, 0, day), Task("f-2", 0, 3 * day, 5 * day)])
+    ).close()
+    open_page(browser, write_timeline(tmp_path))
+    for window in ([4.2e11, 4.2e11 + 0.05], [0, 5 * 86_400e6], [4e11, 4e11 + 1e3]):
+        spans = browser.execute_script(
+            """const line = document.getElementById('chart').timeline, found = [];
+            const measure = line.pen.measureText.bind(line.pen), write = line.pen.fillText;
+            line.pen.fillText = (text, x, y) => {
+              if (y === 9) found.push([x, x + measure(text).width]);
+            };
+            line.view.show(...arguments[0]);
+            line.pen.fillText = write;
+            return found""",
+            window,
+        )
+        assert spans
+        assert all(one[1] < other[0] for one, other in pairwise(spans))
+
+
+@pytest.mark.needs("browser")
+def test_thousands_of_ranges_at_once_are_drawn_in_sixteen_lines(
+    browser: Any, tmp_path: Path
+) -> None:
+    count = 20_000
+    made = gpu_tables([(7, i, 10 * SECOND + i) for i in range(count)])
+    write_trace(tmp_path / "trace.h5", made)
+    open_page(browser, write_timeline(tmp_path))
+    lines = browser.execute_script(
+        "return document.getElementById('chart').timeline.rows[0].lines.map(l => l.label)"
+    )
+    assert len(lines) == 16
+    assert lines[-1] == f"{count - 16:,} more"
+
+
+@pytest.mark.needs("browser")
+def test_marks_of_direction_and_control_are_signs(browser: Any, tmp_path: Path) -> None:
+    make_trace(tmp_path / "trace.h5", Made([Task("f\u202eabc\nd-1", 0, 0, SECOND)])).close()
+    open_page(browser, write_timeline(tmp_path))
+    browser.find_element("id", "chart").send_keys("n")
+    assert "f\ufffdabc\ufffdd" in picked(browser)
+    assert browser.find_element("id", "legend").text.startswith("f\ufffdabc\ufffdd")
+
+
+@pytest.mark.needs("browser")
+def test_between_ranges_nothing_is_said_to_be_idle(browser: Any, tmp_path: Path) -> None:
+    ranges: dict[str, Any] = {
+        "process": np.zeros(2, np.int32),
+        "thread": np.full(2, 5),
+        "start": np.array([0, 8 * SECOND]),
+        "stop": np.array([SECOND, 9 * SECOND]),
+        "message": ["a", "b"],
+        "domain": ["user", "user"],
+        "task": np.full(2, -1),
+    }
+    processes: dict[str, Any] = {"node": np.zeros(1, np.int32), "role": ["program"], "name": ["p"]}
+    processes |= {"start": np.array([0]), "stop": np.array([10 * SECOND])}
+    tables = {"nodes": {"hostname": ["n"]}, "processes": processes, "nvtx_ranges": ranges}
+    write_trace(tmp_path / "trace.h5", tables)
+    open_page(browser, write_timeline(tmp_path))
+    kind, lines = browser.execute_script(
+        "const l = document.getElementById('chart').timeline, [row] = l.rows;"
+        "return [row.kind, l.toldColumn(row, 4e6, 5e6)]"
+    )
+    assert kind == "ranges"
+    assert not lines
+    browser.find_element("id", "chart").send_keys("\ue015")
+    assert "busy" not in picked(browser)
+
+
+def test_a_path_of_nanoseconds_is_drawn_as_it_was(tmp_path: Path) -> None:
+    tasks = [Task("f-1", 0, 0, 300), Task("f-2", 0, 340, 900)]
+    with make_trace(tmp_path / "trace.h5", Made(tasks)) as trace:
+        found = picture.timeline(trace, read_executions(trace), Columns(), critical_path(trace))[
+            "path"
+        ]
+    own = [
+        (start, took)
+        for kind, start, took in zip(found["kind"], found["start"], found["took"], strict=True)
+        if kind == "task"
+    ]
+    assert own == [(0, 0.3), (0.34, 0.56)]
+
+
+def test_samples_alone_have_a_time(tmp_path: Path) -> None:
+    times = np.arange(1, 11) * SECOND
+    samples: dict[str, Any] = {
+        "time": times,
+        "node": np.zeros(10, np.int32),
+        "cpu": np.linspace(0, 90, 10),
+    }
+    write_trace(tmp_path / "trace.h5", {"nodes": {"hostname": ["n"]}, "node_samples": samples})
+    with open_trace(tmp_path) as trace:
+        executions = read_executions(trace)
+        line = picture.timeline(trace, executions, Columns())
+        (chart,) = curves(trace, executions)
+    assert line["end"] - line["begin"] == 9 * SECOND
+    assert chart["curves"][0]["values"] == pytest.approx([5, 25, 45, 65, 85], abs=0.1)
+
+
+@pytest.mark.needs("browser")
+def test_paper_has_no_room_below_the_rows(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    try:
+        # what is drawn for the window is made as wide as the paper
+        browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.execute_script("document.getElementById('stage').style.width = '500px'")
+        room, chart, frame = browser.execute_script(
+            "return ['room', 'chart', 'lanes'].map(id => document.getElementById(id).offsetHeight)"
+        )
+    finally:
+        browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert chart > 50
+    assert room == chart
+    assert frame <= chart + 3  # its border
+
+
+#: Says of each chart below the window whether anything but its ground is painted.
+DRAWN = """
+return [...document.querySelectorAll('#charts canvas')].map(one => {
+  const {data} = one.getContext('2d').getImageData(0, 0, one.width, one.height);
+  return data.some((value, i) => i % 4 === 3 && value > 0);
+});
+"""
+
+
+@pytest.mark.needs("browser")
+def test_charts_that_nobody_scrolled_to_are_drawn(browser: Any, page: Path) -> None:
+    open_page(browser, page)
+    drawn = browser.execute_script(DRAWN)
+    assert len(drawn) > 5
+    assert all(drawn)
+    # and follow the timeline when that stands still
+    last = "return [...document.querySelectorAll('#charts canvas')].at(-1).toDataURL()"
+    before = browser.execute_script(last)
+    browser.execute_script("document.getElementById('chart').timeline.view.zoom(0.1)")
+    wait_until(browser, f"{last} !== arguments[0]", before)
 
 
 @pytest.mark.needs("browser")

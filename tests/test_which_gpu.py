@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from perfetto_file import track_names
 
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
+from dasf_hpc.analysis.compare import measure
 from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.imports import Wishes, import_files, join_into
 from dasf_hpc.nsight.sqlite import NONE
@@ -24,7 +26,9 @@ from dasf_hpc.show.export import export
 from dasf_hpc.show.formats import Format
 from dasf_hpc.show.page_data import Columns
 from dasf_hpc.show.picture import timeline
+from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.gpus import bus_address, gpu_names
+from dasf_hpc.trace.store import write_trace
 from dasf_hpc.trace.summary import summarise
 
 MS = 1_000_000
@@ -188,3 +192,43 @@ def test_names_are_distinct_and_busy_times_are_each_gpus_own(reports: list[Any])
                 assert max(busy, 0) == union(own)
             shares = trace.task_gpu["share"].sum()
             assert shares == trace.gpus["busy"].clip(lower=0).sum()
+
+
+def test_what_a_node_was_given_and_has_not_is_no_gpu(tmp_path: Path) -> None:
+    # of the first two nothing but their numbers is known; on the third something ran
+    made: dict[str, Any] = {
+        "nodes": {"hostname": ["node7"]},
+        "gpus": {"node": np.zeros(3, np.int32), "index": np.array([0, 1, 2], np.int32)},
+        "kernels": {
+            "gpu": np.array([2], np.int16),
+            "start": np.array([MS]),
+            "stop": np.array([2 * MS]),
+            "task": np.array([-1]),
+            "name": ["k"],
+            "short_name": ["k"],
+        },
+        "node_samples": {"time": np.array([MS]), "node": np.zeros(1, np.int32)},
+    }
+    write_trace(tmp_path / "trace.h5", made)
+    names = ["node7 GPU 2"]
+    with open_trace(tmp_path) as trace:
+        assert summarise(trace).gpus == names
+        assert analyse("gpu", trace).tables["gpus"]["gpu"].tolist() == names
+        rows = timeline(trace, read_executions(trace), Columns())["rows"]
+        assert [row["name"] for row in rows if row["kind"] == "gpu"] == names
+        assert "nan" not in measure(trace).hardware
+    page = write_report(tmp_path).read_text()
+    assert "1 GPU" in page
+    assert "3 GPU" not in page
+    assert not re.search("GPU [01]", page)
+
+
+def test_nodes_are_sampled_for_dasf_core_where_gpus_were_only_given(tmp_path: Path) -> None:
+    made: dict[str, Any] = {
+        "nodes": {"hostname": ["node7"]},
+        "gpus": {"node": np.zeros(1, np.int32), "index": np.zeros(1, np.int32)},
+        "node_samples": {"time": np.array([MS]), "node": np.zeros(1, np.int32)},
+    }
+    write_trace(tmp_path / "trace.h5", made)
+    export(tmp_path, Format.DASF, tmp_path / "dasf")
+    assert b"Resource Usage" in (tmp_path / "dasf").read_bytes()

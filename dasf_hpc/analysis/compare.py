@@ -20,6 +20,7 @@ from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 from dasf_hpc.analysis.executions import Floats, group_sums, read_executions, workers
 from dasf_hpc.errors import BaselineError
+from dasf_hpc.trace.gpus import known_gpus
 from dasf_hpc.trace.open import Trace
 
 #: Chance of at least one false "regression" among all that is compared. Measured with it, on
@@ -167,7 +168,7 @@ def measure(trace: Trace, name: str = "") -> RunMeasures:
     found = workers(trace, runs)
     nodes = trace.nodes
     rows = [r for r in sorted(set(found["node_row"])) if 0 <= r < len(nodes)]
-    gpus = trace.gpus
+    gpus = trace.gpus.loc[known_gpus(trace)]
     hosts = sorted(
         f"{nodes['cpus'].iloc[r]} CPUs, {max(0, int(nodes['memory'].iloc[r])) >> 30} GiB"
         + "".join(f", {g}" for g in sorted(gpus.loc[gpus["node"] == r, "name"].astype(str)))

@@ -16,7 +16,14 @@ import pandas as pd
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import Executions, bounds, layer_of, read_executions, workers
+from dasf_hpc.analysis.executions import (
+    Executions,
+    Ints,
+    bounds,
+    layer_of,
+    read_executions,
+    workers,
+)
 from dasf_hpc.analysis.graph import Graph, chain
 from dasf_hpc.analysis.savings import savings
 from dasf_hpc.trace.open import Trace
@@ -108,7 +115,8 @@ class _Gaps:
         self._graph = graph
         self._trace = trace
         self._keys = runs.key
-        self._submitted: dict[int, dict[str, int]] = {}
+        self._first: Ints | None = None
+        self._layer = np.zeros(0, np.int64)
         self._bounds = bounds(trace)
         self._clocks = trace.processes["clock"].to_numpy(np.int64)
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
@@ -142,25 +150,30 @@ class _Gaps:
         key = self._keys[graph.rows[task]]
         if key < 0:
             return False
-        function = int(graph.function[task])
-        if function not in self._submitted:
-            self._submitted[function] = self._first_known(function)
-        (text,) = self._trace.texts("keys", np.array([key]))
-        return self._submitted[function][layer_of(str(text))] < time
+        if self._first is None:
+            self._first, self._layer = self._first_known()
+        return int(self._first[self._layer[task]]) < time
 
-    def _first_known(self, function: int) -> dict[str, int]:
-        """Give when a worker first knew of a task of each array of a function."""
+    def _first_known(self) -> tuple[Ints, Ints]:
+        """Give when a worker first knew of a task of each layer, and the layer of each task.
+
+        A layer is an array or a collection of one function. Tasks that need something have none.
+        """
         graph = self._graph
         alone = graph.first_dependency[1:] == graph.first_dependency[:-1]
-        places = np.flatnonzero(alone & (graph.function == function))
-        keys = self._keys[graph.rows[places]]
-        places, keys = places[keys >= 0], keys[keys >= 0]
-        first: dict[str, int] = {}
-        texts = self._trace.texts("keys", keys)
-        for text, known in zip(texts, graph.known[places].tolist(), strict=True):
-            layer = layer_of(str(text))
-            first[layer] = min(known, first.get(layer, known))
-        return first
+        places = np.flatnonzero(alone & (self._keys[graph.rows] >= 0))
+        texts = self._trace.texts("keys", self._keys[graph.rows[places]])
+        number: dict[tuple[int, str], int] = {}
+        functions = graph.function[places].tolist()
+        own = [
+            number.setdefault((function, layer_of(str(text))), len(number))
+            for function, text in zip(functions, texts, strict=True)
+        ]
+        layer = np.full(len(graph.rows), -1, np.int64)
+        layer[places] = own
+        first = np.full(len(number), np.iinfo(np.int64).max)
+        np.minimum.at(first, layer[places], graph.known[places])
+        return first, layer
 
     def fetched(self, process: int, start: int, stop: int) -> int:
         """Say for how long in a stretch of time a worker fetched data, ns."""

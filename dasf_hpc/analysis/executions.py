@@ -290,6 +290,10 @@ def run_span(trace: Trace, executions: Executions | None = None) -> Span:
         times += [int(executions.start.min()), int(executions.stop.max())]
     if not times:  # only Nsight reports
         times = reports_times(trace)
+    if not times:  # only samples
+        for table in ("node_samples", "process_samples", "gpu_samples"):
+            for piece in trace.pieces(table, ["time"]) if trace.rows(table) else ():
+                times += [int(piece["time"].min()), int(piece["time"].max())]
     return Span(min(times), max(times)) if times else Span(0, 0)
 
 

@@ -20,7 +20,7 @@ from dasf_hpc.analysis.answer import (
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, group_sums, read_executions, run_span, workers
-from dasf_hpc.trace.gpus import gpu_names
+from dasf_hpc.trace.gpus import gpu_names, known_gpus
 from dasf_hpc.trace.holdings import Kind, State, gpu_activity, held, no_gpu_activity
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
@@ -156,7 +156,9 @@ def gpu(trace: Trace) -> Answer:
         tables["functions"] = _functions(trace, runs, unanswered)
         tables["gaps"] = _gaps(trace, work, names, runs)
     else:
-        tables["gpus"] = pd.DataFrame({"gpu": pd.Series(names, dtype=str)})
+        tables["gpus"] = pd.DataFrame(
+            {"gpu": pd.Series([names[row] for row in known_gpus(trace)], dtype=str)}
+        )
     if samples is not None:
         _put_samples(trace, tables["gpus"], samples, names)
         tables["memory"] = _memory(samples, names, run_span(trace, runs).duration)
@@ -212,7 +214,7 @@ def _gpus(
     apart = gpus_apart(trace)
     rows, work = [], {}
     used = {g for table in (kernels, copies, fills) for g in table["gpu"].unique().tolist()}
-    for gpu in sorted({*range(len(names)), *used}):
+    for gpu in sorted({*known_gpus(trace), *used}):
         run, moved, filled = (table[table["gpu"] == gpu] for table in (kernels, copies, fills))
         spans = [
             (t["start"].to_numpy(np.int64), t["stop"].to_numpy(np.int64))

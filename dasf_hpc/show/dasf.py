@@ -132,7 +132,7 @@ class _Writer:
         """Give a ``Resource Usage`` event for every sample of a GPU, else of a node."""
         trace = self._trace
         gpus = trace.gpus["node"].tolist()
-        if gpus:
+        if trace.rows("gpu_samples"):  # nodes may be given GPUs where there are none
             columns = ["time", "gpu", "utilization", "memory_used"]
             rows = plain_rows(trace.table("gpu_samples", columns, start, stop))
             samples = ((time, gpus[gpu], used, memory) for time, gpu, used, memory in rows)

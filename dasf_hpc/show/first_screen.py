@@ -16,11 +16,11 @@ from dasf_hpc.analysis.where import PARTS
 from dasf_hpc.show.page_tables import cut
 from dasf_hpc.show.places import Places, place_of_row
 from dasf_hpc.trace.gpus import gpu_names
-from dasf_hpc.trace.names import UNKNOWN, node_names, process_names
+from dasf_hpc.trace.names import UNKNOWN, natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import SENTENCE, gpus_apart
 from dasf_hpc.trace.summary import NOT_AVAILABLE, Summary
-from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
+from dasf_hpc.units import bytes_text, duration_text, share_text
 
 #: Parts of a worker's time that lie outside of the work: they are told in a line of their own.
 OUTSIDE = ("starting", "stopping")
@@ -32,7 +32,7 @@ GPU_PARTS = {
     "idle": "nothing runs on the GPU",
 }
 
-#: GPUs with a bar of their own.
+#: GPUs with a bar of their own: the first ones by name.
 GPUS = 8
 
 #: Of a task's time, a clock's error is told from this share on: it moves what is drawn.
@@ -131,7 +131,7 @@ def worker_bars(where: Answer | None, most: int, known: Places) -> tuple[list[Ba
 
 
 def gpu_bars(trace: Trace, span: Span) -> list[Bar]:
-    """Give the bar of each GPU's time: the first `GPUS` of them, by name."""
+    """Give the bar of each GPU's time, by name."""
     work = {table: _spans(trace, table) for table in ("kernels", "memcpys", "memsets")}
     apart = gpus_apart(trace)
     bars = []
@@ -147,7 +147,7 @@ def gpu_bars(trace: Trace, span: Span) -> list[Bar]:
             "idle": max(0, span.duration - every),
         }
         bars += _bar(name, parts, GPU_PARTS)
-    return sorted(bars, key=lambda bar: bar.name)[:GPUS]
+    return sorted(bars, key=lambda bar: natural(bar.name))
 
 
 def gpu_sentence(bars: list[Bar], span: Span, gpus: int) -> str:
@@ -215,7 +215,7 @@ def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) 
             return None
         return seconds * 1e9 - origin
 
-    last = moment_text(span.stop, span.start)
+    last = duration_text(span.duration)
     told = [f"Workers' time from first task (time 0) to last ({last})"]
     for name, what in (("started", "submitted"), ("job_started", "script began")):
         time = at(name)

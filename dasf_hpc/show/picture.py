@@ -29,7 +29,7 @@ from dasf_hpc.show.coverage import (
 )
 from dasf_hpc.show.curves import POINTS, curves, sampled_means
 from dasf_hpc.show.page_data import Columns, signed, three_digits
-from dasf_hpc.trace.gpus import gpu_labels
+from dasf_hpc.trace.gpus import gpu_labels, known_gpus
 from dasf_hpc.trace.names import natural, node_names, process_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
@@ -213,7 +213,7 @@ def _rows(trace: Trace, executions: Executions, on_gpu: pd.DataFrame) -> list[di
     table = in_order(workers(trace, executions))
     labels = gpu_labels(trace)
     apart = gpus_apart(trace)  # these have no place on the run's time
-    gpus_left = [number for number in range(len(labels)) if number not in apart]
+    gpus_left = [number for number in known_gpus(trace) if number not in apart]
     gpus_left.sort(key=lambda number: [natural(part) for part in labels[number]])
     last = {gpu: row for row, gpus in table["gpus"].items() for gpu in gpus}
     hosts = sorted({*table["node"], *(labels[gpu][0] for gpu in gpus_left)}, key=natural)
@@ -607,8 +607,8 @@ def _path(answer: Answer | None, zero: int) -> dict[str, Any]:
         return {}
     path = answer.tables["path"].nlargest(SEGMENTS, "duration").sort_values("start")
     return {
-        "start": ((path["start"] - zero) // 1000).tolist(),
-        "took": (path["duration"] // 1000).tolist(),
+        "start": ((path["start"] - zero) / 1000).tolist(),
+        "took": (path["duration"] / 1000).tolist(),
         "kind": [str(kind) for kind in path["kind"]],
         "function": [str(f) if isinstance(f, str) else "" for f in path["function"]],
         "worker": [str(w) if isinstance(w, str) else "" for w in path["worker"]],

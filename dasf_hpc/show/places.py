@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -43,7 +44,7 @@ class Places:
     executions: Executions
     processes: Mapping[str, int]
 
-    @property
+    @cached_property
     def functions(self) -> set[str]:
         """Names of the functions that were executed."""
         return set(self.executions.functions)

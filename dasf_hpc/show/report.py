@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 import time
@@ -27,6 +29,7 @@ from dasf_hpc.show.coverage import COLOURED, by_time_spent
 from dasf_hpc.show.export import written
 from dasf_hpc.show.first_screen import (
     GPU_PARTS,
+    GPUS,
     OUTSIDE,
     counted,
     gpu_bars,
@@ -272,6 +275,7 @@ def report_page(
     if len(bars) < 3:  # one worker: its bar is the first screen's
         bars = []
     title = _title(manifest, trace)
+    tables_script, script = _resource("tables.js"), _script(*SCRIPTS)
     return (
         _environment()
         .get_template("report.html")
@@ -279,11 +283,11 @@ def report_page(
             title=title,
             subtitle=_subtitle(trace, summary, len(executions)),
             state=manifest.get("state"),
-            sentence=gpu_sentence(on_gpus, known.span, trace.rows("gpus"))
+            sentence=gpu_sentence(on_gpus, known.span, len(summary.gpus))
             if gpu_first
             else head.sentence,
             gpu_first=gpu_first,
-            first_bars=on_gpus if gpu_first else work_bar(answers.get("where")),
+            first_bars=on_gpus[:GPUS] if gpu_first else work_bar(answers.get("where")),
             moments=moments(manifest, trace, known.span, bool(len(executions))),
             tiles=tiles(trace, summary, known, answers, lost),
             findings=findings,
@@ -301,7 +305,8 @@ def report_page(
             },
             split=bars,
             split_left_out=left_out,
-            gpu_bars=[] if gpu_first else on_gpus,
+            gpu_bars=[] if gpu_first else on_gpus[:GPUS],
+            gpus_left_out=max(0, len(on_gpus) - GPUS),
             parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
             gpu_parts=GPU_PARTS,
             matrix=matrix,
@@ -316,8 +321,9 @@ def report_page(
             drawn=drawn,
             style=_resource("report.css"),
             timeline_style=_resource("timeline.css"),
-            tables_script=_resource("tables.js"),
-            script=_script(*SCRIPTS),
+            tables_script=tables_script,
+            script=script,
+            scripts_allowed=Markup(" ").join(map(_allowed, (tables_script, script))),
         )
     )
 
@@ -362,9 +368,18 @@ def _script(*names: str) -> Markup:
     return Markup("'use strict';\n(() => {\n%s})();\n") % Markup("").join(map(_resource, names))
 
 
+def _allowed(script: str) -> Markup:
+    """Name a script as the page's policy does that lets this one run and no other."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Markup("'sha256-{}'").format(digest)
+
+
 def _prose(text: str) -> Markup:
-    """Set what stands between backquotes as code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """Set what stands between backquotes as code; what turns or hides text stands as a sign."""
+    seen = re.sub(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "�", str(text)
+    )
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(seen))))
 
 
 # ------------------------------------------------------------------------------------- title
@@ -396,13 +411,11 @@ def _date(manifest: Mapping[str, Any], trace: Trace) -> str:
 
 def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
     """Tell how much there is, in a few words; what there is none of is left out."""
-    # a node says how many GPUs it was given, also where there is none
-    described = trace.gpus[["uuid", "name", "bus"]].notna().any(axis=1)
     found = [
         (executions, "task"),
         (summary.workers, "worker"),
         (len(summary.nodes) or len(trace.nodes), "node"),
-        (int(described.sum()), "GPU"),
+        (len(summary.gpus), "GPU"),
         (0 if executions else trace.rows("kernels"), "kernel"),
     ]
     return " · ".join(counted(count, what) for count, what in found if count)

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from dasf_hpc.trace.names import UNKNOWN, node_names
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
@@ -15,6 +17,32 @@ _BRANDS = re.compile(r"^(?:NVIDIA|Tesla)\s+", re.IGNORECASE)
 
 #: As ``00000000:3B:00.0`` of NVML and ``0000:3b:00.0`` of nsys.
 _ADDRESS = re.compile(r"^(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2})(?:\.([0-9a-f]))?$")
+
+
+#: Columns of ``gpus``: one that is there has a text in one of these at least, or a number.
+_TEXTS, _NUMBERS = ["uuid", "name", "bus"], ["nsys_id", "memory"]
+
+#: Tables whose rows tell of a GPU.
+_OF_GPU = (
+    *("kernels", "memcpys", "memsets", "task_gpu"),
+    *("gpu_samples", "gpu_metrics", "gpu_allocations"),
+)
+
+
+def known_gpus(trace: Trace) -> list[int]:
+    """Give the rows of ``gpus`` of which more is known than that somebody was given them.
+
+    A GPU has a uuid, a name, a bus, a size or a sample, or something ran on it. A scheduler gives
+    GPUs by their numbers also where there are none: such rows are no GPUs.
+    """
+    gpus = trace.gpus
+    described = gpus[_TEXTS].notna().any(axis=1) | (gpus[_NUMBERS] >= 0).any(axis=1)
+    known = set(np.flatnonzero(described).tolist())
+    for table in _OF_GPU:
+        if len(known) < len(gpus) and table in trace.tables and trace.rows(table):
+            for piece in trace.pieces(table, ["gpu"]):
+                known.update(piece["gpu"].unique().tolist())
+    return sorted(row for row in known if 0 <= row < len(gpus))
 
 
 def gpu_names(trace: Trace) -> list[str]:

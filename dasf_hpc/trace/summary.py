@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.trace.gpus import gpu_names
+from dasf_hpc.trace.gpus import gpu_names, known_gpus
 from dasf_hpc.trace.holdings import held
 from dasf_hpc.trace.names import UNKNOWN, natural, node_names
 from dasf_hpc.trace.open import Trace
@@ -255,6 +255,7 @@ def summarise(trace: Trace) -> Summary:
     for piece in trace.pieces("tasks", columns, ROWS):
         tasks.add(piece)
     first, last = _recorded_span(trace, tasks.times)
+    gpus = gpu_names(trace)
     begun, ended = (min(tasks.times), max(tasks.times)) if tasks.times else (first, last)
     return Summary(
         nodes=_worker_nodes(trace),
@@ -274,7 +275,7 @@ def summarise(trace: Trace) -> Summary:
             Recorded(str(one.kind), str(one.state), one.count, one.reason, one.short, one.sentence)
             for one in (held(trace).values() if (trace.reports["status"] == "joined").any() else ())
         ],
-        gpus=gpu_names(trace),
+        gpus=[gpus[row] for row in known_gpus(trace)],
         own_axis=list(reports_apart(trace).values()),
         work=ended - begun if tasks.times else -1,
         before=begun - first,

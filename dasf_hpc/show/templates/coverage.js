@@ -90,16 +90,18 @@ function united(start, stop) {
   return new Spans(Float64Array.from(begins), Float64Array.from(ends), new Uint8Array(begins.length));
 }
 
-// Puts spans that overlap into lanes, in order of start: each into the first that is free.
-function stacked(start, stop) {
+// Puts spans that overlap into lanes, in order of start: each into the first that is free, or into
+// none, which is the lane after the last, where there are as many as there may be.
+function stacked(start, stop, most) {
   const ends = [], lane = new Uint16Array(start.length);
+  let left = 0;
   for (let i = 0; i < start.length; i++) {
     let k = ends.findIndex(end => end <= start[i]);
     if (k < 0) k = ends.length;
-    ends[k] = stop[i];
     lane[i] = k;
+    if (k < most) ends[k] = stop[i]; else left++;
   }
-  return [lane, ends.length];
+  return [lane, ends.length, left];
 }
 
 // Adds to the columns of a window what bins of equal width fill: their mean over the column.

@@ -5,18 +5,23 @@ function makeCurves(charts, model, view) {
     if ($('curves')) $('curves').hidden = true;
     return;
   }
-  const dashes = [[], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3]], left = 62, height = 150;
+  const dashes = [[], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3]], height = 150;
   const length = model.end - model.begin, waiting = new Set();
-  // what is not on the screen is drawn when it comes there
+  // what is not on the screen is drawn at first, and then when it comes there or all stands still
   const seen = new IntersectionObserver(entries => entries.forEach(entry => {
     entry.target.seen = entry.isIntersecting;
     if (entry.isIntersecting && waiting.delete(entry.target)) entry.target.draw();
   }));
+  let later = 0;
+  const rest = () => {
+    waiting.forEach(one => one.draw());
+    waiting.clear();
+  };
   for (const chart of charts) {
     const figure = made('figure'), caption = made('figcaption', chart.title), canvas = made('canvas');
     const readings = chart.curves.map((curve, i) => {
       const name = made('span', '', 'name'), reading = made('span');
-      name.append(made('span', '', `key c${i}`), curve.name, reading);
+      name.append(made('span', '', `key c${i}`), plain(curve.name), reading);
       caption.append(name);
       return reading;
     });
@@ -28,10 +33,12 @@ function makeCurves(charts, model, view) {
     canvas.setAttribute('aria-label', `${chart.title}: at most ${amount(most, chart.unit)}`);
     figure.append(caption, canvas);
     $('charts').append(figure);
-    let width = 0;
+    let width = 0, left = 62;
     canvas.draw = () => {
       width = canvas.clientWidth;
-      const bottom = height - 20, c = colours(), pen = prepared(canvas, width, height);
+      const bottom = height - 20, c = colours(), pen = prepared(canvas, width, height), step = niceStep(top, 4);
+      const marks = [...Array(Math.floor(top * 1.001 / step) + 1).keys()].map(i => i * step);
+      left = Math.max(62, ...marks.map(v => pen.measureText(amount(v, chart.unit)).width + 10));
       const x = us => left + (us - view.from) / (view.to - view.from) * (width - left - 6);
       const y = value => bottom - value / top * (bottom - 8);
       pen.fillStyle = c.paper;
@@ -39,9 +46,8 @@ function makeCurves(charts, model, view) {
       pen.strokeStyle = c.line;
       pen.fillStyle = c.faint;
       pen.lineWidth = 1;
-      const step = niceStep(top, 4);
       pen.textAlign = 'right';
-      for (let v = 0; v <= top * 1.001; v += step) {
+      for (const v of marks) {
         pen.beginPath();
         pen.moveTo(left, Math.round(y(v)) + 0.5);
         pen.lineTo(width, Math.round(y(v)) + 0.5);
@@ -49,9 +55,15 @@ function makeCurves(charts, model, view) {
         pen.fillText(amount(v, chart.unit), left - 6, y(v));
       }
       pen.textAlign = 'center';
-      const ticks = niceStep(view.to - view.from, Math.max(2, (width - left) / 80));
-      for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks)
-        pen.fillText(moment(t, ticks), Math.min(Math.max(x(t), left + 16), width - 26), height - 8);
+      const ticks = axisStep(pen, view, width - left, 80);
+      let before = 0;
+      for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks) {
+        const text = moment(t, ticks), half = pen.measureText(text).width / 2;
+        const middle = Math.min(Math.max(x(t), left - 20 + half), width - half - 2);
+        if (middle - half < before + 8) continue;
+        pen.fillText(text, middle, height - 8);
+        before = middle + half;
+      }
       pen.save();
       pen.beginPath();
       pen.rect(left, 0, width - left, bottom + 2);
@@ -97,7 +109,12 @@ function makeCurves(charts, model, view) {
     });
     canvas.addEventListener('pointerleave', () => readings.forEach(r => { r.textContent = ''; }));
     seen.observe(canvas);
-    redraws.push(() => { if (canvas.seen || printing) canvas.draw(); else waiting.add(canvas); });
-    waiting.add(canvas);
+    redraws.push(() => {
+      if (canvas.seen || printing) { canvas.draw(); return; }
+      waiting.add(canvas);
+      clearTimeout(later);
+      later = setTimeout(rest, 300);
+    });
+    canvas.draw();
   }
 }

@@ -1,5 +1,8 @@
 // The data: unpacks what `page_data.py` packed, and gives it as arrays. Times are us from time 0.
 
+// The shortest stretch of time that is shown, us.
+const LEAST = 0.05;
+
 const DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
 const SHARE = Object.fromEntries([...DIGITS].map((letter, i) => [letter, i / 63]));
 
@@ -99,7 +102,7 @@ function readTimeline(line, columns) {
   for (const row of line.rows)
     if (row.bins !== undefined) row.binned = column(row.bins, Float32Array).map(v => (v / 255) ** 2);
   return {
-    begin: begin / 1000, end: Math.max(line.end / 1000, begin / 1000 + 1), work: Math.max(line.work / 1000, 1),
+    begin: begin / 1000, end: Math.max(line.end / 1000, begin / 1000 + LEAST), work: Math.max(line.work / 1000, LEAST),
     rows: line.rows, lanes, tasks, tracks, names: line.tracks.names, functions: line.functions,
     bins: line.bins, whole: told.whole, path: line.path,
   };

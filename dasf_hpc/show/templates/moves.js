@@ -10,7 +10,7 @@ class View {
   }
 
   show(from, to) {
-    const {begin, end} = this.model, size = Math.min(end - begin, Math.max(0.05, to - from));
+    const {begin, end} = this.model, size = Math.min(end - begin, Math.max(LEAST, to - from));
     this.from = Math.min(Math.max(begin, from), end - size);
     this.to = this.from + size;
     this.moved();
@@ -93,8 +93,8 @@ Object.assign(Timeline.prototype, {
     names.forEach((name, i) => {
       const button = made('button');
       button.type = 'button';
-      button.title = name;
-      button.append(made('span', '', `key f${i}`), name);
+      button.title = plain(name);
+      button.append(made('span', '', `key f${i}`), plain(name) || '–');
       button.setAttribute('aria-pressed', 'false');
       button.addEventListener('click', () => this.filterBy(i === COLOURED
         ? {fn: -1, others: !this.filter.others} : {fn: this.filter.fn === i ? -1 : i, others: false}));
@@ -351,7 +351,7 @@ Object.assign(Timeline.prototype, {
     }));
     if (!['t', 'w', 'task', 'f'].some(name => words.has(name))) return;
     const {model, view} = this;
-    const span = (words.get('t') || '').split(',').map(Number);
+    const span = (words.get('t') || '').split(',').map(end => end.trim() ? Number(end) : NaN);
     let fn = -1;
     if (words.has('f')) {
       let name = words.get('f');
@@ -361,12 +361,12 @@ Object.assign(Timeline.prototype, {
     this.filterBy({fn, others: false, text: '', errors: false});
     $('search').value = '';
     this.picked = this.current = -1;
-    if (words.has('w')) {
+    if (words.get('w')) {
       this.current = this.rows.findIndex(row => row.process === Number(words.get('w')));
       if (this.current >= 0) this.reveal(this.rows[this.current]);
     }
-    const whole = span.length === 2 && span.every(Number.isFinite) && words.get('t') !== '' && span[1] >= span[0];
-    if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + 0.05));
+    const whole = span.length === 2 && span.every(Number.isFinite) && span[1] >= span[0];
+    if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + LEAST));
     const task = words.has('task') && words.get('task') !== '' ? model.tasks.row.indexOf(Number(words.get('task'))) : -1;
     if (task >= 0) {
       if (!whole) {
@@ -387,7 +387,7 @@ Object.assign(Timeline.prototype, {
   write() {
     clearTimeout(this.writing);
     this.writing = setTimeout(() => {
-      const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(7)));
+      const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(9)));
       const row = this.rows[this.current], words = [`t=${seconds(view.from)},${seconds(view.to)}`];
       if (row && row.process !== undefined) words.push(`w=${row.process}`);
       if (this.picked >= 0) words.push(`task=${model.tasks.row[this.picked]}`);

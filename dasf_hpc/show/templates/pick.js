@@ -63,6 +63,7 @@ Object.assign(Timeline.prototype, {
   // What share of a column of pixels is busy, and with what.
   toldColumn(row, from, to) {
     const filled = new Float32Array(PLANES), {model} = this, lines = [];
+    if (row.kind === 'ranges') return lines; // what is not in a range may be anything
     if (row.kind === 'gpu') {
       if (row.binned) fillFromBins(filled, 1, row.binned, row.gpu_bins, 2, model.begin, model.end, from, to);
       else if (row.busy) row.busy.forEach((spans, p) => spans.fill(filled.subarray(p), 1, ...spans.visible(0, spans.start.length, from, to), from, to));
@@ -72,7 +73,7 @@ Object.assign(Timeline.prototype, {
     if (row.binned) fillFromBins(filled, 1, row.binned, model.bins, SHADES - 2, model.begin, model.end, from, to);
     else for (const lane of row.own) this.spans.fill(filled, 1, ...this.spans.visible(lane.from, lane.to, from, to), from, to);
     const threads = row.binned ? 1 : Math.max(1, row.own.length);
-    const parts = [...filled.keys()].map(p => [p % SHADES, filled[p] / threads]).filter(([, part]) => part > 0);
+    const parts = [...filled.keys()].slice(0, SHADES).map(p => [p, (filled[p] + filled[p + SHADES]) / threads]).filter(([, part]) => part > 0);
     lines.push(['busy', share(parts.reduce((sum, [, part]) => sum + part, 0)) + (row.own.length > 1 ? ` of ${row.own.length} threads` : '')]);
     for (const [p, part] of parts.sort((a, b) => b[1] - a[1]).slice(0, 4))
       lines.push([p === COLOURED ? 'other functions' : model.functions[p], share(part)]);
@@ -188,7 +189,7 @@ Object.assign(Timeline.prototype, {
     this.changed();
   },
 
-  say(text) { $('picked').textContent = text; },
+  say(text) { $('picked').textContent = plain(text); },
 
   // Goes to the next task, or the one before: of those that are found, or of the current row.
   step(by) {

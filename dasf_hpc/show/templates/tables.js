@@ -32,7 +32,8 @@ for (const table of document.querySelectorAll('table.sortable')) {
 
 // What a link leads to may lie in something closed: that opens, and a finding's evidence with it.
 function reveal() {
-  const name = decodeURIComponent(location.hash.slice(1));
+  let name = location.hash.slice(1);
+  try { name = decodeURIComponent(name); } catch { /* as it stands */ }
   const target = name.includes('=') ? null : document.getElementById(name);
   if (!target) return;
   for (let one = target; one; one = one.parentElement) if (one.tagName === 'DETAILS') one.open = true;

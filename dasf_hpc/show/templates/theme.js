@@ -65,8 +65,21 @@ function prepared(canvas, width, height) {
   return pen;
 }
 
+// The step of an axis of time: as small as the room that its labels need allows.
+function axisStep(pen, {from, to}, width, least) {
+  let step = niceStep(to - from, Math.max(2, width / least));
+  // the smaller the step, the longer the labels
+  const room = Math.max(...[from, to].map(us => pen.measureText(moment(us, step)).width)) + 16;
+  if (room > least) step = niceStep(to - from, Math.max(1, width / room));
+  return step;
+}
+
+// What moves or hides other text, as marks that turn its direction do, stands as a sign.
+const plain = text => text.replace(/[\p{Cc}\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, '\ufffd');
+
 // Writes a text into so much room, cut if it must be.
 function fitted(pen, text, left, middle, room) {
+  text = plain(text.slice(0, 500));
   let shown = text;
   if (pen.measureText(text).width > room) {
     let [low, high] = [0, text.length];
@@ -82,7 +95,7 @@ function fitted(pen, text, left, middle, room) {
 
 function made(tag, text = '', name = '') {
   const one = document.createElement(tag);
-  if (text) one.textContent = text;
+  if (text) one.textContent = plain(text);
   if (name) one.className = name;
   return one;
 }

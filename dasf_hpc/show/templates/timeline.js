@@ -1,6 +1,6 @@
 // The timeline: its rows, which of what it holds is shown bright, and how it is drawn.
 
-const AXIS = 24, GAP = 4, MARK = 3, LINE = 13;
+const AXIS = 24, GAP = 4, MARK = 3, LINE = 13, LINES = 16;
 const MARKS = ['transfer', 'disk', 'deserialising'];
 
 class Timeline {
@@ -30,6 +30,8 @@ class Timeline {
 
   makeRows() {
     const {model} = this, path = model.path;
+    const ranks = new Map(model.functions.map((name, rank) => [name, rank]));
+    this.pathRanks = path && path.function ? path.function.map(name => ranks.get(name) ?? -1) : [];
     this.rows = path && path.start && path.start.length
       ? [{name: 'critical path', kind: 'path', own: [], tracks: []}, ...model.rows] : [...model.rows];
     const streams = model.tracks.filter(track => track.kind === 'stream').length;
@@ -48,13 +50,13 @@ class Timeline {
 
   // Gives the lines of a track: spans that overlap stand in lines of their own, sixteen at most.
   linesOf(track) {
-    const [lane, needed] = stacked(track.start, track.stop), lines = Math.min(16, needed);
-    return [...Array(lines).keys()].map(line => {
+    const [lane, needed, left] = stacked(track.start, track.stop, LINES);
+    return [...Array(needed).keys()].map(line => {
       const own = needed === 1 ? Uint32Array.from(lane.keys()) : Uint32Array.from([...lane.keys()].filter(i => lane[i] === line));
       const spans = new Spans(
         needed === 1 ? track.start : Float64Array.from(own, i => track.start[i]),
         needed === 1 ? track.stop : Float64Array.from(own, i => track.stop[i]), new Uint8Array(own.length));
-      return {track, own, spans, label: line ? '' : track.label};
+      return {track, own, spans, label: line ? left && line === LINES - 1 ? `${count(left)} more` : '' : track.label};
     });
   }
 
@@ -169,7 +171,7 @@ class Timeline {
     if (this.shadesOf !== c) this.makeShades(c);
     const px = y => Math.round((y - top) * ratio);
     pixels.words.fill(this.ground.paper);
-    const step = niceStep(view.to - view.from, Math.max(2, (this.width - this.gutter) / 110));
+    const step = axisStep(this.pen, view, this.width - this.gutter, 110);
     const ticks = [];
     for (let t = Math.ceil(view.from / step) * step; t <= view.to; t += step) ticks.push(t);
     for (const t of ticks) {
@@ -344,7 +346,7 @@ class Timeline {
       const end = begin + model.path.took[i];
       if (end < view.from || begin > view.to) return;
       const left = Math.max(this.gutter, this.x(begin)), right = Math.min(this.width, this.x(end));
-      const f = model.functions.indexOf(model.path.function[i]), task = f >= 0 && model.path.kind[i] === 'task';
+      const f = this.pathRanks[i], task = f >= 0 && model.path.kind[i] === 'task';
       pen.fillStyle = task ? c.of[Math.min(f, COLOURED)] : c.faint;
       pen.globalAlpha = !task ? 0.5 : this.filter.fn < 0 || f === this.filter.fn ? 1 : 0.2;
       pen.fillRect(left, task ? y : y + row.body * 0.35, right - left, task ? row.body : row.body * 0.3);
@@ -434,9 +436,13 @@ class Timeline {
     pen.fillStyle = c.paper;
     pen.fillRect(0, 0, this.width, AXIS - 6);
     pen.fillStyle = c.faint;
+    let before = -9;
     for (const t of ticks) {
       const text = moment(t, step), room = pen.measureText(text).width;
-      pen.fillText(text, Math.max(this.gutter - 10, Math.min(this.x(t) - room / 2, this.width - room - 2)), 9);
+      const left = Math.max(this.gutter - 10, Math.min(this.x(t) - room / 2, this.width - room - 2));
+      if (left < before + 8) continue; // at the edges a label stands beside its place
+      pen.fillText(text, left, 9);
+      before = left + room;
     }
   }
 

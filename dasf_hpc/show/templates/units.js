@@ -1,12 +1,14 @@
 // Units: as the rest of the page writes them, three digits and the unit that suits.
 
 function digits(value, places = 3) {
-  return Number(value.toPrecision(places)).toLocaleString('en-GB', {maximumFractionDigits: 9});
+  const most = 10 ** places - 0.5; // from here on it is a whole number
+  return Number(Math.abs(value) < most ? value.toPrecision(places) : value.toFixed(0)).toLocaleString('en-GB', {maximumFractionDigits: 9});
 }
 
 function inUnits(value, units) {
   const [unit, size] = units.find(([, one]) => Math.abs(value) >= one * 0.9995) || units[units.length - 1];
-  return `${digits(value / size)} ${unit}`;
+  // of the smallest there are no parts
+  return `${digits(unit === units[units.length - 1][0] ? Math.round(value / size) : value / size)} ${unit}`;
 }
 
 // Of us.
@@ -18,19 +20,21 @@ function duration(us) {
 function moment(us, step) {
   const places = Math.min(9, Math.max(0, Math.ceil(-Math.log10(step / 1e6) - 1e-9)));
   const text = (us / 1e6).toFixed(places);
-  return `${Number(text) === 0 ? text.replace('-', '') : text} s`;
+  const [whole, rest] = (Number(text) === 0 ? text.replace('-', '') : text).split('.');
+  return `${whole.replace(/\B(?=(\d{3})+$)/g, ',')}${rest ? `.${rest}` : ''} s`;
 }
 
 function amount(value, unit) {
   if (value === null || value === undefined) return '–';
   if (unit.startsWith('bytes'))
-    return inUnits(value, [['TB', 1e12], ['GB', 1e9], ['MB', 1e6], ['kB', 1e3], ['B', 1]]) + unit.slice(5);
+    return inUnits(value, [['PB', 1e15], ['TB', 1e12], ['GB', 1e9], ['MB', 1e6], ['kB', 1e3], ['B', 1]]) + unit.slice(5);
   return `${digits(value)} ${unit}`.trim();
 }
 
 function share(part) {
   const percent = part * 100;
-  return `${percent > 0 && percent < 9.95 ? digits(percent, percent < 1 ? 1 : 2) : Math.round(percent)} %`;
+  if (percent > 0 && percent < 0.05) return `${digits(percent, 1)} %`; // some is not none
+  return `${percent.toFixed(percent < 9.95 ? 1 : 0)} %`;
 }
 
 const count = number => number.toLocaleString('en-GB');
