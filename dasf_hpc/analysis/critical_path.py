@@ -16,8 +16,8 @@ import pandas as pd
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import Executions, bounds, layer_of, read_executions, workers
-from dasf_hpc.analysis.graph import Graph, chain
+from dasf_hpc.analysis.executions import Executions, bounds, read_executions, workers
+from dasf_hpc.analysis.graph import Graph, chain, could_run, first_known
 from dasf_hpc.analysis.savings import savings
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import duration_text, share_text
@@ -106,9 +106,8 @@ class _Gaps:
 
     def __init__(self, trace: Trace, graph: Graph, runs: Executions) -> None:
         self._graph = graph
-        self._trace = trace
         self._keys = runs.key
-        self._submitted: dict[int, dict[str, int]] = {}
+        self._able = could_run(trace, runs, first_known(trace, runs))
         self._bounds = bounds(trace)
         self._clocks = trace.processes["clock"].to_numpy(np.int64)
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
@@ -139,28 +138,8 @@ class _Gaps:
         graph = self._graph
         if graph.first_dependency[task + 1] > graph.first_dependency[task]:
             return True
-        key = self._keys[graph.rows[task]]
-        if key < 0:
-            return False
-        function = int(graph.function[task])
-        if function not in self._submitted:
-            self._submitted[function] = self._first_known(function)
-        (text,) = self._trace.texts("keys", np.array([key]))
-        return self._submitted[function][layer_of(str(text))] < time
-
-    def _first_known(self, function: int) -> dict[str, int]:
-        """Give when a worker first knew of a task of each array of a function."""
-        graph = self._graph
-        alone = graph.first_dependency[1:] == graph.first_dependency[:-1]
-        places = np.flatnonzero(alone & (graph.function == function))
-        keys = self._keys[graph.rows[places]]
-        places, keys = places[keys >= 0], keys[keys >= 0]
-        first: dict[str, int] = {}
-        texts = self._trace.texts("keys", keys)
-        for text, known in zip(texts, graph.known[places].tolist(), strict=True):
-            layer = layer_of(str(text))
-            first[layer] = min(known, first.get(layer, known))
-        return first
+        key = int(self._keys[graph.rows[task]])
+        return key >= 0 and bool(self._able[key] < time)
 
     def fetched(self, process: int, start: int, stop: int) -> int:
         """Say for how long in a stretch of time a worker fetched data, ns."""
