@@ -638,7 +638,7 @@ def _too_small(
             )
         )
     of_all = not known.of("scheduling") and bool(found)
-    if share < NAMED_SHARE or executing / count >= SMALL:
+    if share < NAMED_SHARE or executing / count >= SMALL or count <= threads:
         return found
     total = np.bincount(runs.function, weights=runs.duration, minlength=len(runs.functions))
     most = int(np.argmax(total))
