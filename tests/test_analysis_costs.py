@@ -448,3 +448,25 @@ def test_one_task_is_neither_too_small_nor_plural(tmp_path: Path) -> None:
     assert "1 execution failed or was lost (most in f)." in sentences
     assert "1 task of f failed for good: its exception was not recorded." in sentences
     assert not [s for s in sentences if "1 tasks" in s or "small" in s]
+
+
+def test_larger_tasks_are_asked_of_the_function_that_waits(tmp_path: Path) -> None:
+    # most of the time goes to one whose tasks are long and do not wait
+    run = Planted()
+    list(run.phase(1, "short", 50, dict.fromkeys(range(4), 10 * MS), 5 * MS))
+    list(run.phase(2, "long", 3, dict.fromkeys(range(4), 300 * MS)))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        (small,) = [f for f in analyse("where", trace).findings if "too small" in f.sentence]
+    assert small.next_step == (
+        "Make tasks larger: blocks (chunks, partitions) about 5 times as large leave 40 tasks of "
+        "short for 4 threads, and such waits about 10 % of the executing time."
+    )
+
+
+def test_small_tasks_beside_smaller_ones_say_beside_which(tmp_path: Path) -> None:
+    run = Planted()
+    list(run.phase(1, "short", 50, dict.fromkeys(range(4), 10 * MS), 5 * MS))
+    list(run.phase(2, "tiny", 100, dict.fromkeys(range(4), MS // 10), 2 * MS))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        sentences = [f.sentence for f in analyse("where", trace).findings]
+    assert "Tasks are too small: 200 besides those of tiny take 10 ms in the mean" in sentences[0]

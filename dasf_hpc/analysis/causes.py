@@ -505,6 +505,10 @@ def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
             "executing": int(run.duration[chosen].sum()),
         }
         words = WORDS[kind]
+        if kind == "scheduling":
+            # the function with most of it, of those whose tasks are short
+            own = np.where(~small & (count > 0) & (executing < SMALL * count), waited, -1)
+            figures["function"] = int(np.argmax(own)) if own.max() > 0 else -1
         if kind == "small":
             names = [run.runs.functions[f] for f in functions]
             figures |= {
