@@ -237,7 +237,7 @@ class Causes:
     def avoidable(self, words: Collection[str]) -> int:
         """Give what is saved, ns, at most, where all causes of some names are mended at once.
 
-        Never less than what the costliest saves, and never their sum: the schedule is played
+        Never less than what the costliest saves. It is not their sum: the schedule is played
         without all of it.
         """
         mended = self.mendable(words)
