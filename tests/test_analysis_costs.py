@@ -357,3 +357,116 @@ def test_failures_are_told_once_by_the_analysis_that_is_about_them(tmp_path: Pat
     assert both.sentence == (
         "5 s from first to last task; up to 2 s of it avoidable: failed executions."
     )
+
+
+def _rounds(took: list[list[int]], threads: int = 1) -> Made:
+    """Let each worker execute tasks of some lengths, one after the other."""
+    tasks = []
+    for worker, lengths in enumerate(took):
+        time = 0
+        for i, length in enumerate(lengths):
+            tasks.append(Task(f"f-{worker}-{i}", worker, time, time + length))
+            time += length
+    return Made(tasks, [Worker(threads=threads) for _ in took])
+
+
+def test_many_slow_workers_are_one_cause_and_the_worst_are_named(tmp_path: Path) -> None:
+    slow = [200 * MS + worker * MS for worker in range(9)]
+    made = _rounds([[length] * 6 for length in [*slow, *[100 * MS] * 12]])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        (cause,) = causes(trace).of("slow")
+        (finding,) = [f for f in analyse("balance", trace).findings if "slow" in f.sentence]
+    assert cause.words == "9 workers are slow"
+    assert finding.sentence == (
+        "9 workers are slow, most of all worker-8 on node1, worker-7 on node1 and worker-6 on "
+        "node1."
+    )
+    assert sorted(finding.rows) == list(range(9))
+    assert 0 < cause.saves <= 6 * 108 * MS
+
+
+def test_a_worker_with_one_long_task_is_not_slow_but_its_task_is_told(tmp_path: Path) -> None:
+    made = _rounds([[400 * MS, 100 * MS], *[[100 * MS] * 2] * 3])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        assert [cause.kind for cause in causes(trace).found if cause.task == 0][:1] == [
+            "stragglers"
+        ]
+        assert causes(trace).of("slow") == []
+
+
+def test_a_straggler_of_another_function_on_a_slow_worker_is_told(tmp_path: Path) -> None:
+    tasks = []
+    for worker in range(4):
+        time = 0
+        for i in range(20):
+            took = (300 if worker == 1 else 100) * MS
+            tasks.append(Task(f"f-{worker}-{i}", worker, time, time + took))
+            time += took
+        for i in range(20):
+            took = (4000 if (worker, i) == (1, 7) else 10) * MS
+            tasks.append(Task(f"g-{worker}-{i}", worker, time, time + took))
+            time += took
+    with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker() for _ in range(4)])) as trace:
+        known = causes(trace)
+        (slow,) = known.of("slow")
+        (straggler,) = known.of("stragglers")
+    assert slow.words == "worker-1 on node1 is slow at f"
+    assert straggler.process == 1
+    assert straggler.saves == 3990 * MS
+
+
+def test_a_process_that_the_trace_does_not_know_is_no_place(tmp_path: Path) -> None:
+    made = _rounds([[100 * MS] * 6, [100 * MS] * 6])
+    made.tasks = [*made.tasks, *(Task(f"f-9-{i}", -1, i * S, (i + 1) * S) for i in range(6))]
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        known = len(trace.processes)
+        (slow,) = causes(trace).of("slow")
+        assert slow.saves > 0
+        for name in ANALYSES:
+            assert all(f.process < known for f in analyse(name, trace).findings), name
+
+
+def test_a_failure_is_placed_where_it_was(tmp_path: Path) -> None:
+    # of other failures most is long before
+    tasks = [
+        Task("f-0", 0, 0, 10 * MS, state="error"),
+        Task("f-0", 0, 20 * MS, 30 * MS),
+        Task("g-0", 0, 50 * MS, 51 * MS, state="error"),
+        Task("h-0", 0, 60 * MS, 90 * MS),
+    ]
+    with make_trace(tmp_path / "trace.h5", Made(tasks)) as trace:
+        told = _headline(trace)
+    failed = [f for f in told.findings if f.analysis == "failures"]
+    assert [(f.start, f.stop) for f in failed] == [(50 * MS, 51 * MS), (0, 10 * MS)]
+
+
+def test_one_task_is_neither_too_small_nor_plural(tmp_path: Path) -> None:
+    one = Task("f-0", 0, 10 * MS, 11 * MS, state="error")
+    with make_trace(tmp_path / "trace.h5", Made([one], span=(0, S))) as trace:
+        sentences = [f.sentence for name in ANALYSES for f in analyse(name, trace).findings]
+    assert "f takes 100 % of the executing time (1 ms in 1 task)." in sentences
+    assert "1 execution failed or was lost (most in f)." in sentences
+    assert "1 task of f failed for good: its exception was not recorded." in sentences
+    assert not [s for s in sentences if "1 tasks" in s or "small" in s]
+
+
+def test_larger_tasks_are_asked_of_the_function_that_waits(tmp_path: Path) -> None:
+    # most of the time goes to one whose tasks are long and do not wait
+    run = Planted()
+    list(run.phase(1, "short", 50, dict.fromkeys(range(4), 10 * MS), 5 * MS))
+    list(run.phase(2, "long", 3, dict.fromkeys(range(4), 300 * MS)))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        (small,) = [f for f in analyse("where", trace).findings if "too small" in f.sentence]
+    assert small.next_step == (
+        "Make tasks larger: blocks (chunks, partitions) about 5 times as large leave 40 tasks of "
+        "short for 4 threads, and such waits about 10 % of the executing time."
+    )
+
+
+def test_small_tasks_beside_smaller_ones_say_beside_which(tmp_path: Path) -> None:
+    run = Planted()
+    list(run.phase(1, "short", 50, dict.fromkeys(range(4), 10 * MS), 5 * MS))
+    list(run.phase(2, "tiny", 100, dict.fromkeys(range(4), MS // 10), 2 * MS))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        sentences = [f.sentence for f in analyse("where", trace).findings]
+    assert "Tasks are too small: 200 besides those of tiny take 10 ms in the mean" in sentences[0]

@@ -378,7 +378,7 @@ def test_the_command_asks_one_question_in_every_form(tmp_path: Path) -> None:
     assert "Where did the workers' time go?" in call(app, ["analyze"]).stdout
     shown = call(app, ["analyze", "functions", str(tmp_path)])
     assert shown.exit_code == 0
-    assert "  f takes 75 % of the executing time (30 s in 1 tasks)." in shown.stdout
+    assert "  f takes 75 % of the executing time (30 s in 1 task)." in shown.stdout
     assert "could not look: GPU utilisation" in shown.stdout
     asked = call(app, ["analyze", "functions", str(tmp_path), "--json", "--rows", "1"])
     document = json.loads(asked.stdout)

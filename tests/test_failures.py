@@ -271,6 +271,7 @@ def test_what_an_exception_says_is_read_without_its_own_code(tmp_path: Path) -> 
     assert text == f"No such file or directory: {str(tmp_path / 'none')!r}"[:MAX_MESSAGE]
     assert shown_error("mine.Error('a|b')") == "mine.Error|'a|b'"
     assert shown_error("") == ""
+    assert shown_error("<a|b\nmore>") == "<a/b|<a|b"
 
 
 def test_many_different_messages_lose_their_numbers_then_their_text() -> None:
@@ -289,3 +290,10 @@ def test_many_different_messages_lose_their_numbers_then_their_text() -> None:
         texts.describe_error(ValueError("".join(chr(97 + int(c)) for c in str(number))))
     assert len(known) <= 2 * MOST_MESSAGES + 1
     assert "ValueError" in known
+
+
+def test_a_message_that_ends_in_a_full_stop_gets_no_second_one(tmp_path: Path) -> None:
+    tasks = [Task("f-1", 0, 0, 9, state="error")]
+    with write(tmp_path / "trace.h5", tasks, {0: ("ValueError", "Nothing there.")}) as trace:
+        (finding,) = failures(trace).findings
+    assert finding.sentence == "1 task of f failed for good: ValueError: Nothing there."

@@ -53,7 +53,8 @@ class Finding:
         What to do about it.
     saves
         What mending it could save of the time from first task to last, ns, at most; -1: it cannot
-        be told. Findings overlap: what two save is less than their sum.
+        be told. What two save together is not their sum: they overlap, mostly, or neither helps
+        much without the other.
     start, stop
         Where in the run to look, ns of trace time; -1: everywhere.
     process

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
+from dasf_hpc.analysis.answer import (
+    EVIDENCE,
+    Answer,
+    Columns,
+    Finding,
+    Severity,
+    costliest_first,
+)
 from dasf_hpc.analysis.causes import (
     STRAGGLER,
     Cause,
@@ -280,9 +287,11 @@ def _findings(
             Severity.SERIOUS if cause.saves >= SERIOUS_SHARE * work.duration else Severity.WARNING,
             "balance",
             "workers",
-            (places[cause.figures["worker"]],),
+            tuple(places[worker] for worker in _slow_workers(cause)[:EVIDENCE]),
             _slow_sentence(cause),
-            "Look at the node's CPU, memory and GPU clocks, or exclude it.",
+            "Look at the node's CPU, memory and GPU clocks, or exclude it."
+            if "worker" in cause.figures
+            else "See whether their nodes are of another kind, or shared with other jobs.",
             **cause.told,
         )
         for cause in slow
@@ -326,8 +335,16 @@ def _findings(
     return costliest_first(found)
 
 
+def _slow_workers(cause: Cause) -> list[int]:
+    figures = cause.figures
+    return [figures["worker"]] if "worker" in figures else list(figures["workers"])
+
+
 def _slow_sentence(cause: Cause) -> str:
     figures = cause.figures
+    if "workers" in figures:
+        *most, last = figures["worst"]
+        return f"{cause.words}, most of all {', '.join(most)} and {last}."
     if "slowdown" in figures:
         return (
             f"{cause.words}: its tasks take {figures['slowdown']:.2f} times what the same "

@@ -44,6 +44,10 @@ SPILL, PAUSE = 0.7, 0.8
 SLOW = 1.25
 #: ... at a function of which it executed so many tasks.
 ENOUGH = 5
+#: ... or so many standard deviations more of all its tasks than half are longer than usual.
+CHANCE = 3.0
+#: So many slow workers are causes of their own; of more so many are named, the worst.
+MOST_SLOW, NAMED_SLOW = 8, 3
 #: A worker that is slow at functions of this share of its time is slow as a whole.
 MOSTLY = 0.8
 #: A task that takes this many times the median of its function is a straggler, ...
@@ -233,7 +237,7 @@ class Causes:
     def avoidable(self, words: Collection[str]) -> int:
         """Give what is saved, ns, at most, where all causes of some names are mended at once.
 
-        Never less than what the costliest saves, and never their sum: the schedule is played
+        Never less than what the costliest saves. It is not their sum: the schedule is played
         without all of it.
         """
         mended = self.mendable(words)
@@ -280,8 +284,9 @@ def _causes(trace: Trace) -> Causes:
     delays = _delays(trace, run, able, gaps)
     threads = _threads(run, able, known, new) if len(run.graph) <= PLAYED else None
     del able, known, new
-    alone = [_best(run, threads, cause) for cause in _slow(run)]
-    alone += [replace(cause, saves=_saved(run, cause.change)) for cause in _stragglers(run, alone)]
+    slow = _slow(run)
+    alone = [_best(run, threads, cause) for cause in slow]
+    alone += [replace(cause, saves=_saved(run, cause.change)) for cause in _stragglers(run, slow)]
     mended = run.together([cause.change for cause in alone])
     found = list(alone)
     for kind in DELAYS[:-1]:
@@ -448,11 +453,12 @@ def _placed(run: Savings, cause: Cause) -> Cause:
     inside = slice(first, last)
     of = np.bincount(graph.process[some], weights=weight)
     most = int(np.argmax(of))
+    one = of[most] >= 0.5 * of.sum() and most in run.known
     return replace(
         cause,
         start=int(begin[first]),
         stop=int(latest[last - 1]),
-        process=most if of[most] >= 0.5 * of.sum() else -1,
+        process=most if one else -1,
         task=int(graph.rows[some[inside][int(np.argmax(weight[inside]))]]),
     )
 
@@ -499,6 +505,10 @@ def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
             "executing": int(run.duration[chosen].sum()),
         }
         words = WORDS[kind]
+        if kind == "scheduling":
+            # the function with most of it, of those whose tasks are short
+            own = np.where(~small & (count > 0) & (executing < SMALL * count), waited, -1)
+            figures["function"] = int(np.argmax(own)) if own.max() > 0 else -1
         if kind == "small":
             names = [run.runs.functions[f] for f in functions]
             figures |= {
@@ -511,8 +521,43 @@ def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
     return found
 
 
+@dataclass(frozen=True)
+class _SlowWorker:
+    """A worker that is slow, and how much shorter each of some of its executions should be, ns."""
+
+    words: str
+    figures: dict[str, Any]
+    tasks: NDArray[np.intp]
+    removed: Ints
+
+
 def _slow(run: Savings) -> list[Cause]:
-    """Find workers that are slow at a function, or as a whole."""
+    """Find workers that are slow at a function, or as a whole.
+
+    More than `MOST_SLOW` are one cause.
+    """
+    found = _slow_at_functions(run)
+    found += _slow_as_a_whole(run, {slow.figures["worker"] for slow in found})
+    found.sort(key=lambda slow: -int(slow.removed.sum()))
+    if len(found) > MOST_SLOW:
+        figures = {
+            "workers": [slow.figures["worker"] for slow in found],
+            "worst": [_place(run, slow.figures["worker"]) for slow in found[:NAMED_SLOW]],
+        }
+        tasks = np.concatenate([slow.tasks for slow in found])
+        removed = np.concatenate([slow.removed for slow in found])
+        found = [_SlowWorker(f"{len(found):,} workers are slow", figures, tasks, removed)]
+    causes = []
+    for slow in found:
+        duration = np.zeros(len(run.graph), np.int64)
+        duration[slow.tasks] = slow.removed
+        change = run.limited(Change(duration=duration))
+        causes.append(_placed(run, Cause("slow", slow.words, change, 0, figures=slow.figures)))
+    return causes
+
+
+def _slow_at_functions(run: Savings) -> list[_SlowWorker]:
+    """Find workers that take longer for a function's tasks than the others do."""
     graph, duration = run.graph, run.duration
     functions = run.runs.functions
     slots = int(graph.process.max()) + 1
@@ -525,20 +570,16 @@ def _slow(run: Savings) -> list[Cause]:
     )
     of, process = groups // slots, groups % slots
     usual: dict[int, tuple[int, int]] = {}
-    for function in np.unique(of[count >= ENOUGH]).tolist():
-        mine = np.flatnonzero((of == function) & (count >= ENOUGH))
+    enough = np.flatnonzero(count >= ENOUGH)
+    cuts = np.flatnonzero(np.diff(of[enough])) + 1
+    for mine in np.split(enough, cuts):
         if len(mine) < 2:
             continue
-        middle = float(np.median(median[mine]))
-        for place in mine[median[mine] > middle].tolist():
-            others = mine[mine != place]
-            other = int(np.median(median[others]))
-            if (
-                median[place] >= SLOW * other
-                and quarter[place] >= np.median(upper[others])
-                and median[place] > 0
-            ):
-                usual[place] = other, int(median[place])
+        other = _median_of_others(median[mine])
+        slow = (median[mine] > np.median(median[mine])) & (median[mine] >= SLOW * other)
+        slow &= (quarter[mine] >= _median_of_others(upper[mine])) & (median[mine] > 0)
+        for at in np.flatnonzero(slow).tolist():
+            usual[int(mine[at])] = int(other[at]), int(median[mine[at]])
     by_worker: dict[int, list[int]] = {}
     for place in usual:
         by_worker.setdefault(int(process[place]), []).append(place)
@@ -547,11 +588,11 @@ def _slow(run: Savings) -> list[Cause]:
     found = []
     for worker, places in by_worker.items():
         places = sorted(places, key=lambda p: -int(sums[p] * (1 - usual[p][0] / usual[p][1])))
-        removed = np.zeros(len(graph), np.int64)
-        for place in places:
-            tasks = order[first[place] : first[place] + count[place]]
-            other, own = usual[place]
-            removed[tasks] = (duration[tasks] * (1 - other / own)).astype(np.int64)
+        tasks = [order[first[p] : first[p] + count[p]] for p in places]
+        removed = [
+            (duration[own] * (1 - usual[p][0] / usual[p][1])).astype(np.int64)
+            for p, own in zip(places, tasks, strict=True)
+        ]
         worst = places[0]
         whole = len(places) > 1 and sums[places].sum() >= MOSTLY * busy[worker]
         name = functions[int(of[worst])]
@@ -565,13 +606,28 @@ def _slow(run: Savings) -> list[Cause]:
             "example": name,
         }
         words = f"{_place(run, worker)} is slow" + ("" if whole else f" at {name}")
-        change = run.limited(Change(duration=removed))
-        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
-    return found + _slow_as_a_whole(run, {int(w) for w in by_worker})
+        found.append(_SlowWorker(words, figures, np.concatenate(tasks), np.concatenate(removed)))
+    return found
 
 
-def _slow_as_a_whole(run: Savings, told: set[int]) -> list[Cause]:
-    """Find workers that are slow in sum over functions, of each of which they executed few."""
+def _median_of_others(values: Ints) -> Floats:
+    """Give, for each of two values or more, the median of all others."""
+    order = np.argsort(values, kind="stable")
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values))
+    ordered, left = values[order], len(values) - 1
+    low, high = (left - 1) // 2, left // 2
+    # those from its own place on are one place further
+    result: Floats = (ordered[low + (low >= rank)] + ordered[high + (high >= rank)]) / 2
+    return result
+
+
+def _slow_as_a_whole(run: Savings, told: set[int]) -> list[_SlowWorker]:
+    """Find workers that are slow in sum over functions, of each of which they executed few.
+
+    Far more of a slow worker's tasks than half take longer than the median of their function: by
+    `CHANCE` standard deviations, were it by chance.
+    """
     graph, duration = run.graph, run.duration
     slots = int(graph.process.max()) + 1
     slowdown = slowdowns(run.runs, slots)
@@ -579,23 +635,32 @@ def _slow_as_a_whole(run: Savings, told: set[int]) -> list[Cause]:
     if not len(known):
         return []
     middle = float(np.median(known))
+    median = _medians(run.runs)[graph.function]
+    count = np.bincount(graph.process, minlength=slots)
+    longer = np.bincount(graph.process[duration > median], minlength=slots)
+    surely = longer >= count / 2 + CHANCE * np.sqrt(count) / 2
+    order = np.argsort(graph.process, kind="stable")
+    firsts = np.searchsorted(graph.process[order], np.arange(slots + 1))
     found = []
-    for worker in np.flatnonzero(np.nan_to_num(slowdown) >= SLOW * middle).tolist():
+    for worker in np.flatnonzero(surely & (np.nan_to_num(slowdown) >= SLOW * middle)).tolist():
         if worker in told:
             continue
-        mine = graph.process == worker
-        share = 1 - middle / slowdown[worker]
-        change = Change(duration=np.where(mine, (duration * share).astype(np.int64), 0))
+        mine = order[firsts[worker] : firsts[worker + 1]]
+        removed = (duration[mine] * (1 - middle / slowdown[worker])).astype(np.int64)
         figures = {"worker": worker, "slowdown": float(slowdown[worker])}
-        words = f"{_place(run, worker)} is slow"
-        found.append(_placed(run, Cause("slow", words, change, 0, figures=figures)))
+        found.append(_SlowWorker(f"{_place(run, worker)} is slow", figures, mine, removed))
     return found
+
+
+def _medians(runs: Executions) -> Floats:
+    """Give how long a task of each function takes, in the median, ns; NaN: there is none."""
+    width = max(1, len(runs.functions))
+    return group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
 
 
 def slowdowns(runs: Executions, slots: int) -> Floats:
     """Give each process's executing time over what its tasks take in the median of all."""
-    width = max(1, len(runs.functions))
-    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    median = _medians(runs)
     usual = np.bincount(runs.process, weights=median[runs.function], minlength=slots)
     busy = np.bincount(runs.process, weights=runs.duration, minlength=slots)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -617,7 +682,7 @@ def stragglers(runs: Executions, whole: int) -> tuple[Ints, Ints]:
         From first to last task, ns.
     """
     width = max(1, len(runs.functions))
-    median = group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
+    median = _medians(runs)
     usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
     duration = runs.duration
     long = np.flatnonzero(
@@ -640,8 +705,8 @@ def _stragglers(run: Savings, slow: list[Cause]) -> list[Cause]:
     place[run.graph.rows] = np.arange(len(run.graph))
     removed = np.zeros(len(run.graph), np.int64)
     removed[place[rows]] = run.duration[place[rows]] - usual
-    for cause in slow:  # the worker is slow, not the task
-        removed[run.graph.process == cause.process] = 0
+    for cause in slow:  # the worker is slow at it, not the task
+        removed[cause.change.of(len(removed)) > 0] = 0
     words = WORDS["stragglers"]
     return [_placed(run, Cause("stragglers", words, run.limited(Change(duration=removed)), 0))]
 

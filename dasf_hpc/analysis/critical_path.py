@@ -16,15 +16,8 @@ import pandas as pd
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import (
-    Executions,
-    Ints,
-    bounds,
-    layer_of,
-    read_executions,
-    workers,
-)
-from dasf_hpc.analysis.graph import Graph, chain
+from dasf_hpc.analysis.executions import Executions, bounds, read_executions, workers
+from dasf_hpc.analysis.graph import Graph, chain, could_run, first_known
 from dasf_hpc.analysis.savings import savings
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import duration_text, share_text
@@ -113,10 +106,8 @@ class _Gaps:
 
     def __init__(self, trace: Trace, graph: Graph, runs: Executions) -> None:
         self._graph = graph
-        self._trace = trace
         self._keys = runs.key
-        self._first: Ints | None = None
-        self._layer = np.zeros(0, np.int64)
+        self._able = could_run(trace, runs, first_known(trace, runs))
         self._bounds = bounds(trace)
         self._clocks = trace.processes["clock"].to_numpy(np.int64)
         transfers = trace.table("transfers", ["start", "stop", "process", "direction"])
@@ -147,33 +138,8 @@ class _Gaps:
         graph = self._graph
         if graph.first_dependency[task + 1] > graph.first_dependency[task]:
             return True
-        key = self._keys[graph.rows[task]]
-        if key < 0:
-            return False
-        if self._first is None:
-            self._first, self._layer = self._first_known()
-        return int(self._first[self._layer[task]]) < time
-
-    def _first_known(self) -> tuple[Ints, Ints]:
-        """Give when a worker first knew of a task of each layer, and the layer of each task.
-
-        A layer is an array or a collection of one function. Tasks that need something have none.
-        """
-        graph = self._graph
-        alone = graph.first_dependency[1:] == graph.first_dependency[:-1]
-        places = np.flatnonzero(alone & (self._keys[graph.rows] >= 0))
-        texts = self._trace.texts("keys", self._keys[graph.rows[places]])
-        number: dict[tuple[int, str], int] = {}
-        functions = graph.function[places].tolist()
-        own = [
-            number.setdefault((function, layer_of(str(text))), len(number))
-            for function, text in zip(functions, texts, strict=True)
-        ]
-        layer = np.full(len(graph.rows), -1, np.int64)
-        layer[places] = own
-        first = np.full(len(number), np.iinfo(np.int64).max)
-        np.minimum.at(first, layer[places], graph.known[places])
-        return first, layer
+        key = int(self._keys[graph.rows[task]])
+        return key >= 0 and bool(self._able[key] < time)
 
     def fetched(self, process: int, start: int, stop: int) -> int:
         """Say for how long in a stretch of time a worker fetched data, ns."""

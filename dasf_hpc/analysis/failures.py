@@ -128,7 +128,7 @@ def failures(trace: Trace) -> Answer:
     table = _groups(trace, runs, failed)
     tasks = _final_tasks(trace, runs, failed)
     tables = {"failures": table, "tasks": tasks}
-    return Answer("failures", tables, described, _findings(table), unanswered)
+    return Answer("failures", tables, described, _findings(runs, table), unanswered)
 
 
 def _read(trace: Trace, bad: NDArray[np.intp]) -> _Failed:
@@ -281,7 +281,7 @@ def _name(names: list[str], process: int) -> str:
     return names[process] if 0 <= process < len(names) else f"worker {process}"
 
 
-def _findings(table: pd.DataFrame) -> list[Finding]:
+def _findings(runs: Executions, table: pd.DataFrame) -> list[Finding]:
     found: list[Finding] = []
 
     def tell(
@@ -295,7 +295,9 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
             return
         first = rows.iloc[int(rows["first_start"].to_numpy().argmin())]
         for finding in told_as_one(severity, "failures", "failures", rows, heading, clause, step):
-            found.append(replace(finding, start=int(first["first_start"]), task=int(first["task"])))
+            task = int(first["task"])
+            start, stop = int(runs.start[task]), int(runs.stop[task])
+            found.append(replace(finding, start=start, stop=stop, task=task))
 
     raised = table[table["lost"] == 0]
     died = table[table["lost"] > 0]
@@ -351,8 +353,11 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _said(row: dict[str, Any]) -> str:
-    """Give what the exception of a group says, the first one's words."""
+    """Give what the exception of a group says, the first one's words, without their full stop."""
+    if row["exception"] == UNKNOWN and not row["example"]:
+        return "its exception was not recorded"
     text = f"{row['exception']}: {row['example']}" if row["example"] else str(row["exception"])
+    text = text.removesuffix(".")
     return f"{text} (and others alike)" if row["message"] != row["example"] else text
 
 

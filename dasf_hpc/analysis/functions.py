@@ -250,7 +250,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 (int(str(row)),),
                 f"{function['function']} takes {share_text(function['share'])} of the executing "
                 f"time ({duration_text(function['total'])} in {count_text(function['count'])} "
-                "tasks).",
+                f"task{'s' * (function['count'] != 1)}).",
                 "Speed it up first; `dasf-hpc analyze what_if` says what that would bring.",
                 **causes(trace).faster(runs.functions.index(function["function"])).told,
             )
@@ -289,6 +289,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
         )
     bad = table[table["failed"] > 0]
     if len(bad):
+        failures = int(bad["failed"].sum())
         failed = np.where(runs.in_state("error", "lost"), runs.duration, 0)
         found.append(
             Finding(
@@ -296,7 +297,8 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 "functions",
                 "functions",
                 tuple(int(row) for row in bad.index),
-                f"{count_text(bad['failed'].sum())} executions failed or were lost "
+                f"{count_text(failures)} execution{'s' * (failures != 1)} failed or "
+                f"{'was' if failures == 1 else 'were'} lost "
                 f"(most in {bad.sort_values('failed')['function'].iloc[-1]}).",
                 "Table tasks names each one's exception; `dasf-hpc logs RUN` shows what was said.",
                 **causes(trace).shorter(FAILED, failed).told,

@@ -68,7 +68,7 @@ def executed_graph(trace: Trace, runs: Executions) -> Graph:
     """Make the executed graph of a trace.
 
     Of a task that was executed several times its dependents need the last execution that gave a
-    result and began before them.
+    result, or the first one where that began after them.
     """
     order = np.argsort(runs.start, kind="stable")
     start, stop = runs.start[order], runs.stop[order]

@@ -166,7 +166,7 @@ def _findings(table: pd.DataFrame, executions: int) -> list[Finding]:
             f"Recording cost {duration_text(whole['each_low'])} to "
             f"{duration_text(whole['each_high'])} a task (timed on this machine, caches warm to "
             f"cold), {share_text(whole['share_low'])} to {share_text(whole['share_high'])} of the "
-            f"executing time of {executions:,} tasks: they are short.",
+            f"executing time of {executions:,} short task{'s' * (executions != 1)}.",
             "Make larger tasks; Dask itself costs more than this for each of them.",
         )
     ]

@@ -58,6 +58,8 @@ class Savings:
         The executed graph; changes are in its order.
     found
         The workers, as `dasf_hpc.analysis.executions.workers` gives them.
+    known
+        Rows of ``processes``.
     recorded
         From the start of the first task to the end of the last one, ns.
     """
@@ -65,6 +67,7 @@ class Savings:
     def __init__(self, trace: Trace) -> None:
         self.runs: Executions = read_executions(trace)
         self.found: pd.DataFrame = workers(trace, self.runs)
+        self.known = range(len(trace.processes))
         self.graph: Graph = executed_graph(trace, self.runs)
         threads = {int(str(row)): int(count) for row, count in self.found["threads"].items()}
         self.schedule = Schedule(self.graph, threads)

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
+from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity, costliest_first
 from dasf_hpc.analysis.causes import (
     LEAST,
     LOST_SHARE,
@@ -638,12 +638,18 @@ def _too_small(
             )
         )
     of_all = not known.of("scheduling") and bool(found)
-    if share < NAMED_SHARE or executing / count >= SMALL:
+    if share < NAMED_SHARE or executing / count >= SMALL or count <= threads:
         return found
     total = np.bincount(runs.function, weights=runs.duration, minlength=len(runs.functions))
     most = int(np.argmax(total))
-    of_most = int(np.count_nonzero(runs.function == most))
     wanted = -(-lost // max(1, round(LOST_SHARE * executing)))
+    for cause in known.of("scheduling"):
+        if cause.figures["function"] >= 0:
+            most = cause.figures["function"]
+            mine = known.savings.graph.function == most
+            waited = int(known.delays["scheduling"][mine].sum())
+            wanted = -(-waited // max(1, round(LOST_SHARE * int(total[most]))))
+    of_most = int(np.count_nonzero(runs.function == most))
     factor = min(wanted, of_most // (TASKS_A_THREAD * threads))
     step = "Make tasks larger (blocks, chunks, partitions), or do more in each."
     if factor >= 2:
@@ -667,8 +673,11 @@ def _too_small(
     )
     of_cause = known.of("small")[0].told if of_all else known.told("scheduling")
     others = known.of("scheduling")[0].figures if found and not of_all else None
+    told = [name for small in known.of("small") for name in small.figures["functions"]]
+    if len(told) > WORST:
+        told = [*told[:WORST], f"{len(told) - WORST} more functions"]
     sentence = (
-        f"Tasks are too small: {others['count']:,} others take "
+        f"Tasks are too small: {others['count']:,} besides those of {', '.join(told)} take "
         f"{duration_text(others['executing'] / others['count'])} in the mean, and threads wait "
         f"{duration_text(others['waited'] / others['count'])} for each, "
         f"{duration_text(others['waited'])} in sum."

@@ -202,7 +202,7 @@ def shape_text(shape: Any) -> str:
 
 def shown_error(shown: str) -> str:
     """Give the text ``type|message`` of an exception of which only its ``repr`` is known."""
-    kind = shown.partition("(")[0][:MAX_MESSAGE]
+    kind = _first_line(shown.partition("(")[0]).replace("|", "/")
     message = _first_line(_inside(shown))
     return f"{kind}|{message}" if message else kind
 
