@@ -489,7 +489,7 @@ def test_on_a_terminal_a_run_is_told_live_and_ends_with_findings(
 def test_in_a_pipe_standard_output_is_the_scripts_alone(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(SCRIPT)
     done = subprocess.run(
-        _submit("--no-report", "job.py"),
+        _submit("--no-report", "--runs-dir", "my runs", "job.py"),
         cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -501,7 +501,10 @@ def test_in_a_pipe_standard_output_is_the_scripts_alone(tmp_path: Path) -> None:
         "Run", "From another terminal", "Submitting node jobs", "Waiting for workers",
         "Running the job", "Ending the workers and writing their reports", "Merging",
     ]  # fmt: skip
-    assert "dasf-hpc analyze where" in done.stderr  # no report, so nothing was looked at
+    # no report, so nothing was looked at; what is told to be run can be pasted
+    [directory] = (tmp_path / "my runs").iterdir()
+    assert f"dasf-hpc analyze where '{directory}' (" in done.stderr
+    assert f"dasf-hpc watch '{directory}'\n" in done.stderr
 
 
 def test_a_watch_shows_the_tasks_that_the_run_tells_of(tmp_path: Path) -> None:
