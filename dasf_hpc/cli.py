@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -1053,8 +1054,8 @@ def _print_headline(ended: RunResult, console: Console) -> None:
         show_headline(console, ended.headline)
     elif ended.summary.work >= 0:
         console.print(
-            f"What it spent its time on: dasf-hpc analyze where {ended.directory.name} "
-            "(where, functions, balance, ...)",
+            "What it spent its time on: dasf-hpc analyze where "
+            f"{shlex.quote(str(ended.directory))} (where, functions, balance, ...)",
             soft_wrap=True,
             highlight=False,
             markup=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -200,8 +201,9 @@ def submit(
         versions=versions(),
         git_revision=git_revision(program.folder),
     )
+    watch = shlex.join(["dasf-hpc", "watch", str(directory)])
     told(Step("Starting", said=f"Run: {directory}"))
-    told(Step("Starting", said=f"From another terminal: dasf-hpc watch {directory}"))
+    told(Step("Starting", said=f"From another terminal: {watch}"))
     told_besides = [*not_taken(launcher_class.name), *lowered_resources(os.environ)]
     for sentence in (open_note(settings), unchecked, *told_besides):
         if sentence is not None:

@@ -11,6 +11,7 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from rich.console import Console
 
 from dasf_hpc.launch.look import keep_now, look, read_now
 from dasf_hpc.launch.output import QUIET_S, Beneath, begin_line, copy
-from dasf_hpc.show.progress import Rate, live_lines, progress
+from dasf_hpc.show.progress import DRAW_S, Rate, live_lines, progress
 from dasf_hpc.steps import FunctionNow, Now, Step
 
 
@@ -44,11 +45,11 @@ class Screen:
         self.saved = (0, 0)
 
     def write(self, data: str) -> None:
-        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[78]|.|\n|\r", data):
+        for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[78D]|.|\n|\r", data):
             self._take(part)
 
     def _take(self, part: str) -> None:
-        if part == "\n":
+        if part in ("\n", "\x1bD"):
             self.row += 1
             while len(self.lines) <= self.row:
                 self.lines.append("")
@@ -162,6 +163,74 @@ def test_nothing_is_drawn_into_a_line_that_a_script_has_left_open(tmp_path: Path
     os.close(theirs)
     thread.join(10)
     assert found[0] == b"Password: "
+
+
+def read_until(ours: int, wanted: bytes) -> bytes:
+    """Read from a terminal until something stands there, for a minute at most."""
+    shown, end = b"", time.monotonic() + 60
+    while wanted not in shown and time.monotonic() < end:
+        if select.select([ours], [], [], 0.1)[0]:
+            shown += os.read(ours, 65536)
+    return shown
+
+
+def test_what_is_typed_for_a_script_to_read_stays_and_so_does_the_cursor() -> None:
+    ours, theirs = opened()
+    beneath = Beneath(theirs)
+    screen = Screen()
+    os.write(theirs, b"Which one?\n")
+    beneath.draw(["ours: one", "ours: two"])
+    screen.write(read_until(ours, b"\x1b8").decode())
+    screen.write("abc")  # as the terminal's driver echoes it
+    beneath.draw(["ours: one"])
+    screen.write(read_until(ours, b"\x1b8").decode())
+    assert [line for line in screen.lines if line] == ["Which one?", "abc", "ours: one"]
+    screen.write("d\r\n")
+    beneath.end()
+    screen.write(read_until(ours, b"\x1b[J").decode())
+    screen.write("its answer")
+    assert [line for line in screen.lines if line] == ["Which one?", "abcd", "its answer"]
+    os.close(theirs)
+    os.close(ours)
+
+
+IN_BACKGROUND = """
+import fcntl, os, signal, sys, termios
+from dasf_hpc.launch.output import Beneath
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+beneath = Beneath(1)
+beneath.draw(["in front"])
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)
+    beneath.draw(["behind"])
+    os._exit(0)
+os.waitpid(child, 0)
+beneath.draw(["in front again"])
+"""
+
+
+def test_nothing_is_drawn_on_a_terminal_that_another_program_uses() -> None:
+    ours, theirs = opened()
+    thread, found = reader(ours)
+    subprocess.run(
+        [sys.executable, "-c", IN_BACKGROUND],
+        stdin=theirs, stdout=theirs, start_new_session=True, check=True,
+    )  # fmt: skip
+    os.close(theirs)
+    thread.join(10)
+    assert b"in front\x1b8" in found[0]
+    assert b"in front again" in found[0]
+    assert b"behind" not in found[0]
+
+
+def test_what_a_terminal_cannot_write_is_a_question_mark() -> None:
+    ours, theirs = opened()
+    Beneath(theirs, "iso-8859-1").draw(["a · b …"])
+    assert b"a \xb7 b ?\x1b8" in read_until(ours, b"\x1b8")
+    os.close(theirs)
+    os.close(ours)
 
 
 NOW = Now(
@@ -292,6 +361,48 @@ def test_a_pipe_gets_a_line_at_each_change_of_phase(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_a_file_that_is_to_be_coloured_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with (tmp_path / "kept").open("w") as file:
+        console = Console(file=file)
+        assert console.is_terminal
+        with progress(console, phases=True) as told:
+            told(Step("Running the job", now=NOW))
+            time.sleep(2 * DRAW_S)
+    text = (tmp_path / "kept").read_text()
+    assert text == "dasf-hpc: Running the job\n"
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    ours, theirs = opened()
+    thread, found = reader(ours)
+    with os.fdopen(theirs, "w") as file, progress(Console(file=file), phases=True) as told:
+        told(Step("Submitting node jobs"))
+        told(Step("Running the job", now=NOW))
+        time.sleep(2 * DRAW_S)
+    thread.join(10)
+    assert found == [b"dasf-hpc: Submitting node jobs\r\ndasf-hpc: Running the job\r\n"]
+
+
+def test_the_rate_is_of_the_script_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = opened()
+    with os.fdopen(theirs, "w") as file:
+        with progress(Console(file=file)) as told:
+            told(Step("Running the job", now=replace(NOW, elapsed=100.0, done=1000)))
+            told(Step("Merging"))
+            told(Step("Running the job", now=replace(NOW, elapsed=200.0, done=0)))
+            told(Step("Merging"))
+            told(Step("Running the job", now=replace(NOW, elapsed=0.0, done=0)))
+            told(Step("Running the job", now=replace(NOW, elapsed=1.0, done=10)))
+            shown = read_until(ours, b"executing \xc2\xb7 10/s")
+        assert b"executing \xc2\xb7 10/s" in shown
+    os.close(ours)
+
+
 SCRIPT = """
 import sys, time
 from distributed import Client
@@ -348,7 +459,7 @@ def test_on_a_terminal_a_run_is_told_live_and_ends_with_findings(
     code, shown = run_on_terminal("--workers-per-node", "2", "--dashboard")
     assert code == 0, shown
     [directory] = (tmp_path / "runs").iterdir()
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[78]", "", shown)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[78D]", "", shown)
     begin = plain.index("begun")
     assert f"Run: {directory}" in plain[:begin]
     assert f"dasf-hpc watch {directory}" in plain[:begin]
@@ -378,7 +489,7 @@ def test_on_a_terminal_a_run_is_told_live_and_ends_with_findings(
 def test_in_a_pipe_standard_output_is_the_scripts_alone(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(SCRIPT)
     done = subprocess.run(
-        _submit("--no-report", "job.py"),
+        _submit("--no-report", "--runs-dir", "my runs", "job.py"),
         cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -390,7 +501,10 @@ def test_in_a_pipe_standard_output_is_the_scripts_alone(tmp_path: Path) -> None:
         "Run", "From another terminal", "Submitting node jobs", "Waiting for workers",
         "Running the job", "Ending the workers and writing their reports", "Merging",
     ]  # fmt: skip
-    assert "dasf-hpc analyze where" in done.stderr  # no report, so nothing was looked at
+    # no report, so nothing was looked at; what is told to be run can be pasted
+    [directory] = (tmp_path / "my runs").iterdir()
+    assert f"dasf-hpc analyze where '{directory}' (" in done.stderr
+    assert f"dasf-hpc watch '{directory}'\n" in done.stderr
 
 
 def test_a_watch_shows_the_tasks_that_the_run_tells_of(tmp_path: Path) -> None:

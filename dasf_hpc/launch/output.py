@@ -20,6 +20,8 @@ WRITE_WAIT_S = 1.0
 
 #: Save and restore the cursor with its colours; erase from it to the screen's end.
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[J"
+#: A row down in the same column; on the last one all rows go up.
+_DOWN = "\x1bD"
 
 #: By device and number of a file to which scripts' output was shown, the last byte of it. A
 #: terminal, or what both streams are redirected to, is one file.
@@ -34,20 +36,32 @@ def _identity(shown: int) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_rdev
 
 
+def _in_background(shown: int) -> bool:
+    """Say if a terminal is in use by another program, as a shell that goes on beside this one."""
+    try:
+        return os.tcgetpgrp(shown) != os.getpgrp()
+    except OSError:  # it is not the terminal that sends this program its Ctrl-C
+        return False
+
+
 class Beneath:
     """A few lines on a terminal beneath what a script writes to it.
 
     They are there only while the script's own line is ended, and the cursor stays where the
-    script left it, with the colours that it chose: what it writes comes out as without them.
+    script left it, with the colours that it chose: what it writes, and what is typed for it to
+    read, comes out as without them. The cursor's own row is left free for that.
 
     Parameters
     ----------
     shown
         Descriptor of the terminal.
+    encoding
+        Of the terminal.
     """
 
-    def __init__(self, shown: int) -> None:
+    def __init__(self, shown: int, encoding: str = "utf-8") -> None:
         self._shown = shown
+        self._encoding = encoding
         self._there = False
         self._written = 0.0
         self.lock = threading.Lock()
@@ -56,7 +70,8 @@ class Beneath:
     def draw(self, lines: Sequence[str]) -> None:
         """Show lines, each shorter than the terminal is wide, in the place of those before.
 
-        Nothing is done where the script's line is not at its end, or it is just writing.
+        Nothing is done where the script's line is not at its end, or it is just writing, or the
+        terminal is another program's, as after Ctrl-Z.
         """
         if not self.lock.acquire(blocking=False):
             return
@@ -65,13 +80,12 @@ class Beneath:
             open_line = _last_shown.get(_identity(self._shown), b"\n") != b"\n"
             if not lines or open_line or now - self._written < QUIET_S:
                 return
-            below = len(lines) - 1
-            room = "\n" * below + (f"\x1b[{below}A" if below else "") + "\r"
-            text = "\r\n".join(lines)
-            os.write(
-                self._shown,
-                f"{room}{_SAVE}\x1b[0m{_ERASE}{text}{_RESTORE}".encode(errors="replace"),
-            )
+            if _in_background(self._shown):
+                return
+            room = f"{_DOWN * len(lines)}\x1b[{len(lines)}A"
+            text = "".join(f"\r\n{line}" for line in lines)
+            drawn = f"{room}{_SAVE}\x1b[0m{_ERASE}{text}{_RESTORE}"
+            os.write(self._shown, drawn.encode(self._encoding, errors="replace"))
             self._there = True
         except OSError:
             pass

@@ -41,6 +41,8 @@ LOW = 12
 def progress(console: Console, phases: bool = False) -> Iterator[Told]:
     """Draw the steps of a run on a terminal; a pipe or a file gets only what a step says for good.
 
+    So does a terminal on which nothing can be drawn over.
+
     Parameters
     ----------
     console
@@ -53,7 +55,7 @@ def progress(console: Console, phases: bool = False) -> Iterator[Told]:
     Told
         To be called with each step.
     """
-    if console.is_terminal:
+    if can_draw(console):
         with _Drawing(console) as drawing:
             yield drawing.told
         return
@@ -70,6 +72,14 @@ def progress(console: Console, phases: bool = False) -> Iterator[Told]:
             _say(console, step.said)
 
     yield told
+
+
+def can_draw(console: Console) -> bool:
+    """Say if what was drawn can be drawn over.
+
+    Not on a dumb terminal, nor in a file, also where FORCE_COLOR wants colours in it.
+    """
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
 def _phase(step: Step) -> str:
@@ -121,6 +131,8 @@ class _Drawing:
     def told(self, step: Step) -> None:
         """Show a step."""
         if step.now is not None:
+            if self._beneath is None:
+                self._rate = Rate()  # of this script: there may have been others
             self._now = step.now, time.monotonic(), self._rate.add(step.now)
             if self._beneath is None:
                 self._bar.stop()
@@ -152,10 +164,11 @@ class _Drawing:
 
     def _begin_beneath(self) -> None:
         file = self._console.file
-        self._beneath = Beneath(file.fileno())
-        self._end.clear()
+        self._beneath, self._end = Beneath(file.fileno(), self._console.encoding), threading.Event()
         # a thread of its own: a terminal that takes nothing, as with Ctrl-S, holds up no run
-        self._drawing = threading.Thread(target=self._draw, name="dasf-hpc-show", daemon=True)
+        self._drawing = threading.Thread(
+            target=self._draw, args=(self._beneath, self._end), name="dasf-hpc-show", daemon=True
+        )
         self._drawing.start()
 
     def _end_beneath(self) -> None:
@@ -166,15 +179,14 @@ class _Drawing:
             self._beneath.end()
         self._beneath = self._drawing = None
 
-    def _draw(self) -> None:
-        beneath = self._beneath
-        while beneath is not None and not self._end.is_set():
+    def _draw(self, beneath: Beneath, end: threading.Event) -> None:
+        while not end.is_set():
             if self._now is not None:
                 now, at, rate = self._now
                 now = replace(now, elapsed=now.elapsed + time.monotonic() - at)
                 width, height = self._console.size
                 beneath.draw(live_lines(now, rate, width)[: 1 if height < LOW else None])
-            self._end.wait(DRAW_S)
+            end.wait(DRAW_S)
 
 
 class Rate:

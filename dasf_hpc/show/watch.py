@@ -25,7 +25,7 @@ from dasf_hpc.profile.journal import STATUSES, Stream
 from dasf_hpc.profile.tail import JournalTail
 from dasf_hpc.runs import state_now
 from dasf_hpc.show.fit import Column, Kind, fitted
-from dasf_hpc.show.progress import cut, live_lines, one_line
+from dasf_hpc.show.progress import can_draw, cut, live_lines, one_line
 from dasf_hpc.steps import Now
 from dasf_hpc.trace.names import natural, short_hosts, short_workers
 from dasf_hpc.units import bytes_text, clock_text, count_text, share_text, three_digits
@@ -330,7 +330,7 @@ def show_watch(console: Console, run: Path, interval: float) -> Snapshot:
         The last one.
     """
     last: Snapshot | None = None
-    if not console.is_terminal:
+    if not can_draw(console):
         for last in watch(run, interval):
             console.print(headline(last), soft_wrap=True, highlight=False, markup=False)
     else:
