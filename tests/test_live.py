@@ -18,6 +18,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,12 +294,17 @@ def test_a_scheduler_is_looked_at_by_what_it_counts_itself() -> None:
         failed = client.submit(bad)
         failed.exception()
         waiting = client.submit(inc, 5, key="held", workers=["tcp://10.0.0.1:1"])
-        time.sleep(0.2)
 
         async def now() -> Now:
             return look(c.scheduler, 3.0, 4)
 
-        seen = c.sync(now)
+        def once(there: Callable[[Now], bool]) -> Now:
+            deadline = time.monotonic() + 30
+            while not there(seen := c.sync(now)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return seen
+
+        seen = once(lambda seen: seen.known == 12 and seen.memory > 0)
         assert (seen.done, seen.erred, seen.known) == (10, 1, 12)
         assert seen.functions == (FunctionNow("held", 0, 1),)
         assert (seen.workers, seen.expected, seen.elapsed) == (2, 4, 3.0)
@@ -306,9 +312,7 @@ def test_a_scheduler_is_looked_at_by_what_it_counts_itself() -> None:
         assert 0 < seen.fullest_share < 100
         # what was computed and is not needed any more has been done all the same
         del done, waiting
-        client.run(lambda: None)
-        time.sleep(0.2)
-        assert c.sync(now).done == 10
+        assert once(lambda seen: seen.known < 12 and not seen.functions).done == 10
 
 
 def test_what_a_run_tells_is_read_by_who_watches_it(tmp_path: Path) -> None:
