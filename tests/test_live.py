@@ -300,8 +300,10 @@ def test_a_scheduler_is_looked_at_by_what_it_counts_itself() -> None:
 
         def once(there: Callable[[Now], bool]) -> Now:
             deadline = time.monotonic() + 30
-            while not there(seen := c.sync(now)) and time.monotonic() < deadline:
+            seen: Now = c.sync(now)
+            while not there(seen) and time.monotonic() < deadline:
                 time.sleep(0.02)
+                seen = c.sync(now)
             return seen
 
         seen = once(lambda seen: seen.known == 12 and seen.memory > 0)
