@@ -622,6 +622,25 @@ def test_failures_alone_are_gone_through_in_order(
 
 
 @pytest.mark.needs("browser")
+def test_a_task_that_gave_its_place_up_has_not_failed(browser: Any, tmp_path: Path) -> None:
+    tasks = [
+        Task("shuffle-1", 0, 0, 10 * MS, state="rescheduled"),
+        Task("f-1", 0, 20 * MS, 30 * MS, state="error"),
+        Task("shuffle-1", 0, 40 * MS, 50 * MS),
+    ]
+    make_trace(tmp_path / "trace.h5", Made(tasks, [Worker()])).close()
+    open_page(browser, write_timeline(tmp_path))
+    chart = browser.find_element("id", "chart")
+    chart.send_keys("n")
+    assert "ended rescheduled" in picked(browser)
+    chart.send_keys("e")
+    assert browser.find_element("id", "found").text.startswith("1 of 3 tasks")
+    chart.send_keys("n")
+    assert "ended error" in picked(browser)
+    check_clean(browser)
+
+
+@pytest.mark.needs("browser")
 def test_an_address_leads_to_a_place_and_is_written(
     browser: Any, page: Path, run_folder: Path
 ) -> None:

@@ -266,7 +266,7 @@ def _tasks(
     if len(chosen) > EXACT:
         keep = min(LONGEST, EXACT)
         longest = chosen[np.argpartition(-executions.duration[chosen], keep)[:keep]]
-        failed = chosen[~executions.in_state("memory")[chosen]][:keep]
+        failed = chosen[~executions.in_state("memory", "rescheduled")[chosen]][:keep]
         chosen = np.union1d(longest, failed)
     begun = executions.start[chosen]
     if (begun[1:] < begun[:-1]).any():

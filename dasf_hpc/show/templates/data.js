@@ -73,11 +73,16 @@ function readTimeline(line, columns) {
   const tasks = {
     count: told.count, start, stop, fn: column(told.function),
     row: summed(column(told.task), groups), nbytes: column(told.nbytes),
-    failed: Array.from(summed(column(told.failed))), state: new Map(), keys: null,
+    failed: [], bad: new Set(), state: new Map(), keys: null,
   };
   const states = column(told.state), exceptions = column(told.exception);
-  tasks.failed.forEach((task, i) => tasks.state.set(task,
-    {state: told.states[states[i] - 1] || 'not known', exception: told.exceptions[exceptions[i]]}));
+  summed(column(told.failed)).forEach((task, i) => {
+    const state = told.states[states[i] - 1] || 'not known';
+    tasks.state.set(task, {state, exception: told.exceptions[exceptions[i]]});
+    if (state === 'rescheduled') return; // it gave its place up, as shuffles' tasks do
+    tasks.failed.push(task);
+    tasks.bad.add(task);
+  });
   if (told.keys !== undefined) tasks.keys = new TextDecoder().decode(columns[told.keys].bytes).split('\0');
   tasks.edges = {all: told.all_edges, task: new Float64Array(0), input: new Float64Array(0)};
   if (told.edges) {

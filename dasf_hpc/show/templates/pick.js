@@ -85,7 +85,7 @@ Object.assign(Timeline.prototype, {
     const {row} = this.placeOf(i), lines = [];
     if (tasks.keys && tasks.keys[i]) lines.push(['key', tasks.keys[i]]);
     lines.push(['took', duration(tasks.stop[i] - tasks.start[i])], ['from', moment(tasks.start[i], 1)], ['on', row.name]);
-    if (bad) lines.push(['ended', bad.exception ? `${bad.state}: ${bad.exception}` : bad.state, 'bad']);
+    if (bad) lines.push(['ended', bad.exception ? `${bad.state}: ${bad.exception}` : bad.state, tasks.bad.has(i) ? 'bad' : '']);
     if (bytes >= 0) lines.push(['result', amount(bytes, 'bytes')]);
     const [inputs, dependents] = this.linked(i);
     if (inputs.length) lines.push(['inputs', this.listed(inputs)]);

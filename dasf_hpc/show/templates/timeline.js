@@ -90,7 +90,7 @@ class Timeline {
       let plane = fn < COLOURED ? fn : COLOURED;
       if (this.matches) {
         const good = ofFunction(fn) && (named[fn] || (keys !== null && keys[i].toLowerCase().includes(text)))
-          && (!filter.errors || tasks.state.has(i));
+          && (!filter.errors || tasks.bad.has(i));
         if (good) { found++; this.matches[i] = 1; } else plane += SHADES;
       }
       planes[i] = plane;
@@ -356,14 +356,14 @@ class Timeline {
 
   // Failures, and what is found, stand as signs above the row: signs say where, not how long.
   ticks(c, shown) {
-    const {pen} = this, found = this.filter.text ? this.few : [], {state} = this.model.tasks;
+    const {pen} = this, found = this.filter.text ? this.few : [], {bad} = this.model.tasks;
     for (const [tasks, colour] of [[found, c.ink], [this.model.tasks.failed, c.serious]]) {
       if (!tasks.length) continue;
       pen.fillStyle = pen.strokeStyle = colour;
       pen.lineWidth = 2;
       pen.beginPath();
       for (const row of shown) for (const lane of row.own)
-        this.signs(row, lane, tasks, i => colour === c.serious || !state.has(i));
+        this.signs(row, lane, tasks, i => colour === c.serious || !bad.has(i));
       pen.fill();
     }
   }
