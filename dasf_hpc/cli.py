@@ -1057,7 +1057,7 @@ def _print_headline(ended: RunResult, console: Console) -> None:
     elif ended.summary.work >= 0:
         from dasf_hpc.show.terminal import show_questions
 
-        show_questions(console, ended.directory, True)
+        show_questions(console, ended.directory, (ended.directory / "report.html").exists())
 
 
 def _print_imported(done: Imported, as_json: bool, console: Console) -> None:

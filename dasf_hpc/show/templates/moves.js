@@ -56,7 +56,7 @@ Object.assign(Timeline.prototype, {
       if (event.key === 'Escape') $('search').value = '';
       this.filterBy({text: $('search').value.trim()});
       canvas.focus({preventScroll: true});
-      if (event.key === 'Enter' && this.exact) this.picked = -1;
+      if (event.key === 'Enter' && this.exactKey) this.picked = -1;
       if (event.key === 'Enter') this.step(1);
     });
     this.listenToOverview();

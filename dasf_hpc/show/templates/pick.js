@@ -219,7 +219,7 @@ Object.assign(Timeline.prototype, {
     }
     const place = this.order.indexOf(this.picked);
     let next = place < 0 ? this.order.findIndex(i => tasks.start[i] >= view.from) : place + by;
-    if (place < 0 && (next < 0 || this.exact)) next = 0;
+    if (place < 0 && (next < 0 || this.exactKey)) next = 0;
     if (next >= 0 && next < this.order.length) this.pick(this.order[next]);
   },
 

@@ -106,7 +106,8 @@ class Timeline {
       for (const line of row.lines) line.spans.setPlanes(line.own.map(i => this.planeOn(line.track, i, text, ofFunction)));
     this.found = found;
     // what is called so exactly comes before what has it in its name
-    this.exactly = exact.size ? i => exact.has(i) : i => same[tasks.fn[i]];
+    this.exactKey = exact.size > 0;
+    this.exactly = this.exactKey ? i => exact.has(i) : i => same[tasks.fn[i]];
     this.exact = text && found ? this.matches.reduce((sum, good, i) => sum + (good && this.exactly(i) ? 1 : 0), 0) : 0;
     this.order = null;
     this.few = [];
