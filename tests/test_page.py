@@ -380,7 +380,7 @@ def test_a_part_is_called_the_same_in_bar_legend_and_tables(page: Path, folder: 
         word = PART_WORDS[part]
         first, split = _section(text, "first"), " ".join(_section(text, "split").split())
         assert f'title="{word}: ' in first
-        meaning = f'<span class="meaning">{word}: {PARTS[part]}<'
+        meaning = f'<span class="meaning">{word} – {PARTS[part]}<'
         assert meaning in first.replace("&#39;", "'")
         assert f">{word}</td>" in split
         assert column_name("where", "workers", part).lower() == word
