@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -1023,7 +1022,7 @@ def _print_summary(
 ) -> None:
     """Print what a run's trace holds; the summary is read from the trace where none is given."""
     from dasf_hpc.outcome import missing, show_run
-    from dasf_hpc.show.terminal import show_places, show_summary
+    from dasf_hpc.show.terminal import show_places, show_questions, show_summary
 
     summary, manifest, trace = show_run(path, summary)
     if as_json:
@@ -1039,6 +1038,9 @@ def _print_summary(
             _print_headline(ended, console)
         page = trace.with_name("report.html")
         show_places(console, trace, page if page.exists() else None)
+        if ended is None and summary.work >= 0:
+            whole = trace.name == "trace.h5"
+            show_questions(console, trace.parent if whole else trace, page.exists())
     gaps = missing(summary, manifest)
     if summary.unused:
         gaps.append(summary.unused)
@@ -1053,13 +1055,9 @@ def _print_headline(ended: RunResult, console: Console) -> None:
 
         show_headline(console, ended.headline)
     elif ended.summary.work >= 0:
-        console.print(
-            "What it spent its time on: dasf-hpc analyze where "
-            f"{shlex.quote(str(ended.directory))} (where, functions, balance, ...)",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        from dasf_hpc.show.terminal import show_questions
+
+        show_questions(console, ended.directory, (ended.directory / "report.html").exists())
 
 
 def _print_imported(done: Imported, as_json: bool, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,20 +19,26 @@ from exports import Export
 from handmade import Made, Task, Worker, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import wait_until
+from pages import wait_until, window_of
+from rich.console import Console
 
 from dasf_hpc.analysis import ANALYSES, analyse
 from dasf_hpc.analysis.answer import Answer, Finding, Severity
-from dasf_hpc.analysis.executions import read_executions, work_span
+from dasf_hpc.analysis.executions import Span, read_executions, work_span
+from dasf_hpc.analysis.where import GPU_PARTS, PART_WORDS, PARTS
 from dasf_hpc.imports import Wishes, import_files
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show import report
+from dasf_hpc.show.column_names import NO_WORKER, column_name
 from dasf_hpc.show.first_screen import moments
+from dasf_hpc.show.moments import around_work
 from dasf_hpc.show.page_tables import NAME, SMALL, cut, view, whole_of
-from dasf_hpc.show.places import Places, place_of_finding, place_of_row, places
+from dasf_hpc.show.places import Places, place_of_finding, place_of_row, places, stretches
 from dasf_hpc.show.report import SECTIONS, write_report
+from dasf_hpc.show.terminal import show_summary
 from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trace.store import write_trace
+from dasf_hpc.trace.summary import Summary, summarise
 from dasf_hpc.units import duration_text
 
 MS = 1_000_000
@@ -169,19 +176,30 @@ def test_what_is_wrong_with_a_run_is_said_first(tmp_path: Path) -> None:
     assert "none" in _section(_text(write_report(tmp_path / "good.h5")), "first")
 
 
-def test_times_of_the_run_stand_in_a_line_of_their_own(tmp_path: Path, folder: Path) -> None:
+def test_the_page_and_the_terminal_tell_the_same_of_before_and_after(
+    tmp_path: Path, folder: Path
+) -> None:
+    facts = {"started": 10**9 - 2.0, "job_started": 10**9, "job_ended": 10**9 + 1, "ended": 0}
     with open_trace(folder) as trace:
-        attributes = {**trace.attributes, "origin_utc_ns": 10**18}
-        facts = {"started": 10**9 - 2.0, "job_started": 10**9, "job_ended": 10**9 + 1, "ended": 0}
-        span = work_span(trace, read_executions(trace))
-        trace.attributes.update(attributes)
-        told = moments(facts, trace, span, True)
+        trace.attributes.update({**trace.attributes, "origin_utc_ns": 10**18})
+        summary = summarise(trace)
+    told = around_work(facts, summary)
     assert told == [
-        "Workers' time from first task (time 0) to last (800 ms)",
-        "submitted 2.1 s before",
+        "run began 2.1 s before the first task",
         "script began 100 ms before",
-        "script ended 100 ms after",
+        "script ended 100 ms after the last",
     ]
+    assert around_work(facts | {"batch_jobs": ["1"]}, summary)[0].startswith("batch jobs submitted")
+    assert moments(facts, summary)[1:] == told
+    output = io.StringIO()
+    show_summary(Console(file=output, width=200), summary, facts)
+    assert ", ".join(told) in output.getvalue()
+    # without such times the recording's begin and end count; without tasks there is nothing to say
+    assert around_work({}, replace(summary, before=MS, after=2 * MS)) == [
+        "recording began 1 ms before the first task",
+        "recording ended 2 ms after the last",
+    ]
+    assert around_work(facts, replace(summary, work=-1)) == moments(facts, Summary()) == []
 
 
 @pytest.mark.parametrize("saves", [[3, 1, 2], [-1, 5, 0]])
@@ -225,8 +243,45 @@ def test_a_finding_leads_to_its_time_worker_and_task(known: Places) -> None:
     assert place(start=300 * MS, stop=400 * MS, process=1) == "#t=0.15,0.35&w=1"
     assert place(process=1) == "#t=0,0.8&w=1"
     task = int(np.flatnonzero(known.executions.start == 740 * MS)[0])
-    # the task and half of its time before and after, as far as the timeline goes
-    assert place(task=task) == f"#t=0.56,0.8&task={task}"
+    begin, end = (t - known.span.start for t in (740 * MS, known.executions.stop[task]))
+    shown = _place(place(task=task))
+    first, last = (float(second) * 1e9 for second in shown["t"].split(","))
+    assert shown["task"] == str(task)
+    assert first <= begin
+    assert end <= last
+    # all of the run, where three times the task's length and the task are more than that
+    assert last - first >= min(4 * (end - begin), known.span.duration) - 1e4
+    # a task that lies beside what the finding is about is not picked
+    assert "task" not in _place(place(start=300 * MS, stop=400 * MS, task=task))
+    assert "task" in _place(place(start=300 * MS, stop=800 * MS, task=task))
+
+
+@given(start=st.integers(0, 40 * 10**9), took=st.integers(0, 10**10))
+def test_a_short_task_is_some_pixels_of_what_its_link_shows(
+    known: Places, start: int, took: int
+) -> None:
+    executions = replace(known.executions, start=np.array([start]), stop=np.array([start + took]))
+    changed = replace(known, executions=executions, span=Span(0, 43 * 10**9))
+    row = {"task": 0, "start": start, "duration": took}
+    first, last = (
+        float(second) * 1e9 for second in _place(place_of_row(row, changed))["t"].split(",")
+    )
+    assert last - first >= min(4 * took, 43 * 10**9) - 2000
+    assert last - first >= 20_000 - 2000
+    if 1000 <= took < 10**9:  # of 1,000 pixels several
+        assert took >= 0.009 * (last - first)
+
+
+def test_a_finding_marks_what_it_is_about(known: Places) -> None:
+    finding = Finding(Severity.NOTICE, "f", "f", (), "", "", start=300 * MS, stop=400 * MS)
+    assert place_of_finding(finding, known, number=3) == "#t=0.15,0.35&m=0.2,0.3&i=3"
+    assert place_of_finding(replace(finding, start=-1, stop=-1), known, number=3) == ""
+    sentence = "For 0.3 s: 100 ms from 0.2 s, 0.2 s from 0.5 s; 9 s from 77 s, w0-1 from 0.1 s."
+    found = stretches(sentence, known, 2)
+    assert [(sentence[begin:end], place) for begin, end, place in found] == [
+        ("100 ms from 0.2 s", "#t=0.15,0.35&m=0.2,0.3&i=2"),
+        ("0.2 s from 0.5 s", "#t=0.4,0.8&m=0.5,0.7&i=2"),
+    ]
 
 
 def test_a_row_leads_to_its_task_or_to_its_worker_or_function(known: Places) -> None:
@@ -317,6 +372,44 @@ def test_tasks_are_named_by_their_keys_and_moments_from_the_first_task(folder: P
     assert starts[0] == "0.000 s"
 
 
+def test_a_part_is_called_the_same_in_bar_legend_and_tables(page: Path, folder: Path) -> None:
+    assert set(PART_WORDS) == set(PARTS) | set(GPU_PARTS)
+    assert len(set(PART_WORDS.values())) == len(PART_WORDS)
+    text = _text(page)
+    for part in re.findall(r'<span class="part-(\w+)"', _section(text, "first")):
+        word = PART_WORDS[part]
+        first, split = _section(text, "first"), " ".join(_section(text, "split").split())
+        assert f'title="{word}: ' in first
+        meaning = f'<span class="meaning">{word} – {PARTS[part]}<'
+        assert meaning in first.replace("&#39;", "'")
+        assert f">{word}</td>" in split
+        assert column_name("where", "workers", part).lower() == word
+    body = text[text.index("<body>") :]
+    assert not re.search(r">[^<]*nothing_submitted[^<]*<", body)
+
+
+def test_what_is_no_node_is_named_and_its_empty_row_left_out(tmp_path: Path) -> None:
+    tasks = [Task("a-1", 0, 0, 10 * MS), Task("b-1", 1, 20 * MS, 30 * MS, needs=["a-1"])]
+    transfers = {
+        "start": np.array([12, 32]) * MS,
+        "stop": np.array([14, 34]) * MS,
+        "process": np.array([1, 1], np.int32),
+        "direction": ["incoming", "outgoing"],
+        "peer_process": np.array([0, -1], np.int32),
+        "nbytes": np.array([10**6, 10**3]),
+        "keys": np.array([1, 1], np.int32),
+    }
+    made = Made(tasks, [Worker(0), Worker(1)], more={"transfers": transfers})
+    make_trace(tmp_path / "trace.h5", made).close()
+    found = _section(_text(write_report(tmp_path)), "communication")
+    matrix = re.search(r'<table class="matrix">.*?</table>', found, re.DOTALL)
+    assert matrix
+    assert re.findall(r'<th scope="col">([^<]*)<', matrix[0])[-1] == NO_WORKER
+    assert NO_WORKER not in re.findall(r'<th scope="row">([^<]*)<', matrix[0])
+    assert f">{NO_WORKER}</td>" in found
+    assert ">?<" not in found
+
+
 @given(st.text(), st.integers(8, 60))
 def test_a_name_is_one_line_of_its_length_at_most(text: str, longest: int) -> None:
     shown = cut(text, longest)
@@ -338,15 +431,16 @@ def test_a_long_key_is_cut_in_its_middle() -> None:
 # ----------------------------------------------------------- what is not there, and who it is
 
 
-def test_what_is_not_recorded_is_one_line_and_no_section(page: Path) -> None:
+def test_what_is_not_recorded_is_a_closed_list_and_no_section(page: Path) -> None:
     text = _text(page)
-    line = re.search(r'<p id="not-recorded">.*?</p>', text)
-    assert line
-    told = re.sub("<[^>]*>", "", line[0])
-    assert told.startswith("Not recorded: ")
-    assert "GPU metrics" in told
-    assert ", because " in told
-    reasons = re.findall(r"because ([^;]+)", told)
+    block = re.search(r'<details id="not-recorded">.*?</details>', text, re.DOTALL)
+    assert block
+    head, *told = re.findall(r"<(?:summary|li)>(.*?)</(?:summary|li)>", block[0])
+    assert head.startswith("No GPU was used or recorded.")
+    assert f": {len(told)}<" in head
+    assert any("GPU metrics" in line for line in told)
+    reasons = [line.partition(", because ")[2] for line in told]
+    assert all(reasons)
     assert len(reasons) == len(set(reasons))
     assert "gpus" not in re.findall(r'<section id="(\w+)"', text)
     nav = re.search(r"<nav.*?</nav>", text, re.DOTALL)
@@ -594,6 +688,175 @@ def test_a_link_opens_what_it_leads_to(opened: Callable[..., Any], page: Path) -
         return top >= -1 && top < 200 && document.activeElement.tagName === 'CANVAS'""",
     )
     assert browser.get_log("browser") == []
+
+
+#: What a reader sees of the timeline, and where in the page.
+SEEN = """const l = document.getElementById('chart').timeline;
+const shown = document.getElementById('shown');
+return {view: [l.view.from / 1e6, l.view.to / 1e6], mark: l.mark && l.mark.map(t => t / 1e6),
+  shown: shown.hidden ? '' : shown.textContent, scroll: Math.round(scrollY), picked: l.picked,
+  said: document.getElementById('picked').textContent, alone: l.ranks[l.filter.fn] || ''};"""
+
+
+@pytest.fixture(scope="module")
+def found_page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of one finding, which tells of two stretches of time."""
+
+    def found(name: str, trace: Any) -> Answer:
+        answer = analyse(name, trace)
+        if name != "functions":
+            return replace(answer, findings=[])
+        sentence = "No thread had work: 100 ms from 0.2 s, 50 ms from 0.4 s."
+        told = Finding(
+            Severity.SERIOUS, name, "functions", (0,), sentence, "Do.", 50 * MS, 300 * MS, 400 * MS
+        )
+        return replace(answer, findings=[replace(told, cause="script submitted nothing")])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "analyse", found)
+        return write_report(folder, tmp_path_factory.mktemp("found") / "page.html")
+
+
+@pytest.mark.needs("browser")
+def test_a_finding_is_marked_in_the_timeline_and_one_comes_back(
+    opened: Callable[..., Any], found_page: Path
+) -> None:
+    browser = opened(found_page)
+
+    def seen() -> dict[str, Any]:
+        return dict(browser.execute_script(SEEN))
+
+    picture = "return document.getElementById('chart').toDataURL()"
+    browser.execute_script(
+        """document.getElementById('chart').timeline.doing.in();
+        document.getElementById('findings').scrollIntoView();"""
+    )
+    before = seen()
+    assert before["scroll"] > 100
+    assert before["shown"] == ""
+    browser.execute_script("document.querySelector('#findings .links a').click()")
+    wait_until(browser, "return !document.getElementById('shown').hidden")
+    there = seen()
+    assert there["shown"].startswith("Shown: script submitted nothing, up to 50 ms")
+    assert there["mark"] == pytest.approx([0.2, 0.3])
+    assert there["view"] == pytest.approx([0.15, 0.35])
+    assert there["scroll"] < before["scroll"]
+    marked = browser.execute_script(picture)
+    browser.execute_script(
+        "const l = document.getElementById('chart').timeline; l.mark = null; l.draw()"
+    )
+    assert browser.execute_script(picture) != marked
+    # zooming is no step of its own: one step back is where the link was
+    for _ in range(2):
+        browser.execute_script("document.querySelector('[data-do=in]').click()")
+    wait_until(
+        browser, "return location.hash.includes('i=1') && !location.hash.includes('t=0.15,')"
+    )
+    browser.back()
+    wait_until(browser, "return document.getElementById('shown').hidden")
+    wait_until(browser, "return Math.abs(scrollY - arguments[0]) < 3", before["scroll"])
+    assert seen() == before
+    # each stretch that the sentence tells of has its own place, and leads back to the finding
+    browser.execute_script("document.querySelectorAll('#first .what a')[1].click()")
+    wait_until(browser, "return !document.getElementById('shown').hidden")
+    assert seen()["mark"] == pytest.approx([0.4, 0.45])
+    browser.execute_script("document.querySelector('#shown a').click()")
+    wait_until(
+        browser,
+        """const {top} = document.getElementById('finding-1').getBoundingClientRect();
+        return top > -5 && top < innerHeight;""",
+    )
+    browser.back()
+    wait_until(browser, "return location.hash.startsWith('#t=')")
+    assert seen()["mark"] == pytest.approx([0.4, 0.45])
+    browser.back()
+    wait_until(browser, "return document.getElementById('shown').hidden")
+    assert seen()["view"] == pytest.approx(before["view"])
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.needs("browser")
+def test_a_link_to_a_function_lets_go_of_the_task_before(
+    opened: Callable[..., Any], page: Path
+) -> None:
+    browser = opened(page)
+    browser.execute_script("location.hash = arguments[0]", "#t=0,0.8&task=3")
+    wait_until(browser, "return document.getElementById('chart').timeline.picked >= 0")
+    assert "took" in browser.execute_script(SEEN)["said"]
+    browser.execute_script("location.hash = arguments[0]", "#t=0,0.8&f=load")
+    wait_until(browser, "return document.getElementById('chart').timeline.picked < 0")
+    seen = browser.execute_script(SEEN)
+    assert seen["alone"] == "load"
+    assert seen["said"] == "load: shown alone · 56 executions"
+
+
+@pytest.mark.needs("browser")
+def test_what_is_told_of_a_task_is_on_the_screen_and_slash_searches_from_anywhere(
+    opened: Callable[..., Any], page: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser = opened(page, height=420)
+    browser.find_element("tag name", "body").send_keys("/")
+    search = browser.switch_to.active_element
+    assert search.get_attribute("id") == "search"
+    search.send_keys("load-5" + Keys.ENTER)
+    # the one of exactly this key comes before load-50 to load-56, though these are more
+    assert "8 of 61 executions" in browser.find_element("id", "found").text
+    assert "1 of exactly this name" in browser.find_element("id", "found").text
+    assert "key load-5 " in browser.execute_script(SEEN)["said"]
+    bottom = "return document.getElementById('picked').getBoundingClientRect().bottom"
+    assert browser.execute_script(bottom) <= 420
+    assert window_of(browser)
+
+
+@pytest.mark.needs("browser")
+def test_meanings_of_parts_are_shown_to_the_keyboard(
+    opened: Callable[..., Any], page: Path
+) -> None:
+    shown = opened(page, 360).execute_script(
+        """return [...document.querySelectorAll('#first .parts li')].map(one => {
+          const told = one.querySelector('.meaning'), before = told.offsetHeight;
+          one.focus();
+          const box = told.getBoundingClientRect();
+          return [before, box.height > 0 && box.left >= 0 && box.right <= 360];
+        });"""
+    )
+    assert len(shown) > 1
+    assert all(one == [0, True] for one in shown)
+
+
+@pytest.mark.needs("browser")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_shares_stand_where_they_have_room(
+    opened: Callable[..., Any], page: Path, width: int
+) -> None:
+    cut, whole = opened(page, width).execute_script(
+        """const shown = [...document.querySelectorAll('.bar b')].filter(one => one.offsetWidth);
+        const over = one => one.offsetWidth > one.parentElement.clientWidth;
+        return [shown.filter(over).length, shown.filter(one => !over(one)).length];"""
+    )
+    assert cut == 0
+    assert whole > 0
+
+
+@pytest.mark.needs("browser")
+def test_a_table_that_goes_on_says_so(opened: Callable[..., Any], page: Path) -> None:
+    browser = opened(page, 700)
+    look = """document.querySelectorAll('#functions details.data').forEach(d => { d.open = true; });
+        return [...document.querySelectorAll('#functions .scroll')].map(one => [
+          one.scrollWidth - one.clientWidth > 2, one.previousElementSibling.offsetHeight > 0,
+          one.classList.contains('goes-on')]);"""
+    wait_until(browser, "return document.querySelector('.more-columns')")
+    browser.execute_script(look)
+    wait_until(browser, "return document.querySelector('#functions .goes-on')")
+    found = browser.execute_script(look)
+    assert any(wide for wide, _, _ in found)
+    assert all(wide == told == goes for wide, told, goes in found)
+    browser.execute_script(
+        "const one = document.querySelector('#functions .goes-on'); one.scrollLeft = 1e5;"
+    )
+    wait_until(browser, "return document.querySelector('#functions .more-columns.at-end')")
 
 
 @pytest.mark.needs("browser")

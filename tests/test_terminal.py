@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from dasf_hpc.analysis.headline import Headline
 from dasf_hpc.show.answers import show_answer, show_headline, value_text
 from dasf_hpc.show.fit import Column, Kind, show_table
 from dasf_hpc.show.progress import cut
-from dasf_hpc.show.terminal import show_summary
+from dasf_hpc.show.terminal import show_questions, show_summary
 from dasf_hpc.trace.summary import FunctionTime, Summary
 
 LONG = "compute_instantaneous_phase_and_cosine_of_phase_for_each_trace"
@@ -125,6 +126,24 @@ def test_columns_that_have_no_room_are_named(width: int) -> None:
     assert named.partition("columns:")[2].count("Column") == 12 - there
 
 
+def test_what_holds_nothing_is_no_column_and_parts_are_called_as_in_the_page() -> None:
+    table = pd.DataFrame(
+        {"part": ["nothing_submitted", "elsewhere"], "message": ["", ""], "count": [1, 2]}
+    )
+    text = printed(80, show_answer, answer("where", table, {}))
+    assert "Message" not in text
+    assert "script submitted nothing" in text
+    assert "others queue elsewhere" in text
+    assert "Message" in printed(80, show_answer, answer("where", table.assign(message="x"), {}))
+
+
+def test_a_summary_tells_how_to_learn_more() -> None:
+    shown = printed(200, show_questions, Path("/runs/a b"), False)
+    assert "dasf-hpc analyze where '/runs/a b'" in shown
+    assert "dasf-hpc report '/runs/a b'" in shown
+    assert "dasf-hpc report" not in printed(200, show_questions, Path("/runs/a"), True)
+
+
 def test_moments_are_told_from_the_first_task_and_durations_with_their_unit() -> None:
     assert value_text(3_500_000_000, "moment", 1_000_000_000) == "2.500 s"
     assert value_text(500_000_000, "moment", 1_000_000_000) == "-0.500 s"
@@ -167,5 +186,7 @@ def test_a_run_is_told_from_its_first_to_its_last_task() -> None:
     summary = Summary(duration=10 * 10**9, work=7 * 10**9, before=10**9, after=2 * 10**9)
     text = printed(80, show_summary, summary, {})
     assert "7 s from first to last task" in text
-    assert "1 s before the first task and 2 s after the last" in text
+    assert "began 1 s before the first task, recording ended 2 s after the last" in " ".join(
+        text.split()
+    )
     assert "10 s recorded" in printed(80, show_summary, Summary(duration=10 * 10**9), {})

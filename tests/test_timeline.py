@@ -586,7 +586,7 @@ def test_a_search_finds_functions_and_keys(browser: Any, page: Path, run_folder:
     key = str(tasks["key"].iloc[40])
     search.send_keys(key + Keys.ENTER)
     same = tasks[tasks["key"].str.contains(key, regex=False)]
-    assert f"{len(same)} of {len(tasks):,} tasks" in browser.find_element("id", "found").text
+    assert f"{len(same)} of {len(tasks):,} executions" in browser.find_element("id", "found").text
     assert key in picked(browser)
     assert picture_of(browser) != before
     assert browser.switch_to.active_element.get_attribute("id") == "chart"
@@ -634,7 +634,7 @@ def test_a_task_that_gave_its_place_up_has_not_failed(browser: Any, tmp_path: Pa
     chart.send_keys("n")
     assert "ended rescheduled" in picked(browser)
     chart.send_keys("e")
-    assert browser.find_element("id", "found").text.startswith("1 of 3 tasks")
+    assert browser.find_element("id", "found").text.startswith("1 of 3 executions")
     chart.send_keys("n")
     assert "ended error" in picked(browser)
     check_clean(browser)

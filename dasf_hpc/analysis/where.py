@@ -89,6 +89,25 @@ PARTS: dict[str, str] = {
     "stopping": "after the run's last task, or after the worker ended",
 }
 
+#: What each part is called wherever it is shown.
+PART_WORDS: dict[str, str] = {
+    "executing": "executing",
+    "deserialising": "deserialising tasks",
+    "disk": "spilling to disk",
+    "paused": "paused with full memory",
+    "dispatching": "ready but not begun",
+    "transferring": "waiting for data",
+    "waiting": "waiting for data not sent",
+    "scheduler": "waiting for the scheduler",
+    "elsewhere": "others queue elsewhere",
+    "no_parallelism": "no parallelism",
+    "nothing_submitted": "script submitted nothing",
+    "starting": "starting",
+    "stopping": "stopping",
+    "busy": "busy",
+    "in_task": "in a task, nothing on the GPU",
+}
+
 #: Parts outside of the time from the run's first task to its last.
 _OUTSIDE = ("starting", "stopping")
 

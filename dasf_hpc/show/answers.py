@@ -16,7 +16,7 @@ from dasf_hpc.analysis import ANALYSES
 from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first
 from dasf_hpc.analysis.executions import read_executions, work_span
 from dasf_hpc.analysis.headline import Headline
-from dasf_hpc.show.column_names import column_name, table_name
+from dasf_hpc.show.column_names import column_name, table_name, value_name
 from dasf_hpc.show.fit import Column, Kind, show_table
 from dasf_hpc.show.progress import one_line
 from dasf_hpc.trace.open import Trace
@@ -42,6 +42,9 @@ AN_INTERVAL = "the interval begins"
 
 #: Columns of sentences, which wrap.
 PROSE = ("meaning", "reason", "documentation", "next_step", "source", "hint")
+
+#: Columns of few words, which are never cut.
+WHOLE = ("part", "source", "target")
 
 _COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
@@ -134,7 +137,7 @@ def _columns(
     made = []
     for label in part.columns:
         column = str(label)
-        if part[label].isna().all():
+        if (part[label].isna() | part[label].eq("")).all():
             continue
         heading = column_name(answer.analysis, name, column)
         if keys is not None and column == "key":
@@ -147,9 +150,15 @@ def _columns(
         unit, meaning = described[column]
         if unit == "ns" and (column in MOMENTS or meaning == AN_INTERVAL):
             unit = "moment"
-        cells = [value_text(value, unit, origin) for value in part[label]]
+        cells = [
+            value_name(answer.analysis, column, value)
+            if isinstance(value, str)
+            else value_text(value, unit, origin)
+            for value in part[label]
+        ]
         text = not pd.api.types.is_numeric_dtype(part[label].dtype)
         kind = Kind.PROSE if column in PROSE else Kind.NAME if text else Kind.NUMBER
+        kind = Kind.EXACT if column in WHOLE else kind
         made.append(Column(heading, cells, kind))
     return made
 

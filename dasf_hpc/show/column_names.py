@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dasf_hpc.analysis.executions import UNKNOWN
+from dasf_hpc.analysis.where import PART_WORDS
+
 #: Names of columns that are no plain words, or say too little; others are theirs with spaces.
 COLUMNS: dict[str, str] = {
     "at_peak": "At the peak",
@@ -166,12 +169,26 @@ TABLES: dict[tuple[str, str], str] = {
     ("overhead", "costs"): "Cost of the recording",
 }
 
+#: Who is at the other end of what a worker sent, where that is no worker that kept a journal.
+NO_WORKER = "client or scheduler"
+
 
 def column_name(analysis: str, table: str, column: str) -> str:
     """Name a column of an analysis's table for readers."""
-    plain = column.replace("_", " ")
-    known = COLUMNS_OF.get((analysis, table), {}).get(column) or COLUMNS.get(column)
-    return known or plain[:1].upper() + plain[1:]
+    known = COLUMNS_OF.get((analysis, table), {}).get(column)
+    if known is None and analysis == "where" and table != "summary":
+        known = PART_WORDS.get(column)
+    plain = known or COLUMNS.get(column) or column.replace("_", " ")
+    return plain[:1].upper() + plain[1:]
+
+
+def value_name(analysis: str, column: str, value: str) -> str:
+    """Give a text of an analysis's table as readers call it: a part in the words of its bar."""
+    if column == "part":
+        return PART_WORDS.get(value, value.replace("_", " "))
+    if analysis == "communication" and column in ("source", "target") and value == UNKNOWN:
+        return NO_WORKER
+    return value
 
 
 def table_name(analysis: str, table: str) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, Ints, Span
-from dasf_hpc.analysis.where import PARTS
+from dasf_hpc.analysis.where import PART_WORDS, PARTS
+from dasf_hpc.show.moments import around_work
 from dasf_hpc.show.page_tables import cut
 from dasf_hpc.show.places import Places, place_of_row
 from dasf_hpc.trace.gpus import gpu_names
@@ -57,7 +58,7 @@ class Part:
     @property
     def name(self) -> str:
         """The part's name in words."""
-        return self.part.replace("_", " ")
+        return PART_WORDS.get(self.part, self.part.replace("_", " "))
 
     @property
     def text(self) -> str:
@@ -203,29 +204,11 @@ def _spans(trace: Trace, table: str) -> tuple[Ints, Ints, Ints]:
 # ----------------------------------------------------------------------------------- moments
 
 
-def moments(manifest: Mapping[str, Any], trace: Trace, span: Span, tasks: bool) -> list[str]:
-    """Tell what time the bar is, and when the run was submitted, and all of it ended."""
-    if not tasks:
+def moments(manifest: Mapping[str, Any], summary: Summary) -> list[str]:
+    """Tell what time the bar is, and when the run began, and all of it ended."""
+    if summary.work < 0:
         return []
-    origin = int(trace.attributes.get("origin_utc_ns", -1))
-
-    def at(name: str) -> float | None:
-        seconds = manifest.get(name)
-        if origin <= 0 or not isinstance(seconds, int | float):
-            return None
-        return seconds * 1e9 - origin
-
-    last = duration_text(span.duration)
-    told = [f"Workers' time from first task (time 0) to last ({last})"]
-    for name, what in (("started", "submitted"), ("job_started", "script began")):
-        time = at(name)
-        if time is not None and time < span.start:
-            told.append(f"{what} {duration_text(span.start - time)} before")
-    for name, what in (("job_ended", "script ended"), ("ended", "all written")):
-        time = at(name)
-        if time is not None and time > span.stop:
-            told.append(f"{what} {duration_text(time - span.stop)} after")
-    return told
+    return ["Workers' time from first task (time 0) to last", *around_work(manifest, summary)]
 
 
 # ------------------------------------------------------------------------------------- tiles

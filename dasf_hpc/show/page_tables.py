@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dasf_hpc.analysis.answer import Answer
-from dasf_hpc.show.column_names import column_name, table_name
+from dasf_hpc.show.column_names import column_name, table_name, value_name
 from dasf_hpc.show.places import Places, place_of_row
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import (
@@ -169,8 +169,8 @@ def view(
                 line.append(name_cell(keys[number], place))
                 continue
             value = row[head.name]
-            if head.name == "part" and isinstance(value, str):
-                value = value.replace("_", " ")  # as the bars call it
+            if isinstance(value, str):
+                value = value_name(answer.analysis, head.name, value)
             cell = _cell(value, _unit(described, head), known.span.start, head.prose)
             href = ""
             if head.name == linked:

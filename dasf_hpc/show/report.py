@@ -18,13 +18,14 @@ from markupsafe import Markup, escape
 
 from dasf_hpc.analysis import ANALYSES, Answer, analyse
 from dasf_hpc.analysis.answer import Finding, Severity
-from dasf_hpc.analysis.executions import read_executions
+from dasf_hpc.analysis.executions import UNKNOWN, read_executions
 from dasf_hpc.analysis.headline import Headline, headline
 from dasf_hpc.analysis.savings import PLAYED
-from dasf_hpc.analysis.where import PARTS
+from dasf_hpc.analysis.where import PART_WORDS, PARTS
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
+from dasf_hpc.show.column_names import value_name
 from dasf_hpc.show.coverage import COLOURED, by_time_spent
 from dasf_hpc.show.export import written
 from dasf_hpc.show.first_screen import (
@@ -41,7 +42,7 @@ from dasf_hpc.show.first_screen import (
 )
 from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import picture
-from dasf_hpc.show.places import Places, place_of_finding, places
+from dasf_hpc.show.places import Places, place_of_finding, places, stretches
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.holdings import gpu_activity
 from dasf_hpc.trace.names import node_names
@@ -65,6 +66,9 @@ PATIENCE = {"what_if": PLAYED}
 
 #: Findings on the first screen, and rows of a finding's evidence.
 FIRST, EVIDENCE = 3, 10
+
+#: Characters of what a finding is about, where it has no cause of its own.
+LABEL = 60
 
 #: Nodes in the matrix of communication, and workers in the split: those with most of it.
 NODES, WORKERS = 24, 40
@@ -288,7 +292,7 @@ def report_page(
             else head.sentence,
             gpu_first=gpu_first,
             first_bars=on_gpus[:GPUS] if gpu_first else work_bar(answers.get("where")),
-            moments=moments(manifest, trace, known.span, bool(len(executions))),
+            moments=moments(manifest, summary),
             tiles=tiles(trace, summary, known, answers, lost),
             findings=findings,
             first=first[:FIRST],
@@ -299,6 +303,7 @@ def report_page(
                 {name: a for name, a in answers.items() if not gpu_first or name not in OF_TASKS},
                 summary.unused,
             ),
+            without_gpu=not summary.gpus and not gpu_activity(trace),
             colours={
                 executions.functions[code]: number
                 for number, code in enumerate(by_time_spent(executions)[:COLOURED])
@@ -307,8 +312,12 @@ def report_page(
             split_left_out=left_out,
             gpu_bars=[] if gpu_first else on_gpus[:GPUS],
             gpus_left_out=max(0, len(on_gpus) - GPUS),
-            parts={part: meaning for part, meaning in PARTS.items() if part not in OUTSIDE},
-            gpu_parts=GPU_PARTS,
+            parts={
+                part: (PART_WORDS[part], meaning)
+                for part, meaning in PARTS.items()
+                if part not in OUTSIDE
+            },
+            gpu_parts={part: (part, meaning) for part, meaning in GPU_PARTS.items()},
             matrix=matrix,
             has_curves=bool(drawn.charts),
             clocks=_clocks(trace),
@@ -447,11 +456,22 @@ def _shown(
         "folded": finding.severity == Severity.NOTICE and finding.saves <= 0,
         "saves": f"up to {duration_text(finding.saves)}" if finding.saves > 0 else "",
         "unknown": f"{finding.severity.capitalize()}: what it costs is not known",
-        "sentence": finding.sentence,
+        "label": finding.cause or cut(re.split("[:;.,(] ?", finding.sentence)[0], LABEL),
+        "sentence": _linked(finding.sentence, known, number),
         "next_step": finding.next_step,
-        "place": place_of_finding(finding, known, _named(first[0]) if first else None),
+        "place": place_of_finding(finding, known, _named(first[0]) if first else None, number),
         "evidence": view(trace, answer, finding.table, known, rows),
     }
+
+
+def _linked(sentence: str, known: Places, number: int) -> Markup:
+    """Set a finding's sentence; the stretches of time that it tells of lead to the timeline."""
+    made, done = Markup(), 0
+    for begin, end, place in stretches(sentence, known, number):
+        link = Markup('<a href="{}">{}</a>').format(place, sentence[begin:end])
+        made += _prose(sentence[done:begin]) + link
+        done = end
+    return made + _prose(sentence[done:])
 
 
 def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -582,27 +602,36 @@ def _clocks(trace: Trace) -> list[tuple[str, str]]:
 
 
 def _matrix(answer: Answer | None) -> dict[str, Any]:
-    """Give the bytes that went between nodes, those with most of them."""
+    """Give the bytes that went between nodes, those with most of them.
+
+    Of what is no node only the row or column is there in which anything stands.
+    """
     if answer is None or not len(answer.table):
-        return {"names": [], "rows": []}
+        return {"columns": [], "rows": []}
     links = answer.table
     traffic = (
         links.groupby("source")["bytes"]
         .sum()
         .add(links.groupby("target")["bytes"].sum(), fill_value=0)
     )
-    names = sorted(str(name) for name in traffic.nlargest(NODES).index)
+    names = sorted(map(str, traffic.nlargest(NODES).index), key=lambda n: (n == UNKNOWN, n))
+    sources, targets = (
+        [name for name in names if name != UNKNOWN or (links[side] == UNKNOWN).any()]
+        for side in ("source", "target")
+    )
+    called = {name: value_name("communication", "source", name) for name in names}
     of = {(str(row["source"]), str(row["target"])): row for row in links.to_dict("records")}
     most = max(1, int(links["bytes"].max()))
     rows = []
-    for source in names:
+    for source in sources:
         cells = []
-        for target in names:
+        for target in targets:
             link = of.get((source, target))
             cells.append(
                 {
                     "text": bytes_text(link["bytes"]) if link else "",
-                    "hint": f"{source} to {target}: {count_text(link['messages'])} messages, "
+                    "hint": f"{called[source]} to {called[target]}: "
+                    f"{count_text(link['messages'])} messages, "
                     f"{rate_text(link['throughput'])}"
                     if link
                     else "",
@@ -610,5 +639,9 @@ def _matrix(answer: Answer | None) -> dict[str, Any]:
                     "heat": -(-10 * int(link["bytes"]) // most) if link else 0,
                 }
             )
-        rows.append((source, cells))
-    return {"names": names, "rows": rows, "left_out": len(traffic) - len(names)}
+        rows.append((called[source], cells))
+    return {
+        "columns": [called[target] for target in targets],
+        "rows": rows,
+        "left_out": len(traffic) - len(names),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dasf_hpc.lost import lost_sentence
 from dasf_hpc.nsight.collect import ReportEntry
 from dasf_hpc.runs import ListedRun
 from dasf_hpc.show.fit import Column, Kind, show_table
+from dasf_hpc.show.moments import around_work
 from dasf_hpc.show.progress import one_line
 from dasf_hpc.trace.holdings import State
 from dasf_hpc.trace.own_axis import SENTENCE
@@ -47,9 +49,7 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any]) -
         facts.add_row("Unused", summary.unused)
     if summary.work >= 0:
         facts.add_row("Duration", f"{duration_text(summary.work)} from first to last task")
-        around = [f"{duration_text(summary.before)} before the first task"] * (summary.before > 0)
-        around += [f"{duration_text(summary.after)} after the last"] * (summary.after > 0)
-        facts.add_row("Start and end", " and ".join(around) or "none recorded")
+        facts.add_row("Start and end", ", ".join(around_work(manifest, summary)) or "none recorded")
     else:
         facts.add_row("Duration", f"{duration_text(summary.duration)} recorded")
     links = ""
@@ -100,6 +100,19 @@ def show_places(console: Console, trace: Path, report: Path | None = None) -> No
     console.print(f"Trace: {trace}", soft_wrap=True, highlight=False, markup=False)
     if report is not None:
         console.print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_questions(console: Console, run: Path, report: bool) -> None:
+    """Print how one learns what a run spent its time on."""
+    place = shlex.quote(str(run))
+    more = "" if report else f"; all on one page: dasf-hpc report {place}"
+    console.print(
+        f"What it spent its time on: dasf-hpc analyze where {place} "
+        f"(where, functions, balance, ...){more}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def _add_recorded(facts: Table, recorded: Sequence[Recorded]) -> None:

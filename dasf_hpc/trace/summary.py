@@ -185,6 +185,8 @@ class Summary:
         From the first to the last record of the run, ns.
     work
         From the start of the first task to the end of the last one, ns; -1: there was no task.
+    first_task_utc
+        When the first task started, ns since 1970 (UTC); -1: there was none, or it is not known.
     before, after
         From the first record to the first task, and from the last task to the last record, ns.
     reports
@@ -231,6 +233,7 @@ class Summary:
     work: int = -1
     before: int = 0
     after: int = 0
+    first_task_utc: int = -1
 
 
 def unused(trace: Trace) -> str:
@@ -256,6 +259,7 @@ def summarise(trace: Trace) -> Summary:
         tasks.add(piece)
     first, last = _recorded_span(trace, tasks.times)
     gpus = gpu_names(trace)
+    origin = int(trace.attributes.get("origin_utc_ns", -1))
     begun, ended = (min(tasks.times), max(tasks.times)) if tasks.times else (first, last)
     return Summary(
         nodes=_worker_nodes(trace),
@@ -280,6 +284,7 @@ def summarise(trace: Trace) -> Summary:
         work=ended - begun if tasks.times else -1,
         before=begun - first,
         after=last - ended,
+        first_task_utc=origin + begun if tasks.times and origin > 0 else -1,
     )
 
 

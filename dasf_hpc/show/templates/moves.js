@@ -56,10 +56,17 @@ Object.assign(Timeline.prototype, {
       if (event.key === 'Escape') $('search').value = '';
       this.filterBy({text: $('search').value.trim()});
       canvas.focus({preventScroll: true});
+      if (event.key === 'Enter' && this.exactKey) this.picked = -1;
       if (event.key === 'Enter') this.step(1);
     });
     this.listenToOverview();
-    addEventListener('hashchange', () => this.obey());
+    document.addEventListener('keydown', event => {
+      if (event.key !== '/' || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.target.closest && event.target.closest('input, textarea, select, [contenteditable]')) return;
+      event.preventDefault();
+      $('search').focus();
+    });
+    this.listenToAddress();
     redraws.push(() => { this.layOut(); this.makeOverview(); this.changed(); });
     view.moved = () => { this.changed(); cancelAnimationFrame(this.later); this.later = requestAnimationFrame(() => this.others()); };
     this.others = () => redraws.filter(one => one !== redraws[0]).forEach(one => one());
@@ -80,11 +87,12 @@ Object.assign(Timeline.prototype, {
   },
 
   toldFound(tasks) {
-    const told = tasks.count ? [`${count(this.found)} of ${count(tasks.count)} tasks`] : [];
+    const told = tasks.count ? [`${count(this.found)} of ${count(tasks.count)} executions`] : [];
+    if (this.exact && this.exact < this.found) told.push(`${count(this.exact)} of exactly this name, which come${this.exact === 1 ? 's' : ''} first`);
     if (this.foundOnTracks) told.push(`${count(this.foundOnTracks)} of kernels, copies and ranges`);
     if (!told.length) told.push('nothing');
     const where = tasks.keys || !this.filter.text || !tasks.count ? '' : ' (of so many tasks the page has no keys: by function only)';
-    return told.join(', ') + where + (this.found ? '; n and p go through the tasks' : '');
+    return told.join(', ') + where + (this.found ? '; n and p go through them' : '');
   },
 
   makeLegend() {
@@ -160,9 +168,11 @@ Object.assign(Timeline.prototype, {
 
   letGo() {
     this.picked = this.current = -1;
+    this.mark = this.about = null;
     $('search').value = '';
     $('card').hidden = true;
     this.say('');
+    this.sayAbout();
     this.filterBy({fn: -1, others: false, text: '', errors: false});
   },
 
@@ -343,7 +353,51 @@ Object.assign(Timeline.prototype, {
 
   // ------------------------------------------------------------------------------ address
 
-  // Goes where the page's address says: #t=FROM,TO in seconds, w=PROCESS, task=ROW, f=FUNCTION.
+  // A link adds an entry to the history, as links do; with the entry it leaves goes what was seen
+  // there, so that going back shows it again. Zooming changes the entry that there is.
+  listenToAddress() {
+    document.addEventListener('click', event => {
+      if (event.target.closest('a[href^="#"]')) this.keep();
+    }, true);
+    addEventListener('popstate', event => {
+      if (event.state && event.state.view) this.restore(event.state);
+    });
+    addEventListener('hashchange', () => {
+      if (!(history.state && history.state.view)) this.obey();
+    });
+  },
+
+  keep() {
+    const {view, picked, current, mark, about} = this;
+    if (this.writing) this.writeNow();
+    history.replaceState({
+      view: [view.from, view.to], picked, current, mark, about, filter: {...this.filter},
+      said: [$('picked').textContent, $('picked').classList.contains('told')],
+      lanes: this.frame.scrollTop, scroll: [scrollX, scrollY],
+    }, '');
+  },
+
+  restore({view, picked, current, mark, about, filter, said, lanes, scroll}) {
+    Object.assign(this, {mark, about});
+    this.filterBy(filter);
+    Object.assign(this, {picked, current});
+    $('search').value = filter.text;
+    this.say(...said);
+    this.sayAbout();
+    this.view.show(...view);
+    this.stopWriting();
+    this.frame.scrollTop = lanes;
+    scrollTo(...scroll);
+  },
+
+  stopWriting() {
+    this.writes = false;
+    clearTimeout(this.writing);
+    this.writing = 0;
+  },
+
+  // Goes where the page's address says: #t=FROM,TO in seconds, w=PROCESS, task=ROW, f=FUNCTION;
+  // m=FROM,TO is marked there, of finding i=NUMBER.
   obey() {
     const words = new Map(location.hash.slice(1).split('&').map(word => {
       const at = word.indexOf('=');
@@ -351,7 +405,15 @@ Object.assign(Timeline.prototype, {
     }));
     if (!['t', 'w', 'task', 'f'].some(name => words.has(name))) return;
     const {model, view} = this;
-    const span = (words.get('t') || '').split(',').map(end => end.trim() ? Number(end) : NaN);
+    const ends = name => {
+      const span = (words.get(name) || '').split(',').map(end => end.trim() ? Number(end) * 1e6 : NaN);
+      return span.length === 2 && span.every(Number.isFinite) && span[1] >= span[0] ? span : null;
+    };
+    const span = ends('t'), finding = words.has('i') ? $(`finding-${words.get('i')}`) : null;
+    this.mark = ends('m');
+    this.about = finding && {number: words.get('i'), name: finding.dataset.about, saves: finding.dataset.saves};
+    this.sayAbout();
+    this.say('');
     let fn = -1;
     if (words.has('f')) {
       let name = words.get('f');
@@ -365,19 +427,18 @@ Object.assign(Timeline.prototype, {
       this.current = this.rows.findIndex(row => row.process === Number(words.get('w')));
       if (this.current >= 0) this.reveal(this.rows[this.current]);
     }
-    const whole = span.length === 2 && span.every(Number.isFinite) && span[1] >= span[0];
-    if (whole) view.show(span[0] * 1e6, Math.max(span[1] * 1e6, span[0] * 1e6 + LEAST));
+    if (span) view.show(span[0], Math.max(span[1], span[0] + LEAST));
     const task = words.has('task') && words.get('task') !== '' ? model.tasks.row.indexOf(Number(words.get('task'))) : -1;
     if (task >= 0) {
-      if (!whole) {
+      if (!span) {
         const took = Math.max(1, model.tasks.stop[task] - model.tasks.start[task]);
         view.show(model.tasks.start[task] - 2 * took, model.tasks.stop[task] + 2 * took);
       }
       this.pick(task, 'down');
     } else if (words.has('task')) this.say('This task is not in the page, which has the longest and the failed ones.');
     else if (this.current >= 0 && words.has('w')) this.say(this.said({title: this.rows[this.current].name, lines: this.toldColumn(this.rows[this.current], view.from, view.to)}));
-    this.writes = false;
-    clearTimeout(this.writing);
+    else if (fn >= 0) this.say(`${this.ranks[fn]}: shown alone${model.tasks.count ? ` · ${count(this.found)} executions` : ''}`);
+    this.stopWriting();
     this.changed();
     $('timeline').scrollIntoView({block: 'start'});
     this.canvas.focus({preventScroll: true});
@@ -386,14 +447,20 @@ Object.assign(Timeline.prototype, {
   // Writes what is shown into the page's address, once it stands still.
   write() {
     clearTimeout(this.writing);
-    this.writing = setTimeout(() => {
-      const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(9)));
-      const row = this.rows[this.current], words = [`t=${seconds(view.from)},${seconds(view.to)}`];
-      if (row && row.process !== undefined) words.push(`w=${row.process}`);
-      if (this.picked >= 0) words.push(`task=${model.tasks.row[this.picked]}`);
-      if (filter.fn >= 0) words.push(`f=${encodeURIComponent(this.ranks[filter.fn])}`);
-      history.replaceState(null, '', `#${words.join('&')}`);
-    }, 250);
+    this.writing = setTimeout(() => this.writeNow(), 250);
+  },
+
+  writeNow() {
+    clearTimeout(this.writing);
+    this.writing = 0;
+    const {view, model, filter} = this, seconds = us => String(Number((us / 1e6).toFixed(9)));
+    const row = this.rows[this.current], words = [`t=${seconds(view.from)},${seconds(view.to)}`];
+    if (row && row.process !== undefined) words.push(`w=${row.process}`);
+    if (this.picked >= 0) words.push(`task=${model.tasks.row[this.picked]}`);
+    if (filter.fn >= 0) words.push(`f=${encodeURIComponent(this.ranks[filter.fn])}`);
+    if (this.mark) words.push(`m=${this.mark.map(seconds).join(',')}`);
+    if (this.about) words.push(`i=${this.about.number}`);
+    history.replaceState(history.state, '', `#${words.join('&')}`);
   },
 });
 

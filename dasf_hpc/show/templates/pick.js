@@ -189,7 +189,20 @@ Object.assign(Timeline.prototype, {
     this.changed();
   },
 
-  say(text) { $('picked').textContent = plain(text); },
+  say(text, told = text !== '') {
+    $('picked').textContent = plain(text);
+    $('picked').classList.toggle('told', told);
+  },
+
+  // Says which finding is shown, and leads back to it.
+  sayAbout() {
+    const {about} = this;
+    $('shown').hidden = !about;
+    if (!about) return;
+    const back = made('a', 'back to the finding');
+    back.href = `#finding-${about.number}`;
+    $('shown').replaceChildren(`Shown: ${plain([about.name, about.saves].filter(Boolean).join(', '))} · `, back);
+  },
 
   // Goes to the next task, or the one before: of those that are found, or of the current row.
   step(by) {
@@ -200,10 +213,13 @@ Object.assign(Timeline.prototype, {
       if (next >= 0) this.pick(next);
       return;
     }
-    if (!this.order) this.order = this.filtered ? this.inOrder().filter(i => this.matches[i]) : this.inOrder();
+    if (!this.order) {
+      this.order = this.filtered ? this.inOrder().filter(i => this.matches[i]) : this.inOrder();
+      if (this.exact) this.order = [...this.order.filter(this.exactly), ...this.order.filter(i => !this.exactly(i))];
+    }
     const place = this.order.indexOf(this.picked);
     let next = place < 0 ? this.order.findIndex(i => tasks.start[i] >= view.from) : place + by;
-    if (place < 0 && next < 0) next = 0;
+    if (place < 0 && (next < 0 || this.exactKey)) next = 0;
     if (next >= 0 && next < this.order.length) this.pick(this.order[next]);
   },
 

@@ -41,19 +41,35 @@ function reveal() {
   if (evidence) evidence.open = true;
   target.scrollIntoView();
 }
-addEventListener('hashchange', reveal);
+addEventListener('hashchange', () => {
+  if (!(history.state && history.state.view)) reveal(); // back where one was, nothing moves
+});
 reveal();
 
-// A place in the timeline: that is to be seen, and has the keyboard.
+// The same place once more is no change of the address.
 document.addEventListener('click', event => {
   const link = event.target.closest('a[href^="#"]');
-  if (!link) return;
-  const hash = link.getAttribute('href');
-  if (hash.startsWith('#t=')) {
-    document.getElementById('timeline').scrollIntoView();
-    document.querySelector('#timeline canvas[tabindex]').focus({preventScroll: true});
+  if (link && location.hash === link.getAttribute('href')) {
+    history.replaceState(null, '');
+    dispatchEvent(new HashChangeEvent('hashchange'));
   }
-  // the same place once more is no change of the address
-  if (location.hash === hash) dispatchEvent(new HashChangeEvent('hashchange'));
 });
+
+// Where a table goes on beyond its right edge, that is said.
+const said = frame => {
+  const left = frame.scrollWidth - frame.clientWidth, there = left - frame.scrollLeft > 2;
+  frame.classList.toggle('goes-on', there);
+  frame.previousElementSibling.hidden = left <= 2;
+  frame.previousElementSibling.classList.toggle('at-end', !there);
+};
+const sizes = new ResizeObserver(entries => entries.forEach(entry => said(entry.target)));
+for (const frame of document.querySelectorAll('.scroll')) {
+  const hint = document.createElement('p');
+  hint.className = 'more-columns';
+  hint.textContent = 'more columns →';
+  hint.hidden = true;
+  frame.before(hint);
+  frame.addEventListener('scroll', () => said(frame), {passive: true});
+  sizes.observe(frame);
+}
 })();

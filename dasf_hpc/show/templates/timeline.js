@@ -5,7 +5,7 @@ const MARKS = ['transfer', 'disk', 'deserialising'];
 
 class Timeline {
   constructor(model, view) {
-    Object.assign(this, {model, view, picked: -1, current: -1, drag: null, ranks: model.functions});
+    Object.assign(this, {model, view, picked: -1, current: -1, drag: null, mark: null, about: null, ranks: model.functions});
     this.canvas = $('chart');
     this.frame = $('lanes');
     this.filter = {fn: -1, others: false, text: '', errors: false};
@@ -82,7 +82,8 @@ class Timeline {
     const text = filter.text.toLowerCase();
     const named = this.ranks.map(name => !text || name.toLowerCase().includes(text));
     const ofFunction = fn => filter.others ? fn >= COLOURED : filter.fn < 0 || fn === filter.fn;
-    const keys = text ? tasks.keys : null;
+    const keys = text ? tasks.keys : null, exact = new Set();
+    const same = this.ranks.map(name => text !== '' && name.toLowerCase() === text);
     let found = 0;
     this.matches = this.filtered ? new Uint8Array(tasks.count) : null;
     for (let i = 0; i < tasks.count; i++) {
@@ -91,7 +92,11 @@ class Timeline {
       if (this.matches) {
         const good = ofFunction(fn) && (named[fn] || (keys !== null && keys[i].toLowerCase().includes(text)))
           && (!filter.errors || tasks.bad.has(i));
-        if (good) { found++; this.matches[i] = 1; } else plane += SHADES;
+        if (good) {
+          found++;
+          this.matches[i] = 1;
+          if (keys !== null && keys[i].toLowerCase() === text) exact.add(i);
+        } else plane += SHADES;
       }
       planes[i] = plane;
     }
@@ -100,6 +105,10 @@ class Timeline {
     for (const row of this.rows)
       for (const line of row.lines) line.spans.setPlanes(line.own.map(i => this.planeOn(line.track, i, text, ofFunction)));
     this.found = found;
+    // what is called so exactly comes before what has it in its name
+    this.exactKey = exact.size > 0;
+    this.exactly = this.exactKey ? i => exact.has(i) : i => same[tasks.fn[i]];
+    this.exact = text && found ? this.matches.reduce((sum, good, i) => sum + (good && this.exactly(i) ? 1 : 0), 0) : 0;
     this.order = null;
     this.few = [];
     if (this.matches && found <= 3000) this.matches.forEach((good, i) => { if (good) this.few.push(i); });
@@ -160,7 +169,8 @@ class Timeline {
 
   // On a phone the node gives way, which stands with each of its workers.
   nameOf(row) {
-    return this.phone && row.kind !== 'path' ? row.name.slice(row.name.indexOf(' ') + 1) : row.name;
+    if (row.kind === 'path') return this.phone ? 'path' : row.name;
+    return this.phone ? row.name.slice(row.name.indexOf(' ') + 1) : row.name;
   }
 
   // ------------------------------------------------------------------------------ drawing
@@ -300,6 +310,7 @@ class Timeline {
     }
     this.ticks(c, shown);
     this.shadeOutside(c);
+    if (this.mark) this.drawMark(c);
     if (this.picked >= 0) this.drawPicked(c);
     if (this.drag && this.drag.select) {
       const {from, to} = this.drag;
@@ -403,6 +414,33 @@ class Timeline {
       pen.fillStyle = c.ink;
       if (right - left > 50 && model.tasks.count) fitted(pen, name, left + 6, AXIS + 8, right - left - 8);
     }
+  }
+
+  // The stretch of time that a finding is about.
+  drawMark(c) {
+    const {pen, view} = this, [from, to] = this.mark;
+    if (to < view.from || from > view.to) return;
+    const left = Math.max(this.gutter, this.x(from)), right = Math.max(left + 1, Math.min(this.width, this.x(to)));
+    pen.fillStyle = pen.strokeStyle = c.focus;
+    pen.globalAlpha = 0.16;
+    pen.fillRect(left, 0, right - left, this.height);
+    pen.globalAlpha = 1;
+    pen.lineWidth = 1.5;
+    for (const edge of [from, to])
+      if (edge >= view.from && edge <= view.to) {
+        pen.beginPath();
+        pen.moveTo(this.x(edge), 0);
+        pen.lineTo(this.x(edge), this.height);
+        pen.stroke();
+      }
+    const text = this.about ? `${this.about.name}, ${duration(to - from)}` : duration(to - from);
+    const wide = Math.min(pen.measureText(plain(text)).width + 8, this.width - this.gutter);
+    const place = Math.max(this.gutter, Math.min(left + 2, this.width - wide)), y = this.height - 20;
+    pen.fillStyle = c.paper;
+    pen.fillRect(place, y, wide, 18);
+    pen.strokeRect(place, y, wide, 18);
+    pen.fillStyle = c.ink;
+    fitted(pen, text, place + 4, y + 9.5, wide - 6);
   }
 
   drawNames(c, shown) {
