@@ -542,3 +542,46 @@ def test_the_function_whose_results_are_spilled_is_not_to_have_larger_chunks(
     assert "results of block (" in disk.sentence
     assert "read back before 40 tasks of use could run" in disk.sentence
     assert "make chunks of block smaller" in disk.next_step
+
+
+def test_the_critical_path_says_what_its_tasks_wait_for(tmp_path: Path) -> None:
+    run = Planted()
+    list(run.phase(1, "late", 20, dict.fromkeys(range(4), 200 * MS), 150 * MS))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        found = analyse("critical_path", trace).findings
+    (waits,) = [f for f in found if f.cause == "waiting for the scheduler"]
+    # of the first task none is known
+    assert "nothing on it runs; its tasks wait 2.85 s for the scheduler." in waits.sentence
+    assert waits.saves / S == pytest.approx(19 * 0.15, rel=0.01)
+
+
+def test_a_function_that_one_worker_is_slow_at_is_not_told_to_have_uneven_inputs(
+    tmp_path: Path,
+) -> None:
+    tasks = []
+    for worker in range(30):
+        time = 0
+        for function, took in (("f", 1000), ("g", 10), ("h", 10)):
+            for i in range(6):
+                stop = time + (10 * took if worker == 3 and function != "h" else took) * MS
+                tasks.append(Task(f"{function}-{worker}-{i}", worker, time, stop))
+                time = stop
+    workers = [Worker(node=int(worker != 3)) for worker in range(30)]
+    with make_trace(tmp_path / "trace.h5", Made(tasks, workers)) as trace:
+        functions = analyse("functions", trace)
+        (slow,) = [f for f in analyse("balance", trace).findings if "slow" in f.sentence]
+    assert not [f for f in functions.findings if "differ" in f.sentence]
+    assert slow.sentence == (
+        "worker-3 on node1 is slow: tasks of f take 10 s there, 1 s elsewhere (medians, 10.00 "
+        "times); likewise g."
+    )
+    # it is the only one of its node
+    assert slow.next_step == "Look at the node's CPU, memory and GPU clocks, or exclude it."
+
+
+def test_what_happens_over_time_begins_with_the_first_task(tmp_path: Path) -> None:
+    made = Made([Task("f-0", 0, 4 * S, 5 * S)], [Worker(stop=10 * S)], span=(0, 10 * S))
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        table = analyse("balance", trace).tables["over_time"]
+    assert table["time"].min() == 4 * S
+    assert table["busy"].sum() == S

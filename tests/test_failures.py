@@ -130,7 +130,7 @@ def test_findings_tell_final_ones_from_retried_ones_and_where_they_began(
         answer = failures(trace)
         final, retried = answer.findings
         assert (final.severity, retried.severity) == (Severity.SERIOUS, Severity.WARNING)
-        assert "12 tasks of always_bad failed for good: ValueError: corrupt SEG" in final.sentence
+        assert "12 tasks of always_bad: ValueError: corrupt SEG" in final.sentence
         assert "30 tasks of flaky gave a result only when retried: Runtime" in retried.sentence
         for finding in (final, retried):
             assert trace.tasks.loc[finding.task, "state"] == "error"

@@ -344,7 +344,8 @@ def _findings(
         final.sort_values("final", ascending=False, kind="stable"),
         f"kinds of failure were final, {count_text(final['final'].sum())} tasks have no result",
         lambda row: (
-            f"{_counted(row['final'], 'task')} of {row['function']} failed for good: {_said(row)}"
+            f"{_counted(row['final'], 'task')} of {row['function']}"
+            f"{' failed for good' * (len(final) == 1)}: {_said(row)}"
         ),
         (
             "Tasks that need their results did not run from then on. "
@@ -364,6 +365,8 @@ def _findings(
             f"{_counted(row['recovered'], 'task')} of {row['function']} gave a result only when "
             f"retried: {_said(row)}; {_counted(row['executions'], 'failed execution')} took "
             f"{duration_text(row['time'])}"
+            if len(again) == 1
+            else f"{_counted(row['recovered'], 'task')} of {row['function']}: {_said(row)}"
         ),
         f"Retries hide the cause and cost their time again. {mend}",
         **shorter(RETRIED, again),
