@@ -164,7 +164,10 @@ def test_planted_problems_are_found_with_what_they_cost_the_costliest_first(
     assert tasks[chain.task] == "chain"
     assert 19 * S < chain.start < chain.stop < 22.1 * S
     assert chain.stop - chain.start == 3 * S
-    assert "for 3 s only one task could run, in a chain of 10 (chain x10) from" in chain.sentence
+    assert "for 3 s only one task ran at a time: a chain of 10 (chain x10) from" in chain.sentence
+    row = where.tables[chain.table].to_dict("records")[chain.rows[0]]
+    assert (row["task"], row["start"], row["stop"]) == (chain.task, chain.start, chain.stop)
+    assert (row["count"], row["functions"], row["worker"]) == (10, "chain x10", "")
     assert (
         "chunks about 100 times as large leave 12 tasks of tiny"
         in found["tasks too small"].next_step

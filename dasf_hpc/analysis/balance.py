@@ -360,7 +360,7 @@ def _slow_sentence(cause: Cause) -> str:
     if more := figures["functions"][1:]:
         named = more[:WORST]
         if len(more) > WORST:
-            named.append(f"{len(more) - WORST} more functions")
+            named.append(f"{len(more) - WORST} more")
         sentence += f"; likewise {', '.join(named)}"
     return sentence + "."
 

@@ -448,43 +448,63 @@ def _spilled(trace: Trace, run: Savings) -> dict[str, Any]:
     return figures
 
 
-def _at_chain(run: Savings, cause: Cause) -> Cause:
-    """Place what lacks parallelism at its longest chain: tasks that ran alone one after another."""
-    graph = run.graph
+def chains(graph: Graph) -> tuple[Ints, Ints]:
+    """Find chains of tasks that ran alone, each needing the result of the one before.
+
+    Returns
+    -------
+    first, last
+        Positions of their first and last executions, of two at least, the longest chain first.
+    """
+    none = np.empty(0, np.int64)
+    if not len(graph):
+        return none, none
     latest = np.maximum.accumulate(graph.stop)
-    alone = np.append(True, graph.start[1:] >= latest[:-1])
-    alone &= np.append(graph.start[1:] >= latest[:-1], True)
-    first = graph.first_dependency
+    apart = graph.start[1:] >= latest[:-1]  # it begins when all before it have ended
+    alone = np.append(True, apart) & np.append(apart, True)
+    task = np.repeat(np.arange(len(graph)), np.diff(graph.first_dependency))
     linked = np.zeros(len(graph), np.bool_)  # it needs the one that began before it
-    task = np.repeat(np.arange(len(graph)), np.diff(first))
     linked[task[graph.dependencies == task - 1]] = True
     linked[1:] &= alone[1:] & alone[:-1]
-    firsts = np.flatnonzero(alone & ~linked)
-    ends = np.flatnonzero(alone & ~np.append(linked[1:], False))
-    if not len(firsts):
-        return cause
-    most = int(np.argmax(graph.stop[ends] - graph.start[firsts]))
-    begin, end = int(firsts[most]), int(ends[most])
-    if end == begin:
-        return cause
+    first = np.flatnonzero(alone & ~linked)
+    last = np.flatnonzero(alone & ~np.append(linked[1:], False))
+    several = last > first
+    first, last = first[several].astype(np.int64), last[several].astype(np.int64)
+    order = np.argsort(graph.start[first] - graph.stop[last], kind="stable")
+    return first[order], last[order]
+
+
+def chained(run: Savings, begin: int, end: int) -> tuple[dict[str, int], int]:
+    """Count a chain's tasks by function, and give its worker; -1: several, or not known."""
     mine = slice(begin, end + 1)
     names: dict[str, int] = {}
-    for function in graph.function[mine].tolist():
+    for function in run.graph.function[mine].tolist():
         name = run.runs.functions[function]
         names[name] = names.get(name, 0) + 1
-    process = int(graph.process[begin])
-    one = process in run.known and bool((graph.process[mine] == process).all())
+    process = np.unique(run.graph.process[mine])
+    one = len(process) == 1 and int(process[0]) in run.known
+    return names, int(process[0]) if one else -1
+
+
+def _at_chain(run: Savings, cause: Cause) -> Cause:
+    """Place what lacks parallelism at the longest chain of tasks that ran alone."""
+    graph = run.graph
+    first, last = chains(graph)
+    if not len(first):
+        return cause
+    begin, end = int(first[0]), int(last[0])
+    names, process = chained(run, begin, end)
     return replace(
         cause,
         start=int(graph.start[begin]),
         stop=int(graph.stop[end]),
-        process=process if one else -1,
+        process=process,
         task=int(graph.rows[begin]),
         figures={
             **cause.figures,
             "functions": names,
             "origin": int(graph.start[0]),
-            "place": "{node} {worker}".format(**run.found.loc[process]) if one else "",
+            "place": "{node} {worker}".format(**run.found.loc[process]) if process >= 0 else "",
         },
     )
 

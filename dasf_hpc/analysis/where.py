@@ -33,7 +33,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity, costliest_first
-from dasf_hpc.analysis.causes import LEAST, PAUSE, Cause, Causes, causes
+from dasf_hpc.analysis.causes import LEAST, PAUSE, Cause, Causes, causes, chained, chains
 from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
@@ -130,7 +130,17 @@ _GAPS: Columns = {
     "before": ("", "function of the task that ended last"),
     "after": ("", "function of the one that began next"),
 }
-#: Rows of the table of waits for each cause, and of that of gaps.
+_CHAINS: Columns = {
+    "task": ("", "row of table tasks: its first one"),
+    "start": ("ns", "the first one began"),
+    "stop": ("ns", "the last one ended"),
+    "duration": ("ns", "for so long only one task ran at a time"),
+    "count": ("", "tasks, each needing the one before"),
+    "functions": ("", "names of their functions, and how many of each"),
+    "worker": ("", "the worker; empty: several"),
+    "node": ("", "the host; empty: several workers"),
+}
+#: Rows of the table of waits for each cause, and of those of gaps and chains.
 MOST_ROWS = 100
 #: What tasks wait for, by part of `dasf_hpc.analysis.causes.DELAYS`.
 _WAITED_FOR = {
@@ -179,7 +189,8 @@ def where(trace: Trace) -> Answer:
     Answer
         Tables ``summary``, ``workers`` and ``gpus``: the parts of a row sum to its wall exactly.
         Table ``waits``: what tasks waited for, by function and worker, those of a cause together,
-        the longest first. Table ``gaps``: when nothing was submitted, the longest first.
+        the longest first. Tables ``gaps`` (when nothing was submitted) and ``chains`` (of tasks
+        that ran alone one after another), the longest first.
 
     Notes
     -----
@@ -240,13 +251,13 @@ def where(trace: Trace) -> Answer:
         summary = summary.head(0)
     tables = {"summary": summary, "workers": table, "gpus": of_gpus}
     described = {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS}
-    described |= {"waits": _WAITS, "gaps": _GAPS}
+    described |= {"waits": _WAITS, "gaps": _GAPS, "chains": _CHAINS}
     findings: list[Finding] = []
     if unused(trace) or not len(runs) or not len(found):
-        tables |= {"waits": _table([], _WAITS), "gaps": _table([], _GAPS)}
+        tables |= {name: _table([], described[name]) for name in ("waits", "gaps", "chains")}
     else:
         known = causes(trace)
-        tables |= {"waits": _waits(known), "gaps": _gaps(known)}
+        tables |= {"waits": _waits(known), "gaps": _gaps(known), "chains": _chains(known)}
         findings = _findings(known, tables, int(found["threads"].sum()))
     if not unused(trace):
         findings = costliest_first([*_lost_jobs(trace, table), *findings])
@@ -309,6 +320,37 @@ def _gaps(known: Causes) -> pd.DataFrame:
         },
         columns=list(_GAPS),
     )
+
+
+def _chains(known: Causes) -> pd.DataFrame:
+    """Give chains of tasks that ran alone, the longest first."""
+    run = known.savings
+    graph, first, last = run.graph, *chains(run.graph)
+    rows: list[dict[str, object]] = []
+    for begin, end in zip(first[:MOST_ROWS].tolist(), last[:MOST_ROWS].tolist(), strict=True):
+        names, process = chained(run, begin, end)
+        start, stop = int(graph.start[begin]), int(graph.stop[end])
+        rows.append(
+            {
+                "task": int(graph.rows[begin]),
+                "start": start,
+                "stop": stop,
+                "duration": stop - start,
+                "count": end - begin + 1,
+                "functions": _counts(names),
+                "worker": run.found.loc[process, "worker"] if process >= 0 else "",
+                "node": run.found.loc[process, "node"] if process >= 0 else "",
+            }
+        )
+    return _table(rows, _CHAINS)
+
+
+def _counts(names: dict[str, int]) -> str:
+    """Name functions, and how many tasks of each."""
+    told = [name if count == 1 else f"{name} x{count}" for name, count in names.items()]
+    if len(told) > WORST:
+        told = [*told[:WORST], f"{len(told) - WORST} more"]
+    return ", ".join(told)
 
 
 def _lost_jobs(trace: Trace, table: pd.DataFrame) -> list[Finding]:
@@ -634,6 +676,11 @@ def _findings(known: Causes, tables: dict[str, pd.DataFrame], threads: int) -> l
                     table, evidence = "waits", tuple(waits.index[of].tolist())
             elif kind == "nothing_submitted" and len(gaps):
                 table, evidence = "gaps", tuple(gaps.index.tolist())
+            elif kind == "no_parallelism" and "functions" in cause.figures:
+                table, evidence = "chains", tuple(tables["chains"].index.tolist())
+            elif kind == "uneven":
+                by = tables["workers"]["elsewhere"].sort_values(ascending=False, kind="stable")
+                table, evidence = "workers", tuple(by.index[by > 0].tolist()[:MOST_ROWS])
             sentence, step = _said(known, cause, tables, share, threads)
             found.append(
                 Finding(
@@ -741,14 +788,12 @@ def _spilling(cause: Cause, of_time: str) -> tuple[str, str]:
 
 def _chained(cause: Cause) -> str:
     names = cause.figures["functions"]
-    told = [name if count == 1 else f"{name} x{count}" for name, count in names.items()]
-    if len(told) > WORST:
-        told = [*told[:WORST], f"{len(told) - WORST} more functions"]
     place = f" on {cause.figures['place']}" if cause.figures["place"] else ""
     return (
-        f"No parallelism: for {duration_text(cause.stop - cause.start)} only one task could run, "
-        f"in a chain of {count_text(sum(names.values()))} ({', '.join(told)}){place}"
-    ) + f" from {moment_text(cause.start, cause.figures['origin'])}."
+        f"No parallelism: for {duration_text(cause.stop - cause.start)} only one task ran at a "
+        f"time: a chain of {count_text(sum(names.values()))} ({_counts(names)}){place} from "
+        f"{moment_text(cause.start, cause.figures['origin'])}."
+    )
 
 
 def _severity(share: float, saves: int = 0, whole: int = 1) -> Severity:
