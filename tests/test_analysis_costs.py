@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from handmade import Made, Task, Worker, columns, make_trace
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from test_analysis_path import _GRAPH, _scheduled
 
 from dasf_hpc.analysis import ANALYSES, analyse
-from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first, one_a_cause
+from dasf_hpc.analysis.answer import Finding, Severity, costliest_first, one_a_cause
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.graph import Schedule
 from dasf_hpc.analysis.headline import Headline, headline
@@ -77,7 +76,7 @@ def _planted() -> tuple[Planted, dict[str, float]]:
     list(run.phase(1, "filter", 20, {0: 100 * MS, 1: 101 * MS, 2: 500 * MS, 3: 99 * MS}))
     saves["worker-2 on node2 is slow at filter"] = 20 * 0.4
     run.now += 6 * S
-    saves["the script submits nothing"] = 6.0
+    saves["the script submitted nothing"] = 6.0
     # ten tasks on each worker that wait 200 ms until results are read from disk
     for worker, start, stop in run.phase(
         2, "block", 10, dict.fromkeys(range(4), 100 * MS), 200 * MS
@@ -96,7 +95,7 @@ def _planted() -> tuple[Planted, dict[str, float]]:
     saves["no parallelism"] = 10 * 0.3 * 3 / 4
     # 100 us of work and 2 ms of waits each: 100 times larger ones leave three tasks a thread
     list(run.phase(3, "tiny", 300, dict.fromkeys(range(4), MS // 10), 2 * MS))
-    saves["tasks of tiny too small"] = 300 * 0.002 * 99 / 100
+    saves["tasks too small"] = 300 * 0.002 * 99 / 100
     # 200 ms of work and 100 ms of waits, of which 200 us are what handing over takes
     list(run.phase(4, "late", 5, dict.fromkeys(range(4), 200 * MS), 100 * MS))
     saves["waiting for the scheduler"] = 5 * (0.1 - 0.0002)
@@ -113,6 +112,7 @@ def test_planted_problems_are_found_with_what_they_cost_the_costliest_first(
     run, saves = _planted()
     with make_trace(tmp_path / "trace.h5", run.made()) as trace:
         told = _headline(trace)
+        where = analyse("where", trace)
         tasks = trace.table("tasks", ["prefix"])["prefix"].tolist()
     found = {finding.cause: finding for finding in told.findings if finding.cause in saves}
     assert list(found) == sorted(saves, key=lambda cause: -saves[cause])
@@ -127,27 +127,52 @@ def test_planted_problems_are_found_with_what_they_cost_the_costliest_first(
     assert told.duration == max(task.stop for task in run.tasks) - 1
     assert told.sentence == (
         f"{told.duration / S:.1f} s from first to last task; up to {told.avoidable / S:.1f} s of "
-        "it avoidable: worker-2 on node2 is slow at filter, the script submits nothing, "
-        "no parallelism."
+        "it avoidable: worker-2 on node2 is slow at filter (8 s), the script submitted nothing "
+        f"(6 s), no parallelism (2.25 s), spilling to disk (2 s) and 2 more."
     )
     # and where to look
     slow = found["worker-2 on node2 is slow at filter"]
     assert (slow.process, tasks[slow.task]) == (2, "filter")
     assert (slow.start, slow.stop) == (1, 10 * S + 1)
-    assert "500 ms there where 100 ms is the median elsewhere" in slow.sentence
-    gap = found["the script submits nothing"]
+    assert slow.sentence == (
+        "worker-2 on node2 is slow at filter: tasks take 500 ms there, 100 ms elsewhere (medians, "
+        "5.00 times)."
+    )
+    assert slow.next_step.startswith("worker-3 on the same node is not: look at what runs beside")
+    gap = found["the script submitted nothing"]
     assert (gap.start, gap.stop) == (10 * S + 1, 16 * S + 2)
-    assert "(6 s from 10.000 s on)" in gap.sentence
+    assert (gap.process, gap.task) == (-1, -1)  # nothing ran in it
+    assert gap.sentence == (
+        "For 6 s no thread had work: the script had submitted nothing (6 s from 10.000 s)."
+    )
+    gaps = where.tables[gap.table].loc[list(gap.rows)]
+    assert (gaps["start"].iloc[0], gaps["stop"].iloc[0]) == (gap.start, gap.stop)
+    assert gaps.iloc[0][["before", "after"]].tolist() == ["filter", "block"]
     disk = found["spilling to disk"]
     assert tasks[disk.task] == "block"
-    assert "tasks wait 8 s for it, and workers use up to 690 MB of a limit of 1 GB" in disk.sentence
+    assert disk.sentence == (
+        "Spilling to disk: workers keep more than fits (limit 1 GB each); results were read back "
+        "before 4 tasks of block could run."
+    )
+    waits = where.tables[disk.table].loc[list(disk.rows)]
+    assert set(waits["cause"]) == {"disk"}
+    assert set(waits["function"]) == {"block"}
+    assert waits["time"].sum() == 8 * S
+    assert waits["count"].tolist() == [10] * 4
     assert 16 * S < disk.start < disk.stop < 19.1 * S
     chain = found["no parallelism"]
     assert tasks[chain.task] == "chain"
     assert 19 * S < chain.start < chain.stop < 22.1 * S
+    assert chain.stop - chain.start == 3 * S
+    assert "for 3 s only one task ran at a time: a chain of 10 (chain x10) from" in chain.sentence
+    row = where.tables[chain.table].to_dict("records")[chain.rows[0]]
+    assert (row["task"], row["start"], row["stop"]) == (chain.task, chain.start, chain.stop)
+    assert (row["count"], row["functions"], row["worker"]) == (10, "chain x10", "")
     assert (
-        "blocks (chunks, partitions) about 100 times" in found["tasks of tiny too small"].next_step
+        "chunks about 100 times as large leave 12 tasks of tiny"
+        in found["tasks too small"].next_step
     )
+    assert "Waiting for the scheduler: " in found["waiting for the scheduler"].sentence
 
 
 def test_a_function_that_takes_most_time_is_not_first_where_its_speed_saves_little(
@@ -274,7 +299,7 @@ def test_the_new_fields_are_in_documents(tmp_path: Path) -> None:
     with make_trace(tmp_path / "trace.h5", run.made()) as trace:
         document = analyse("where", trace).document()
     first = document["findings"][0]
-    assert first["cause"] == "the script submits nothing"
+    assert first["cause"] == "the script submitted nothing"
     assert first["saves"] == pytest.approx(6 * S, abs=10)
     assert first["start"] == 10 * S + 1
 
@@ -287,8 +312,8 @@ def test_where_speaks_of_the_time_from_first_task_to_last(tmp_path: Path) -> Non
     with make_trace(tmp_path / "trace.h5", made) as trace:
         answer = analyse("where", trace)
     shares = answer.table.set_index("part")["work_share"]
-    script = next(f for f in answer.findings if f.cause == "the script submits nothing")
-    assert f"{shares['nothing_submitted']:.0f} % of the workers' time from first" in script.sentence
+    script = next(f for f in answer.findings if f.cause == "the script submitted nothing")
+    assert script.sentence.startswith("For 6 s no thread had work")
     assert shares.sum() == pytest.approx(100)
     (stopping,) = [f for f in answer.findings if "after the run's last task" in f.sentence]
     assert (stopping.severity, stopping.saves) == (Severity.NOTICE, 0)
@@ -337,26 +362,38 @@ def test_a_change_that_was_asked_about_is_told_of(tmp_path: Path) -> None:
 
 
 def test_failures_are_told_once_by_the_analysis_that_is_about_them(tmp_path: Path) -> None:
-    tasks = [Task("f-0", 0, 0, 2 * S, state="error"), Task("f-1", 0, 2 * S, 5 * S)]
-    empty = {"failures": pd.DataFrame({"type": ["ValueError", "OSError"]})}
-    told = [
-        Finding(Severity.SERIOUS, "failures", "failures", (row,), f"failure {row}", "Mend it.")
-        for row in (0, 1)
+    tasks = [
+        Task("f-0", 0, 0, 2 * S, state="error"),
+        Task("f-0", 0, 2 * S, 5 * S),
+        Task("g-0", 0, 5 * S, 6 * S, state="error"),
+        Task("h-0", 0, 6 * S, 9 * S),
     ]
-    failures = Answer("failures", empty, {"failures": {"type": ("", "")}}, told)
     with make_trace(tmp_path / "trace.h5", Made(tasks, [Worker()])) as trace:
-        functions = analyse("functions", trace)
+        functions, failures = (analyse(name, trace) for name in ("functions", "failures"))
         alone = headline(trace, {"functions": functions})
         both = headline(trace, {"functions": functions, "failures": failures})
     (failed,) = [f for f in alone.findings if f.cause == "failed executions"]
-    assert failed.saves == 2 * S
-    found = [f.sentence for f in both.findings if "fail" in f.sentence]
-    assert found == ["failure 0", "failure 1"]
-    assert [f.saves for f in both.findings if f.analysis == "failures"] == [2 * S, -1]
-    assert both.avoidable == alone.avoidable == 2 * S
-    assert both.sentence == (
-        "5 s from first to last task; up to 2 s of it avoidable: failed executions."
+    assert (failed.sentence, failed.saves) == (
+        "2 executions failed or were lost (most in g).",
+        -1,
     )
+    missing, retried = [f for f in both.findings if "fail" in f.sentence]
+    # what is missing comes before all that is slow, and costs nothing
+    assert both.findings[0] is missing
+    assert (missing.incomplete, missing.saves, missing.cause) == (True, -1, "")
+    assert (retried.incomplete, retried.saves, retried.cause) == (False, 2 * S, "retries")
+    assert both.avoidable == 2 * S
+    assert both.sentence == (
+        "9 s from first to last task; up to 2 s of it avoidable: retries (2 s)."
+    )
+
+
+def test_a_finding_of_failures_spans_all_of_them(tmp_path: Path) -> None:
+    tasks = [Task(f"f-{i}", 0, 10 * i * MS, (10 * i + 5) * MS, state="error") for i in range(5)]
+    with make_trace(tmp_path / "trace.h5", Made(tasks)) as trace:
+        (finding,) = analyse("failures", trace).findings
+    assert (finding.start, finding.stop) == (0, 45 * MS)
+    assert (finding.process, finding.task) == (0, 0)
 
 
 def _rounds(took: list[list[int]], threads: int = 1) -> Made:
@@ -458,15 +495,96 @@ def test_larger_tasks_are_asked_of_the_function_that_waits(tmp_path: Path) -> No
     with make_trace(tmp_path / "trace.h5", run.made()) as trace:
         (small,) = [f for f in analyse("where", trace).findings if "too small" in f.sentence]
     assert small.next_step == (
-        "Make tasks larger: blocks (chunks, partitions) about 5 times as large leave 40 tasks of "
-        "short for 4 threads, and such waits about 10 % of the executing time."
+        "Give each more data: chunks about 5 times as large leave 40 tasks of short for 4 threads."
     )
 
 
-def test_small_tasks_beside_smaller_ones_say_beside_which(tmp_path: Path) -> None:
+def test_all_small_tasks_are_one_finding_whatever_their_functions(tmp_path: Path) -> None:
     run = Planted()
     list(run.phase(1, "short", 50, dict.fromkeys(range(4), 10 * MS), 5 * MS))
     list(run.phase(2, "tiny", 100, dict.fromkeys(range(4), MS // 10), 2 * MS))
+    list(run.phase(3, "long", 5, dict.fromkeys(range(4), 300 * MS), 200 * MS))
     with make_trace(tmp_path / "trace.h5", run.made()) as trace:
-        sentences = [f.sentence for f in analyse("where", trace).findings]
-    assert "Tasks are too small: 200 besides those of tiny take 10 ms in the mean" in sentences[0]
+        answer = analyse("where", trace)
+    (small,) = [f for f in answer.findings if "too small" in f.sentence]
+    # 200 tasks of 10 ms and 5 ms of waits (of the first four: none), 400 of 100 us and 2 ms;
+    # those that are long are not among them
+    assert small.sentence == (
+        "Tasks are too small: 600 tasks (mostly short, tiny) take 3.4 ms in the mean and leave a "
+        "thread idle 2.97 ms before each."
+    )
+    assert set(answer.tables["waits"].loc[list(small.rows), "function"]) == {"short", "tiny"}
+    (waits,) = [f for f in answer.findings if f.sentence.startswith("Waiting for the scheduler")]
+    assert "20 tasks of long could run, and waited 200 ms each" in waits.sentence
+    for finding in (small, waits):
+        assert "thread time" not in finding.sentence
+
+
+def test_the_function_whose_results_are_spilled_is_not_to_have_larger_chunks(
+    tmp_path: Path,
+) -> None:
+    run = Planted()
+    blocks = list(run.phase(1, "block", 50, dict.fromkeys(range(4), 10 * MS), 50 * MS))
+    for i, (worker, _, _) in enumerate(blocks[::5]):
+        start = run.now + (100 + 200 * i) * MS
+        key = f"use-{i}"
+        run.add(Task(key, worker, start, start + MS, needs=[f"block-{CALL}1-{5 * i}"]), start)
+        run.disk.append(
+            {
+                "start": start - 90 * MS,
+                "stop": start,
+                "process": worker,
+                "key": key,
+                "action": "disk-read",
+            }
+        )
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        found = {f.cause: f for f in analyse("where", trace).findings}
+    assert "tasks of block for" not in found["tasks too small"].next_step
+    disk = found["spilling to disk"]
+    assert "results of block (" in disk.sentence
+    assert "read back before 40 tasks of use could run" in disk.sentence
+    assert "make chunks of block smaller" in disk.next_step
+
+
+def test_the_critical_path_says_what_its_tasks_wait_for(tmp_path: Path) -> None:
+    run = Planted()
+    list(run.phase(1, "late", 20, dict.fromkeys(range(4), 200 * MS), 150 * MS))
+    with make_trace(tmp_path / "trace.h5", run.made()) as trace:
+        found = analyse("critical_path", trace).findings
+    (waits,) = [f for f in found if f.cause == "waiting for the scheduler"]
+    # of the first task none is known
+    assert "nothing on it runs; its tasks wait 2.85 s for the scheduler." in waits.sentence
+    assert waits.saves / S == pytest.approx(19 * 0.15, rel=0.01)
+
+
+def test_a_function_that_one_worker_is_slow_at_is_not_told_to_have_uneven_inputs(
+    tmp_path: Path,
+) -> None:
+    tasks = []
+    for worker in range(30):
+        time = 0
+        for function, took in (("f", 1000), ("g", 10), ("h", 10)):
+            for i in range(6):
+                stop = time + (10 * took if worker == 3 and function != "h" else took) * MS
+                tasks.append(Task(f"{function}-{worker}-{i}", worker, time, stop))
+                time = stop
+    workers = [Worker(node=int(worker != 3)) for worker in range(30)]
+    with make_trace(tmp_path / "trace.h5", Made(tasks, workers)) as trace:
+        functions = analyse("functions", trace)
+        (slow,) = [f for f in analyse("balance", trace).findings if "slow" in f.sentence]
+    assert not [f for f in functions.findings if "differ" in f.sentence]
+    assert slow.sentence == (
+        "worker-3 on node1 is slow: tasks of f take 10 s there, 1 s elsewhere (medians, 10.00 "
+        "times); likewise g."
+    )
+    # it is the only one of its node
+    assert slow.next_step == "Look at the node's CPU, memory and GPU clocks, or exclude it."
+
+
+def test_what_happens_over_time_begins_with_the_first_task(tmp_path: Path) -> None:
+    made = Made([Task("f-0", 0, 4 * S, 5 * S)], [Worker(stop=10 * S)], span=(0, 10 * S))
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        table = analyse("balance", trace).tables["over_time"]
+    assert table["time"].min() == 4 * S
+    assert table["busy"].sum() == S

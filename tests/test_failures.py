@@ -130,13 +130,18 @@ def test_findings_tell_final_ones_from_retried_ones_and_where_they_began(
         answer = failures(trace)
         final, retried = answer.findings
         assert (final.severity, retried.severity) == (Severity.SERIOUS, Severity.WARNING)
-        assert "12 tasks of always_bad failed for good: ValueError: corrupt SEG" in final.sentence
+        assert "12 tasks of always_bad: ValueError: corrupt SEG" in final.sentence
         assert "30 tasks of flaky gave a result only when retried: Runtime" in retried.sentence
         for finding in (final, retried):
             assert trace.tasks.loc[finding.task, "state"] == "error"
             assert finding.start == trace.tasks.loc[finding.task, "start"]
             assert finding.start == answer.table.loc[list(finding.rows), "first_start"].min()
-            assert finding.saves == -1
+        assert (final.saves, final.incomplete, retried.incomplete) == (-1, True, False)
+        assert retried.saves >= 0
+        assert final.next_step == (
+            "No task that ran needed them; one that needs them did not run. Mend what the message "
+            "names."
+        )
     json.dumps(answer.document(), allow_nan=False)
 
 
@@ -227,8 +232,12 @@ def test_the_table_of_tasks_is_bounded_and_the_counts_are_not(tmp_path: Path) ->
         answer = failures(trace)
     assert answer.table["final"].tolist() == [count]
     assert answer.tables["tasks"]["key"].tolist() == [f"f-{i}" for i in range(MOST_TASKS)]
-    # a trace that was recorded without messages says so
+    # a trace that was recorded without messages says so, once
     assert len(answer.unanswered) == 1
+    assert "message" not in answer.table
+    assert "message" not in answer.tables["tasks"]
+    (finding,) = answer.findings
+    assert "`dasf-hpc logs RUN` shows the messages" in finding.next_step
 
 
 @settings(max_examples=40, deadline=None)

@@ -64,6 +64,8 @@ class Finding:
     cause
         What the time goes to, in a few words: ``w0-0 on node2 is slow at filter_trace``. Findings
         of one cause, of whatever analyses, have the same words; empty: it is no cause of its own.
+    incomplete
+        Whether results are missing for good: what the run gave is not whole.
     """
 
     severity: Severity
@@ -78,6 +80,7 @@ class Finding:
     process: int = -1
     task: int = -1
     cause: str = ""
+    incomplete: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,11 +244,13 @@ def told_as_one(
 def costliest_first(findings: list[Finding]) -> list[Finding]:
     """Sort findings by what they could save; those of which it cannot be told by severity.
 
-    What is only good to know comes after what can be acted on.
+    Results that are missing come before all that is slow. What is only good to know comes after
+    what can be acted on.
     """
 
-    def order(finding: Finding) -> tuple[bool, int]:
-        return finding.severity == Severity.NOTICE and finding.saves <= 0, -max(finding.saves, 0)
+    def order(finding: Finding) -> tuple[bool, bool, int]:
+        known = finding.severity == Severity.NOTICE and finding.saves <= 0
+        return not finding.incomplete, known, -max(finding.saves, 0)
 
     return sorted(most_severe_first(findings), key=order)
 

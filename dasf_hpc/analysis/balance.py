@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import (
     EVIDENCE,
+    WORST,
     Answer,
     Columns,
     Finding,
@@ -27,7 +28,7 @@ from dasf_hpc.analysis.executions import (
     Span,
     group_sums,
     read_executions,
-    run_span,
+    work_span,
     workers,
 )
 from dasf_hpc.trace.open import Trace
@@ -54,7 +55,10 @@ WORKERS: Columns = {
     "first_start": ("ns", "its first execution begins; -1: none"),
     "last_stop": ("ns", "its last execution ends; -1: none"),
     "bytes_out": ("bytes", "size of its results"),
-    "slowdown": ("", "its executing time over what its tasks take in the median of all workers"),
+    "slowdown": (
+        "",
+        "over all functions: executing time over what its tasks take in the median of all",
+    ),
 }
 OVER_TIME: Columns = {
     "time": ("ns", "the interval begins"),
@@ -186,7 +190,7 @@ def interval_of(span: Span) -> int:
 def _over_time(
     trace: Trace, runs: Executions, found: pd.DataFrame, interval: int | None
 ) -> pd.DataFrame:
-    span = run_span(trace, runs)
+    span = work_span(trace, runs)
     length = interval or interval_of(span)
     bins = span.duration // length + 1
     place = np.full(int(found.index.max()) + 1 if len(found) else 1, -1, np.int64)
@@ -289,9 +293,7 @@ def _findings(
             "workers",
             tuple(places[worker] for worker in _slow_workers(cause)[:EVIDENCE]),
             _slow_sentence(cause),
-            "Look at the node's CPU, memory and GPU clocks, or exclude it."
-            if "worker" in cause.figures
-            else "See whether their nodes are of another kind, or shared with other jobs.",
+            _slow_step(cause),
             **cause.told,
         )
         for cause in slow
@@ -351,10 +353,25 @@ def _slow_sentence(cause: Cause) -> str:
             "functions take elsewhere."
         )
     sentence = (
-        f"{cause.words}: tasks of {figures['example']} take {duration_text(figures['median'])} "
-        f"there where {duration_text(figures['others'])} is the median elsewhere, "
-        f"{figures['median'] / max(1, figures['others']):.2f} times as long"
+        f"{cause.words}: {'tasks' if figures['function'] else 'tasks of ' + figures['example']} "
+        f"take {duration_text(figures['median'])} there, {duration_text(figures['others'])} "
+        f"elsewhere (medians, {figures['median'] / max(1, figures['others']):.2f} times)"
     )
-    if figures["more"]:
-        sentence += f"; {figures['more']} more function{'s' * (figures['more'] != 1)} likewise"
+    if more := figures["functions"][1:]:
+        named = more[:WORST]
+        if len(more) > WORST:
+            named.append(f"{len(more) - WORST} more")
+        sentence += f"; likewise {', '.join(named)}"
     return sentence + "."
+
+
+def _slow_step(cause: Cause) -> str:
+    figures = cause.figures
+    if "workers" in figures:
+        return "See whether their nodes are of another kind, or shared with other jobs."
+    if figures["same_node"]:
+        return (
+            f"{figures['same_node']} on the same node is not: look at what runs beside this worker,"
+            " or what the function does there."
+        )
+    return "Look at the node's CPU, memory and GPU clocks, or exclude it."

@@ -64,7 +64,7 @@ SMALL = 100_000_000
 LOST_SHARE = 0.1
 #: ... but to leave so many tasks a thread of the function that takes most time.
 TASKS_A_THREAD = 3
-#: Functions of so many tasks are looked at for themselves.
+#: Of a function of so many tasks that wait longer than they run, larger blocks leave fewer waits.
 MANY = 100
 #: What saves a smaller share of the time from first to last task is no cause to tell of.
 LEAST = 0.005
@@ -76,7 +76,7 @@ DELAYS = ("nothing_submitted", "deserialising", "disk", "paused", "transferring"
 
 #: Causes, in a few words; those of workers have their own.
 WORDS = {
-    "nothing_submitted": "the script submits nothing",
+    "nothing_submitted": "the script submitted nothing",
     "deserialising": "deserialising tasks",
     "disk": "spilling to disk",
     "paused": "workers paused with full memory",
@@ -88,8 +88,9 @@ WORDS = {
     "stragglers": "single tasks that take long",
 }
 
-#: Executions that failed or were lost, as a cause in a few words.
-FAILED = "failed executions"
+#: Executions that failed or were lost, those that were retried with success, and those lost with
+#: their workers: as a cause in a few words.
+FAILED, RETRIED, LOST_WORK = "failed executions", "retries", "work lost with workers"
 
 #: How many times faster a function is thought to be that no cause but its length is known of.
 FASTER = 2.0
@@ -254,6 +255,8 @@ class Causes:
         """What a `Finding` of the first cause of a kind takes from it; saves nothing without."""
         for cause in self.of(kind):
             return cause.told
+        if kind == "scheduling" and self.of("small"):
+            return self.told("small")
         unknown = kind in ("uneven", "no_parallelism") and len(self.savings.graph) > PLAYED
         return {"saves": -1 if unknown else 0, "cause": WORDS[kind]}
 
@@ -291,7 +294,8 @@ def _causes(trace: Trace) -> Causes:
     found = list(alone)
     for kind in DELAYS[:-1]:
         found += _delay(run, kind, Change(delay=delays[kind]))
-    found += _scheduling(run, delays["scheduling"])
+    spilled = _spilled(trace, run)
+    found += _scheduling(run, delays["scheduling"], str(spilled.get("function", "")))
     for kind, duration in _spread(run, threads).items() if threads else ():
         change = run.limited(Change(duration=duration))
         saves = run.saved(change, mended) if mended.total else _saved(run, change)
@@ -301,13 +305,17 @@ def _causes(trace: Trace) -> Causes:
         longest = int(np.argmax(gaps.stop - gaps.start))
         begin, end = int(gaps.start[longest]), int(gaps.stop[longest])
         found = [
-            replace(c, start=begin, stop=end) if c.kind == "nothing_submitted" else c for c in found
+            replace(c, start=begin, stop=end, process=-1, task=-1)
+            if c.kind == "nothing_submitted"
+            else c
+            for c in found
         ]
     found = [cause for cause in found if cause.saves >= max(1, LEAST * run.recorded)]
-    found = [
-        replace(c, figures={**c.figures, **_fullest(trace, run)}) if c.kind == "disk" else c
-        for c in found
-    ]
+    for i, cause in enumerate(found):
+        if cause.kind == "disk":
+            found[i] = replace(cause, figures=cause.figures | spilled)
+        elif cause.kind == "no_parallelism":
+            found[i] = _at_chain(run, cause)
     found.sort(key=lambda cause: -cause.saves)
     return Causes(run, found, delays, gaps)
 
@@ -409,19 +417,96 @@ def _spans(trace: Trace, run: Savings) -> dict[str, dict[int, list[Covered]]]:
     return spans
 
 
-def _fullest(trace: Trace, run: Savings) -> dict[str, int]:
-    """Give the memory limit that a worker came nearest to, and how much it used, bytes."""
-    samples = trace.table("process_samples", ["process", "memory"])
-    limits = run.found["memory_limit"].to_dict()
-    used = [
-        (int(peak), int(limits[row]))
-        for row, peak in samples.groupby("process")["memory"].max().items()
-        if limits.get(row, -1) > 0
+def _spilled(trace: Trace, run: Savings) -> dict[str, Any]:
+    """Say which results were read back from disk, for what, and the memory limit, bytes.
+
+    What Dask says it read is what the task needs that it was about to begin.
+    """
+    limits = run.found["memory_limit"]
+    figures: dict[str, Any] = {"limit": int(limits.max()), "one_limit": limits.nunique() == 1}
+    reads = [
+        piece["key"].to_numpy()[(piece["action"] == "disk-read").to_numpy()]
+        for piece in trace.pieces("activities", ["key", "action"])
+        if len(piece)
     ]
-    if not used:
-        return {}
-    peak, limit = max(used, key=lambda pair: pair[0] / pair[1])
-    return {"peak": peak, "limit": limit}
+    key = np.unique(np.concatenate([np.empty(0, np.int64), *reads]))
+    graph, runs = run.graph, run.runs
+    place = np.flatnonzero(np.isin(runs.key[graph.rows], key[key >= 0]))
+    if not len(place):
+        return figures
+    count = np.bincount(graph.function[place])
+    most = int(np.argmax(count))
+    figures |= {"readers": runs.functions[most], "reads": int(count[most])}
+    place = place[graph.function[place] == most]
+    first = graph.first_dependency
+    needs = np.concatenate([graph.dependencies[first[i] : first[i + 1]] for i in place.tolist()])
+    if len(needs):
+        size = np.maximum(0, runs.nbytes[graph.rows[needs]])
+        largest = int(np.argmax(np.bincount(graph.function[needs], weights=size)))
+        figures["function"] = runs.functions[largest]
+        figures["nbytes"] = int(np.median(size[graph.function[needs] == largest]))
+    return figures
+
+
+def chains(graph: Graph) -> tuple[Ints, Ints]:
+    """Find chains of tasks that ran alone, each needing the result of the one before.
+
+    Returns
+    -------
+    first, last
+        Positions of their first and last executions, of two at least, the longest chain first.
+    """
+    none = np.empty(0, np.int64)
+    if not len(graph):
+        return none, none
+    latest = np.maximum.accumulate(graph.stop)
+    apart = graph.start[1:] >= latest[:-1]  # it begins when all before it have ended
+    alone = np.append(True, apart) & np.append(apart, True)
+    task = np.repeat(np.arange(len(graph)), np.diff(graph.first_dependency))
+    linked = np.zeros(len(graph), np.bool_)  # it needs the one that began before it
+    linked[task[graph.dependencies == task - 1]] = True
+    linked[1:] &= alone[1:] & alone[:-1]
+    first = np.flatnonzero(alone & ~linked)
+    last = np.flatnonzero(alone & ~np.append(linked[1:], False))
+    several = last > first
+    first, last = first[several].astype(np.int64), last[several].astype(np.int64)
+    order = np.argsort(graph.start[first] - graph.stop[last], kind="stable")
+    return first[order], last[order]
+
+
+def chained(run: Savings, begin: int, end: int) -> tuple[dict[str, int], int]:
+    """Count a chain's tasks by function, and give its worker; -1: several, or not known."""
+    mine = slice(begin, end + 1)
+    names: dict[str, int] = {}
+    for function in run.graph.function[mine].tolist():
+        name = run.runs.functions[function]
+        names[name] = names.get(name, 0) + 1
+    process = np.unique(run.graph.process[mine])
+    one = len(process) == 1 and int(process[0]) in run.known
+    return names, int(process[0]) if one else -1
+
+
+def _at_chain(run: Savings, cause: Cause) -> Cause:
+    """Place what lacks parallelism at the longest chain of tasks that ran alone."""
+    graph = run.graph
+    first, last = chains(graph)
+    if not len(first):
+        return cause
+    begin, end = int(first[0]), int(last[0])
+    names, process = chained(run, begin, end)
+    return replace(
+        cause,
+        start=int(graph.start[begin]),
+        stop=int(graph.stop[end]),
+        process=process,
+        task=int(graph.rows[begin]),
+        figures={
+            **cause.figures,
+            "functions": names,
+            "origin": int(graph.start[0]),
+            "place": "{node} {worker}".format(**run.found.loc[process]) if process >= 0 else "",
+        },
+    )
 
 
 def _while(times: Ints, holds: NDArray[np.bool_]) -> Covered:
@@ -477,8 +562,11 @@ def _delay(run: Savings, kind: str, change: Change) -> list[Cause]:
     return [_placed(run, cause)] if saves else []
 
 
-def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
-    """Find what waits for the scheduler cost: of functions with small tasks, and of the others."""
+def _scheduling(run: Savings, delay: Ints, spilled: str) -> list[Cause]:
+    """Find what waits for the scheduler cost: where tasks are small, and of the other functions.
+
+    Larger chunks are not asked of the function whose results are spilled.
+    """
     graph = run.graph
     width = max(1, len(run.runs.functions))
     count = np.bincount(graph.function, minlength=width)
@@ -487,37 +575,36 @@ def _scheduling(run: Savings, delay: Ints) -> list[Cause]:
     threads = int(run.found["threads"].sum())
     wanted = np.ceil(waited / np.maximum(1, LOST_SHARE * executing))
     factor = np.minimum(wanted, count // (TASKS_A_THREAD * max(1, threads)))
-    small = (count >= MANY) & (executing < SMALL * count) & (waited >= executing) & (factor >= 2)
+    small = (count > 0) & (executing < SMALL * count)
+    if count[small].sum() <= threads or waited[small].sum() < LOST_SHARE * executing[small].sum():
+        small[:] = False
+    tiny = small & (count >= MANY) & (waited >= executing) & (factor >= 2)
+    kept = np.where(tiny, 1 / np.maximum(1, factor), 0.0)[graph.function]
+    fewer = np.where(tiny[graph.function], delay * (1 - kept), delay - HANDOVER).astype(np.int64)
     found = []
-    kept = np.where(small, 1 / np.maximum(1, factor), 0.0)[graph.function]
-    tiny = small[graph.function]
-    of_small = run.limited(Change(delay=np.where(tiny, delay * (1 - kept), 0).astype(np.int64)))
-    rest = run.limited(Change(delay=np.where(tiny, 0, delay - HANDOVER)))
-    for kind, change in (("small", of_small), ("scheduling", rest)):
+    for kind, of in (("small", small), ("scheduling", ~small)):
+        chosen = of[graph.function]
+        change = run.limited(Change(delay=np.where(chosen, fewer, 0)))
         saves = _saved(run, change)
         if not saves:
             continue
-        functions = [f for f in np.argsort(-waited, kind="stable").tolist() if small[f]]
-        chosen = tiny if kind == "small" else ~tiny
+        names = [f for f in np.argsort(-waited, kind="stable").tolist() if of[f] and waited[f]]
         figures: dict[str, Any] = {
             "waited": int(delay[chosen].sum()),
             "count": int(chosen.sum()),
             "executing": int(run.duration[chosen].sum()),
+            "functions": [run.runs.functions[f] for f in names],
+            "shares": [float(waited[f]) / float(waited[of].sum()) for f in names],
+            "tiny": [run.runs.functions[f] for f in names if tiny[f]],
         }
-        words = WORDS[kind]
-        if kind == "scheduling":
-            # the function with most of it, of those whose tasks are short
-            own = np.where(~small & (count > 0) & (executing < SMALL * count), waited, -1)
-            figures["function"] = int(np.argmax(own)) if own.max() > 0 else -1
-        if kind == "small":
-            names = [run.runs.functions[f] for f in functions]
+        larger = [f for f in names if factor[f] >= 2 and run.runs.functions[f] != spilled]
+        if kind == "small" and larger:
             figures |= {
-                "functions": names,
-                "factor": int(factor[functions[0]]),
-                "left": int(count[functions[0]] // factor[functions[0]]),
+                "larger": run.runs.functions[larger[0]],
+                "factor": int(factor[larger[0]]),
+                "left": int(count[larger[0]] // factor[larger[0]]),
             }
-            words = f"tasks of {names[0]} too small"
-        found.append(_placed(run, Cause(kind, words, change, saves, figures=figures)))
+        found.append(_placed(run, Cause(kind, WORDS[kind], change, saves, figures=figures)))
     return found
 
 
@@ -599,7 +686,8 @@ def _slow_at_functions(run: Savings) -> list[_SlowWorker]:
         figures = {
             "worker": worker,
             "function": None if whole else name,
-            "more": len(places) - 1,
+            "functions": [functions[int(of[p])] for p in places],
+            "same_node": _not_slow(run, worker, {int(process[p]) for p in usual}),
             "count": int(count[places].sum()),
             "median": usual[worst][1],
             "others": usual[worst][0],
@@ -642,12 +730,17 @@ def _slow_as_a_whole(run: Savings, told: set[int]) -> list[_SlowWorker]:
     order = np.argsort(graph.process, kind="stable")
     firsts = np.searchsorted(graph.process[order], np.arange(slots + 1))
     found = []
-    for worker in np.flatnonzero(surely & (np.nan_to_num(slowdown) >= SLOW * middle)).tolist():
+    slow = np.flatnonzero(surely & (np.nan_to_num(slowdown) >= SLOW * middle))
+    for worker in slow.tolist():
         if worker in told:
             continue
         mine = order[firsts[worker] : firsts[worker + 1]]
         removed = (duration[mine] * (1 - middle / slowdown[worker])).astype(np.int64)
-        figures = {"worker": worker, "slowdown": float(slowdown[worker])}
+        figures = {
+            "worker": worker,
+            "slowdown": float(slowdown[worker]),
+            "same_node": _not_slow(run, worker, {*told, *slow.tolist()}),
+        }
         found.append(_SlowWorker(f"{_place(run, worker)} is slow", figures, mine, removed))
     return found
 
@@ -666,6 +759,18 @@ def slowdowns(runs: Executions, slots: int) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         result: Floats = np.where(usual > 0, busy / usual, np.nan)
     return result
+
+
+def _not_slow(run: Savings, worker: int, slow: set[int]) -> str:
+    """Name a worker of the same node that executed tasks and is not slow; empty: there is none."""
+    found = run.found
+    if worker not in found.index:
+        return ""
+    used = set(np.unique(run.graph.process).tolist())
+    for row in found.index[found["node_row"] == found.loc[worker, "node_row"]].tolist():
+        if row not in slow and row in used:
+            return str(found.loc[row, "worker"])
+    return ""
 
 
 def _place(run: Savings, worker: int) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.causes import causes
+from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
+from dasf_hpc.analysis.causes import DELAYS, LEAST, causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, bounds, read_executions, workers
 from dasf_hpc.analysis.graph import Graph, chain, could_run, first_known
@@ -24,6 +24,16 @@ from dasf_hpc.units import duration_text, share_text
 
 #: A function on the path is named from this share.
 NAMED_SHARE = 25.0
+
+#: What tasks on the path wait for, by part of their delay.
+_WAITED_FOR = {
+    "nothing_submitted": "the script",
+    "deserialising": "deserialising",
+    "disk": "results on disk",
+    "paused": "memory",
+    "transferring": "data of other workers",
+    "scheduling": "the scheduler",
+}
 
 KINDS: dict[str, str] = {
     "task": "a task runs",
@@ -96,7 +106,7 @@ def critical_path(trace: Trace) -> Answer:
         "critical_path",
         {"functions": functions, "path": path},
         columns,
-        _findings(trace, runs, functions, whole),
+        _findings(trace, runs, functions, path, whole),
         unanswered,
     )
 
@@ -220,7 +230,31 @@ def _table(
     return pd.DataFrame(data)
 
 
-def _findings(trace: Trace, runs: Executions, functions: pd.DataFrame, whole: int) -> list[Finding]:
+def _handing_over(trace: Trace, path: pd.DataFrame) -> str:
+    """Say what the tasks on the path waited for while nothing on it ran."""
+    known = causes(trace)
+    graph = known.savings.graph
+    place = np.empty(len(graph), np.int64)
+    place[graph.rows] = np.arange(len(graph))
+    waiting = path[path["kind"] == "scheduling"].groupby("task")["duration"].sum()
+    at, limit = place[waiting.index.to_numpy()], waiting.to_numpy()
+    times: dict[str, int] = {}
+    for part in DELAYS:
+        time = np.minimum(known.delays[part][at], limit)
+        limit = limit - time
+        times[_WAITED_FOR[part]] = int(time.sum())
+    times["a thread that was busy"] = int(limit.sum())
+    largest = sorted(times, key=lambda words: -times[words])[:WORST]
+    return ", ".join(
+        f"{duration_text(times[words])} for {words}"
+        for words in largest
+        if times[words] >= LEAST * known.savings.recorded
+    )
+
+
+def _findings(
+    trace: Trace, runs: Executions, functions: pd.DataFrame, path: pd.DataFrame, whole: int
+) -> list[Finding]:
     steps = {
         "task": "Make it faster, or split its tasks so that they run side by side; "
         "`dasf-hpc analyze what_if` says what that would bring.",
@@ -231,13 +265,16 @@ def _findings(trace: Trace, runs: Executions, functions: pd.DataFrame, whole: in
     }
     kinds = {
         "transfer": "transferring",
-        "scheduling": "scheduling",
+        "scheduling": "small" if causes(trace).of("small") else "scheduling",
         "script": "nothing_submitted",
     }
     found = []
     for row, part in functions[functions["share"] >= NAMED_SHARE].iterrows():
         kind = str(part["kind"])
         told: dict[str, Any] = {}
+        said = part["function"] if kind == "task" else KINDS[kind]
+        if kind == "scheduling" and (waits := _handing_over(trace, path)):
+            said = f"nothing on it runs; its tasks wait {waits}"
         if kind == "task":
             told = causes(trace).faster(runs.functions.index(part["function"])).told
         elif kind in kinds:
@@ -249,9 +286,7 @@ def _findings(trace: Trace, runs: Executions, functions: pd.DataFrame, whole: in
                 "functions",
                 (int(str(row)),),
                 f"{share_text(part['share'])} of the critical path ({duration_text(part['time'])} "
-                f"of {duration_text(whole)}): "
-                + (part["function"] if kind == "task" else KINDS[kind])
-                + ".",
+                f"of {duration_text(whole)}): {said}.",
                 steps[kind],
                 **told,
             )

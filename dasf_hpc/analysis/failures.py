@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, told_as_one
+from dasf_hpc.analysis.causes import LOST_WORK, RETRIED, causes
 from dasf_hpc.analysis.executions import UNKNOWN, Executions, Ints, key_texts, read_executions
 from dasf_hpc.trace.names import node_names, process_names
 from dasf_hpc.trace.open import Trace
@@ -125,10 +126,12 @@ def failures(trace: Trace) -> Answer:
             "Messages of exceptions: none is in this trace, as an earlier dasf-hpc did not record "
             "them; `dasf-hpc logs RUN` shows what was said."
         )
-    table = _groups(trace, runs, failed)
+    table, group = _groups(trace, runs, failed)
     tasks = _final_tasks(trace, runs, failed)
+    if len(tasks) and not tasks["message"].any():
+        tasks = tasks.drop(columns=["message"])
     tables = {"failures": table, "tasks": tasks}
-    return Answer("failures", tables, described, _findings(runs, table), unanswered)
+    return Answer("failures", tables, described, _findings(trace, failed, table, group), unanswered)
 
 
 def _read(trace: Trace, bad: NDArray[np.intp]) -> _Failed:
@@ -189,8 +192,18 @@ def _texts(
     return position.astype(np.int64), [names[code] if code >= 0 else "" for code in present]
 
 
-def _groups(trace: Trace, runs: Executions, failed: _Failed) -> pd.DataFrame:
-    """Count failures of one function, one exception and messages that differ in numbers only."""
+def _groups(
+    trace: Trace, runs: Executions, failed: _Failed
+) -> tuple[pd.DataFrame, NDArray[np.intp]]:
+    """Count failures of one function, one exception and messages that differ in numbers only.
+
+    Returns
+    -------
+    table
+        A row for each.
+    group
+        Row of the table that each failure is counted in.
+    """
     patterns, pattern = np.unique(
         [_NUMBERS.sub("#", text) for text in failed.messages], return_inverse=True
     )
@@ -240,8 +253,12 @@ def _groups(trace: Trace, runs: Executions, failed: _Failed) -> pd.DataFrame:
     for column in ("exception", "message", "example"):
         table[column] = [printable(text) for text in table[column]]
     by = ["final", "time"]
-    table = table.sort_values(by, ascending=False, kind="stable").reset_index(drop=True)
-    return table[list(FAILURES)]
+    table = table.sort_values(by, ascending=False, kind="stable")
+    row = np.argsort(table.index.to_numpy())
+    table = table.reset_index(drop=True)[list(FAILURES)]
+    if not table["example"].any():
+        table = table.drop(columns=["message", "example"])
+    return table, row[group]
 
 
 def _final_tasks(trace: Trace, runs: Executions, failed: _Failed) -> pd.DataFrame:
@@ -281,8 +298,12 @@ def _name(names: list[str], process: int) -> str:
     return names[process] if 0 <= process < len(names) else f"worker {process}"
 
 
-def _findings(runs: Executions, table: pd.DataFrame) -> list[Finding]:
+def _findings(
+    trace: Trace, failed: _Failed, table: pd.DataFrame, group: NDArray[np.intp]
+) -> list[Finding]:
     found: list[Finding] = []
+    said = any(failed.messages[m] for m in np.unique(failed.message[~failed.lost]))
+    mend = "Mend what the message names." if said else "`dasf-hpc logs RUN` shows the messages."
 
     def tell(
         severity: Severity,
@@ -290,27 +311,49 @@ def _findings(runs: Executions, table: pd.DataFrame) -> list[Finding]:
         heading: str,
         clause: Callable[[dict[str, Any]], str],
         step: str,
+        **more: Any,
     ) -> None:
         if not len(rows):
             return
-        first = rows.iloc[int(rows["first_start"].to_numpy().argmin())]
+        mine = np.isin(group, rows.index)
+        first = failed.row[mine][int(np.argmin(failed.start[mine]))]
+        process = np.unique(failed.process[mine])
+        one = len(process) == 1 and process[0] < len(trace.processes)
+        place = {
+            "start": int(failed.start[mine].min()),
+            "stop": int((failed.start[mine] + failed.duration[mine]).max()),
+            "process": int(process[0]) if one else -1,
+            "task": int(first),
+        }
         for finding in told_as_one(severity, "failures", "failures", rows, heading, clause, step):
-            task = int(first["task"])
-            start, stop = int(runs.start[task]), int(runs.stop[task])
-            found.append(replace(finding, start=start, stop=stop, task=task))
+            found.append(replace(finding, **{**more, **place}))
+
+    def shorter(words: str, rows: pd.DataFrame) -> dict[str, Any]:
+        """Say what it saves if no execution had failed of tasks that gave a result later."""
+        removed = np.zeros(trace.rows("tasks"), np.int64)
+        mine = np.isin(group, rows.index) & failed.recovered
+        removed[failed.row[mine]] = failed.duration[mine]
+        return causes(trace).shorter(words, removed).told
 
     raised = table[table["lost"] == 0]
     died = table[table["lost"] > 0]
     final = raised[raised["final"] > 0]
+    needed = _needed(trace, failed)
     tell(
         Severity.SERIOUS,
         final.sort_values("final", ascending=False, kind="stable"),
         f"kinds of failure were final, {count_text(final['final'].sum())} tasks have no result",
         lambda row: (
-            f"{_counted(row['final'], 'task')} of {row['function']} failed for good: {_said(row)}"
+            f"{_counted(row['final'], 'task')} of {row['function']}"
+            f"{' failed for good' * (len(final) == 1)}: {_said(row)}"
         ),
-        "What needs their results was not executed: mend what the message names, or give "
-        "`retries=` to submit where it may pass.",
+        (
+            "Tasks that need their results did not run from then on. "
+            if needed
+            else "No task that ran needed them; one that needs them did not run. "
+        )
+        + mend,
+        incomplete=True,
     )
     again = raised[raised["recovered"] > 0]
     tell(
@@ -322,8 +365,11 @@ def _findings(runs: Executions, table: pd.DataFrame) -> list[Finding]:
             f"{_counted(row['recovered'], 'task')} of {row['function']} gave a result only when "
             f"retried: {_said(row)}; {_counted(row['executions'], 'failed execution')} took "
             f"{duration_text(row['time'])}"
+            if len(again) == 1
+            else f"{_counted(row['recovered'], 'task')} of {row['function']}: {_said(row)}"
         ),
-        "Retries hide the cause and cost their time again: mend what the message names.",
+        f"Retries hide the cause and cost their time again. {mend}",
+        **shorter(RETRIED, again),
     )
     tell(
         Severity.SERIOUS if died["final"].any() else Severity.WARNING,
@@ -344,8 +390,22 @@ def _findings(runs: Executions, table: pd.DataFrame) -> list[Finding]:
             )
         ),
         "`dasf-hpc logs RUN` shows why workers ended; often their memory limit was too small.",
+        **shorter(LOST_WORK, died),
+        incomplete=bool(died["final"].any()),
     )
     return found
+
+
+def _needed(trace: Trace, failed: _Failed) -> bool:
+    """Say whether a task that was executed needed one that failed for good.
+
+    What a task needs is recorded when it begins: of those that never began it is not known.
+    """
+    keys = failed.key[failed.final & (failed.key >= 0)]
+    return any(
+        bool(np.isin(piece["dependency"].to_numpy(), keys).any())
+        for piece in trace.pieces("dependencies", ["dependency"])
+    )
 
 
 def _counted(number: int, noun: str) -> str:
@@ -354,11 +414,12 @@ def _counted(number: int, noun: str) -> str:
 
 def _said(row: dict[str, Any]) -> str:
     """Give what the exception of a group says, the first one's words, without their full stop."""
-    if row["exception"] == UNKNOWN and not row["example"]:
+    example = row.get("example", "")
+    if row["exception"] == UNKNOWN and not example:
         return "its exception was not recorded"
-    text = f"{row['exception']}: {row['example']}" if row["example"] else str(row["exception"])
+    text = f"{row['exception']}: {example}" if example else str(row["exception"])
     text = text.removesuffix(".")
-    return f"{text} (and others alike)" if row["message"] != row["example"] else text
+    return f"{text} (and others alike)" if row.get("message", "") != example else text
 
 
 def _where(row: dict[str, Any]) -> str:

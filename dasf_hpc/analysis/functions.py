@@ -262,15 +262,14 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
     for row in tail[long].sort_values(ascending=False, kind="stable").index[:WORST].tolist():
         function = table.loc[row]
         known = causes(trace)
-        slow = {c.figures["example"]: c for c in known.of("slow") if "example" in c.figures}
+        slow = {name for c in known.of("slow") for name in c.figures.get("functions", ())}
         name, median = str(function["function"]), int(function["p50"])
-        if name in slow:  # that is why they differ
-            told = slow[name].told
-        else:
-            code = runs.functions.index(name)
-            usual = int(function["p95"])
-            over = np.where(runs.function == code, np.maximum(0, runs.duration - usual), 0)
-            told = known.shorter(f"tasks of {name} differ", over).told
+        if name in slow:  # that is why they differ, and balance tells of it
+            continue
+        code = runs.functions.index(name)
+        usual = int(function["p95"])
+        over = np.where(runs.function == code, np.maximum(0, runs.duration - usual), 0)
+        told = known.shorter(f"tasks of {name} differ", over).told
         found.append(
             Finding(
                 Severity.WARNING
@@ -290,7 +289,6 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
     bad = table[table["failed"] > 0]
     if len(bad):
         failures = int(bad["failed"].sum())
-        failed = np.where(runs.in_state("error", "lost"), runs.duration, 0)
         found.append(
             Finding(
                 Severity.WARNING,
@@ -300,8 +298,8 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 f"{count_text(failures)} execution{'s' * (failures != 1)} failed or "
                 f"{'was' if failures == 1 else 'were'} lost "
                 f"(most in {bad.sort_values('failed')['function'].iloc[-1]}).",
-                "Table tasks names each one's exception; `dasf-hpc logs RUN` shows what was said.",
-                **causes(trace).shorter(FAILED, failed).told,
+                "`dasf-hpc analyze failures` tells what of, and which were retried with success.",
+                cause=FAILED,
             )
         )
     return found

@@ -6,8 +6,7 @@ All findings of all analyses are one list, one for each cause, the costliest fir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from dasf_hpc.analysis.answer import Answer, Finding, costliest_first, one_a_cause
 from dasf_hpc.analysis.causes import FAILED, causes
@@ -20,7 +19,7 @@ from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.units import duration_text, share_text
 
 #: Causes that the sentence names, at most.
-NAMED = 3
+NAMED = 4
 
 #: Of one cause that several analyses found, the finding of the first of these is kept.
 _SAID_BEST = ("where", "balance", "what_if", "cuda", "functions", "critical_path")
@@ -78,24 +77,19 @@ def headline(trace: Trace, answers: Mapping[str, Answer]) -> Headline:
     words = {finding.cause for finding in findings}
     avoidable = known.avoidable(words)
     sentence = f"{duration_text(span.duration)} from first to last task"
-    if named := [cause.words for cause in known.mendable(words)[:NAMED]]:
-        sentence += f"; up to {duration_text(avoidable)} of it avoidable: {', '.join(named)}"
+    mended = known.mendable(words)
+    if mended:
+        named = [f"{cause.words} ({duration_text(cause.saves)})" for cause in mended[:NAMED]]
+        more = f" and {len(mended) - NAMED} more" if len(mended) > NAMED else ""
+        sentence += f"; up to {duration_text(avoidable)} of it avoidable: {', '.join(named)}{more}"
     return Headline(f"{sentence}.", span.start, span.duration, avoidable, findings)
 
 
 def _failures_once(found: list[Finding]) -> list[Finding]:
-    """Let analysis failures tell of failures, where it was asked, with what functions found."""
-    first = next((f for f in found if f.analysis == "failures"), None)
-    short = next((f for f in found if f.analysis == "functions" and f.cause == FAILED), None)
-    if first is None or short is None:
+    """Leave out what analysis functions tells of failures where failures does."""
+    if not any(finding.analysis == "failures" for finding in found):
         return found
-    place: dict[str, Any] = {
-        name: getattr(short, name)
-        for name in ("saves", "start", "stop", "process", "task")
-        if getattr(first, name) < 0
-    }
-    told = replace(first, cause=FAILED, **place)
-    return [told if f is first else f for f in found if f is not short]
+    return [f for f in found if not (f.analysis == "functions" and f.cause == FAILED)]
 
 
 def _of_reports(trace: Trace, span: Span) -> str:

@@ -149,7 +149,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
     """
     known = causes(trace)
     told = {cause.figures.get("example") for cause in known.of("slow")}
-    told |= {name for cause in known.of("small") for name in cause.figures["functions"]}
+    told |= {name for cause in known.of("small") for name in cause.figures["tiny"]}
     found = []
     for row, change in table[table["factor"] == FASTER].iterrows():
         if change["saved_share"] < NAMED_SHARE or change["function"] in told:
@@ -166,7 +166,8 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                 (int(str(row)),),
                 _sentence(change)
                 + (
-                    f"; {duration_text(cause.saves)} less where all else that is told of is mended."
+                    f": {duration_text(change['saved'])} less alone, "
+                    f"{duration_text(cause.saves)} once all other findings are mended."
                     if less
                     else "."
                 ),

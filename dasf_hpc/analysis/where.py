@@ -33,15 +33,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity, costliest_first
-from dasf_hpc.analysis.causes import (
-    LEAST,
-    LOST_SHARE,
-    PAUSE,
-    SMALL,
-    TASKS_A_THREAD,
-    Causes,
-    causes,
-)
+from dasf_hpc.analysis.causes import LEAST, PAUSE, Cause, Causes, causes, chained, chains
 from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
@@ -53,6 +45,7 @@ from dasf_hpc.analysis.executions import (
 )
 from dasf_hpc.analysis.graph import could_run
 from dasf_hpc.analysis.idle import Tasks, idle_parts
+from dasf_hpc.analysis.savings import Change
 from dasf_hpc.analysis.slots import (
     BEGINS,
     LATEST,
@@ -70,7 +63,7 @@ from dasf_hpc.trace.holdings import ON_GPU, TABLE_OF, gpu_activity, no_gpu_activ
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.own_axis import gpus_apart
 from dasf_hpc.trace.summary import unused
-from dasf_hpc.units import bytes_text, duration_text, moment_text, share_text
+from dasf_hpc.units import bytes_text, count_text, duration_text, moment_text, share_text
 
 #: The parts in the order of precedence, and what each means.
 PARTS: dict[str, str] = {
@@ -138,21 +131,59 @@ _GPUS: Columns = {
     **{name: ("ns", meaning) for name, meaning in GPU_PARTS.items()},
 }
 
+_WAITS: Columns = {
+    "cause": ("", "what its tasks waited for before they began"),
+    "function": ("", "name of the function"),
+    "worker": ("", "the worker"),
+    "node": ("", "the host"),
+    "count": ("", "tasks that waited for it"),
+    "time": ("ns", "for which they waited, in sum"),
+    "mean": ("ns", "for which each of them did"),
+    "first_start": ("ns", "the first one began to wait"),
+    "last_stop": ("ns", "the last one began to run"),
+}
+_GAPS: Columns = {
+    "start": ("ns", "the last task that was known ended"),
+    "stop": ("ns", "the next one was known to a worker, or could run"),
+    "duration": ("ns", "for so long no thread had work"),
+    "before": ("", "function of the task that ended last"),
+    "after": ("", "function of the one that began next"),
+}
+_CHAINS: Columns = {
+    "task": ("", "row of table tasks: its first one"),
+    "start": ("ns", "the first one began"),
+    "stop": ("ns", "the last one ended"),
+    "duration": ("ns", "for so long only one task ran at a time"),
+    "count": ("", "tasks, each needing the one before"),
+    "functions": ("", "names of their functions, and how many of each"),
+    "worker": ("", "the worker; empty: several"),
+    "node": ("", "the host; empty: several workers"),
+}
+#: Rows of the table of waits for each cause, and of those of gaps and chains.
+MOST_ROWS = 100
+#: What tasks wait for, by part of `dasf_hpc.analysis.causes.DELAYS`.
+_WAITED_FOR = {
+    "deserialising": "deserialising",
+    "disk": "disk",
+    "paused": "full memory",
+    "transferring": "data of other workers",
+    "scheduling": "scheduler",
+}
+
 #: What to do about a part that is large.
 _NEXT: dict[str, str] = {
     "deserialising": "Send less with each task: put large objects into the graph once (scatter).",
     "disk": "Give the workers more memory, or make chunks smaller, so that they need not spill.",
     "paused": "Give the workers more memory, fewer threads, or make chunks smaller.",
     "dispatching": "Make tasks larger, or give a worker fewer threads: its event loop is late.",
-    "transferring": "Move less: larger chunks along the axis that is exchanged; see "
-    "`dasf-hpc analyze communication`.",
-    "waiting": "Workers cannot fetch as fast as they need: see `dasf-hpc analyze communication`.",
+    "transferring": "Move less: larger chunks along the axis that is exchanged.",
+    "waiting": "Move less, or fewer results at once: workers cannot fetch as fast as they need.",
     "scheduler": "Make fewer and larger tasks: the scheduler does not keep up.",
     "elsewhere": "Make more and more even tasks: see `dasf-hpc analyze balance`.",
     "no_parallelism": "Make more chunks, or shorten the chain: see "
     "`dasf-hpc analyze critical_path`.",
-    "nothing_submitted": "Submit the next computation before the last one is read, or compute both "
-    "at once (dask.compute(a, b)).",
+    "nothing_submitted": "Submit the next computation before the last one is read, or both at once "
+    "(dask.compute(a, b)).",
     "starting": "Use the nodes longer once they are there, or fewer of them.",
     "stopping": "Nothing in the graph: reports are written and node jobs end.",
 }
@@ -164,8 +195,9 @@ SERIOUS_SHARE = 30.0
 SERIOUS_SAVES = 0.2
 #: Stretches of time that are told of, at most.
 STRETCHES = 3
-#: Parts that come once for each task, however short it is.
-_PER_TASK = ("dispatching", "scheduler")
+#: Functions that are named of those whose tasks are too small, at most, and the share of their
+#: waits that is enough.
+NAMED_SMALL, ENOUGH_SMALL = 5, 0.9
 
 
 def where(trace: Trace) -> Answer:
@@ -174,7 +206,10 @@ def where(trace: Trace) -> Answer:
     Returns
     -------
     Answer
-        Tables ``summary``, ``workers`` and ``gpus``; the parts of a row sum to its wall exactly.
+        Tables ``summary``, ``workers`` and ``gpus``: the parts of a row sum to its wall exactly.
+        Table ``waits``: what tasks waited for, by function and worker, those of a cause together,
+        the longest first. Tables ``gaps`` (when nothing was submitted) and ``chains`` (of tasks
+        that ran alone one after another), the longest first.
 
     Notes
     -----
@@ -233,20 +268,108 @@ def where(trace: Trace) -> Answer:
     )
     if not len(found):
         summary = summary.head(0)
-    return Answer(
-        "where",
-        {"summary": summary, "workers": table, "gpus": of_gpus},
-        {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS},
-        []
-        if unused(trace)
-        else costliest_first(
-            [
-                *_lost_jobs(trace, table),
-                *_findings(trace, summary, runs, int(found["threads"].sum())),
-            ]
-        ),
-        unanswered,
+    tables = {"summary": summary, "workers": table, "gpus": of_gpus}
+    described = {"summary": _SUMMARY, "workers": _WORKERS, "gpus": _GPUS}
+    described |= {"waits": _WAITS, "gaps": _GAPS, "chains": _CHAINS}
+    findings: list[Finding] = []
+    if unused(trace) or not len(runs) or not len(found):
+        tables |= {name: _table([], described[name]) for name in ("waits", "gaps", "chains")}
+    else:
+        known = causes(trace)
+        tables |= {"waits": _waits(known), "gaps": _gaps(known), "chains": _chains(known)}
+        findings = _findings(known, tables, int(found["threads"].sum()))
+    if not unused(trace):
+        findings = costliest_first([*_lost_jobs(trace, table), *findings])
+    return Answer("where", tables, described, findings, unanswered)
+
+
+def _waits(known: Causes) -> pd.DataFrame:
+    """Give what tasks waited for before they began, by cause, function and worker."""
+    graph, runs, found = known.savings.graph, known.savings.runs, known.savings.found
+    names, nodes = found["worker"].to_dict(), found["node"].to_dict()
+    rows: list[dict[str, object]] = []
+    width = len(runs.functions)
+    for part, cause in _WAITED_FOR.items():
+        delay = known.delays[part]
+        some = np.flatnonzero(delay > 0)
+        group = graph.process[some].astype(np.int64) * width + graph.function[some]
+        groups, code, count = np.unique(group, return_inverse=True, return_counts=True)
+        time = np.zeros(len(groups), np.int64)
+        np.add.at(time, code, delay[some])
+        first = np.full(len(groups), LATEST)
+        np.minimum.at(first, code, graph.start[some] - delay[some])
+        last = np.full(len(groups), -LATEST)
+        np.maximum.at(last, code, graph.start[some])
+        for at in np.argsort(-time, kind="stable")[:MOST_ROWS].tolist():
+            process, function = divmod(int(groups[at]), width)
+            rows.append(
+                {
+                    "cause": cause,
+                    "function": runs.functions[function],
+                    "worker": names[process],
+                    "node": nodes[process],
+                    "count": int(count[at]),
+                    "time": int(time[at]),
+                    "mean": int(time[at]) // int(count[at]),
+                    "first_start": int(first[at]),
+                    "last_stop": int(last[at]),
+                }
+            )
+    return _table(rows, _WAITS)
+
+
+def _gaps(known: Causes) -> pd.DataFrame:
+    """Give the stretches of time in which the script had submitted nothing, the longest first."""
+    graph, functions = known.savings.graph, known.savings.runs.functions
+    start, stop = known.gaps.start, known.gaps.stop
+    order = np.argsort(start - stop, kind="stable")[:MOST_ROWS]
+    start, stop = start[order], stop[order]
+    by_stop = np.argsort(graph.stop, kind="stable")
+    before = np.searchsorted(graph.stop[by_stop], start, "right") - 1
+    after = np.minimum(np.searchsorted(graph.start, stop), len(graph) - 1)
+    return pd.DataFrame(
+        {
+            "start": start,
+            "stop": stop,
+            "duration": stop - start,
+            "before": pd.Series(
+                [functions[f] for f in graph.function[by_stop[np.maximum(before, 0)]]], dtype=str
+            ),
+            "after": pd.Series([functions[f] for f in graph.function[after]], dtype=str),
+        },
+        columns=list(_GAPS),
     )
+
+
+def _chains(known: Causes) -> pd.DataFrame:
+    """Give chains of tasks that ran alone, the longest first."""
+    run = known.savings
+    graph, first, last = run.graph, *chains(run.graph)
+    rows: list[dict[str, object]] = []
+    for begin, end in zip(first[:MOST_ROWS].tolist(), last[:MOST_ROWS].tolist(), strict=True):
+        names, process = chained(run, begin, end)
+        start, stop = int(graph.start[begin]), int(graph.stop[end])
+        rows.append(
+            {
+                "task": int(graph.rows[begin]),
+                "start": start,
+                "stop": stop,
+                "duration": stop - start,
+                "count": end - begin + 1,
+                "functions": _counts(names),
+                "worker": run.found.loc[process, "worker"] if process >= 0 else "",
+                "node": run.found.loc[process, "node"] if process >= 0 else "",
+            }
+        )
+    return _table(rows, _CHAINS)
+
+
+def _counts(names: dict[str, int]) -> str:
+    """Name functions, and how many tasks of each."""
+    told = [name if count == 1 else f"{name} x{count}" for name, count in names.items()]
+    if len(told) > WORST:
+        told = [*told[:WORST], f"{len(told) - WORST} more"]
+    return ", ".join(told)
 
 
 def _lost_jobs(trace: Trace, table: pd.DataFrame) -> list[Finding]:
@@ -547,38 +670,48 @@ _CAUSES: dict[tuple[str, ...], str] = {
 }
 
 
-def _findings(trace: Trace, summary: pd.DataFrame, runs: Executions, threads: int) -> list[Finding]:
-    if not len(summary) or not len(runs):
-        return []
-    known = causes(trace)
-    found = _too_small(known, summary, runs, threads)
-    told = {finding.cause for finding in found}
+def _findings(known: Causes, tables: dict[str, pd.DataFrame], threads: int) -> list[Finding]:
+    summary, waits, gaps = tables["summary"], tables["waits"], tables["gaps"]
     names = summary["part"].tolist()
     rows = {name: row for row, name in enumerate(names)}
     times, shares, work_shares = (
         dict(zip(names, summary[column].tolist(), strict=True))
         for column in ("time", "share", "work_share")
     )
+    found = []
     for parts, kind in _CAUSES.items():
-        of = known.told(kind)
-        large = max(parts, key=lambda part: int(times[part]))
         share = float(sum(work_shares[part] for part in parts))
-        if of["cause"] in told or not (share >= NAMED_SHARE or of["saves"] > 0):
-            continue
-        time = int(sum(times[part] for part in parts))
-        found.append(
-            Finding(
-                _severity(share, of["saves"], known.savings.recorded),
-                "where",
-                "summary",
-                tuple(rows[part] for part in parts),
-                f"{share_text(share)} of the workers' time from first task to last "
-                f"({duration_text(time)} of thread time): {PARTS[large]}"
-                f"{_more(known, kind)}.",
-                _NEXT[large],
-                **of,
+        large = max(parts, key=lambda part: int(times[part]))
+        told = [*known.of("small"), *known.of(kind)] if kind == "scheduling" else known.of(kind)
+        if not told and share >= NAMED_SHARE:  # much of the time, but the run is as long without
+            told = [Cause(kind, known.told(kind)["cause"], Change(), known.told(kind)["saves"])]
+        for cause in told:
+            table, evidence = "summary", tuple(rows[part] for part in parts)
+            if kind in _WAITED_FOR and len(waits):
+                of = waits["cause"] == _WAITED_FOR[kind]
+                if "functions" in cause.figures:
+                    of &= waits["function"].isin(cause.figures["functions"])
+                if of.any():
+                    table, evidence = "waits", tuple(waits.index[of].tolist())
+            elif kind == "nothing_submitted" and len(gaps):
+                table, evidence = "gaps", tuple(gaps.index.tolist())
+            elif kind == "no_parallelism" and "functions" in cause.figures:
+                table, evidence = "chains", tuple(tables["chains"].index.tolist())
+            elif kind == "uneven":
+                by = tables["workers"]["elsewhere"].sort_values(ascending=False, kind="stable")
+                table, evidence = "workers", tuple(by.index[by > 0].tolist()[:MOST_ROWS])
+            sentence, step = _said(known, cause, tables, share, threads)
+            found.append(
+                Finding(
+                    _severity(share, cause.saves, known.savings.recorded),
+                    "where",
+                    table,
+                    evidence,
+                    sentence,
+                    step or _NEXT[large],
+                    **cause.told,
+                )
             )
-        )
     for name in _OUTSIDE:
         share = float(shares[name])
         if share >= NAMED_SHARE:
@@ -598,28 +731,88 @@ def _findings(trace: Trace, summary: pd.DataFrame, runs: Executions, threads: in
     return found
 
 
-def _more(known: Causes, kind: str) -> str:
-    """Say more of a cause, from its own figures."""
-    if kind == "nothing_submitted":
-        starts, lengths = known.gaps.start, known.gaps.stop - known.gaps.start
-        origin = int(known.savings.graph.start[0])
-        longest = np.argsort(-lengths, kind="stable")[:STRETCHES]
-        longest = longest[lengths[longest] >= LEAST * known.savings.recorded]
-        stretches = [
-            f"{duration_text(lengths[i])} from {moment_text(starts[i], origin)} on"
-            for i in longest.tolist()
-        ]
-        return f" ({', '.join(stretches)})" if stretches else ""
-    if kind == "disk":
-        for cause in known.of(kind):
-            more = f"; tasks wait {duration_text(cause.figures['waited'])} for it"
-            if "limit" in cause.figures:
-                more += (
-                    f", and workers use up to {bytes_text(cause.figures['peak'])} of a limit of "
-                    f"{bytes_text(cause.figures['limit'])}"
-                )
-            return more
-    return ""
+def _said(
+    known: Causes, cause: Cause, tables: dict[str, pd.DataFrame], share: float, threads: int
+) -> tuple[str, str]:
+    """Give a cause's sentence, and what to do where that depends on its figures."""
+    of_time = f"{share_text(share)} of the workers' time from first task to last"
+    if cause.kind == "small":
+        return _too_small(cause, threads)
+    if cause.kind == "scheduling":
+        figures = cause.figures
+        if not figures:
+            return f"Waiting for the scheduler, or for a thread to begin: {of_time}.", ""
+        mean = duration_text(figures["waited"] / figures["count"])
+        return (
+            f"Waiting for the scheduler: {_tasks(figures)} could run, and waited {mean} each in "
+            "the mean.",
+            "They are long enough: see what keeps the scheduler or the workers' event loops busy.",
+        )
+    if cause.kind == "nothing_submitted":
+        return _nothing_submitted(known, tables["gaps"]), ""
+    if cause.kind == "disk":
+        return _spilling(cause, of_time)
+    if cause.kind == "no_parallelism" and "functions" in cause.figures:
+        return _chained(cause), ""
+    said = {
+        "deserialising": "Deserialising tasks",
+        "paused": "Workers were paused with full memory while tasks were ready",
+        "transferring": "Waiting for data of other workers",
+        "uneven": "Uneven work: threads had no task while others queued at other workers",
+        "no_parallelism": "No parallelism: threads had no task, and none could run",
+    }[cause.kind]
+    most = ""
+    if cause.kind in known.delays:
+        delay, graph = known.delays[cause.kind], known.savings.graph
+        waited = np.bincount(graph.function, weights=delay)
+        if waited.max() > 0:
+            most = f", mostly before {known.savings.runs.functions[int(np.argmax(waited))]}"
+    return f"{said}{most}: {of_time}.", ""
+
+
+def _nothing_submitted(known: Causes, gaps: pd.DataFrame) -> str:
+    origin = int(known.savings.graph.start[0])
+    longest = gaps[gaps["duration"] >= LEAST * known.savings.recorded].head(STRETCHES)
+    stretches = [
+        f"{duration_text(duration)} from {moment_text(start, origin)}"
+        for start, duration in zip(longest["start"], longest["duration"], strict=True)
+    ]
+    told = f" ({', '.join(stretches)})" if stretches else ""
+    return (
+        f"For {duration_text(known.gaps.total)} no thread had work: the script had submitted "
+        f"nothing{told}."
+    )
+
+
+def _spilling(cause: Cause, of_time: str) -> tuple[str, str]:
+    figures = cause.figures
+    limit = ""
+    if figures.get("limit", -1) > 0:
+        each = " each" if figures["one_limit"] else " at most"
+        limit = f" (limit {bytes_text(figures['limit'])}{each})"
+    sentence = f"Spilling to disk: workers keep more than fits{limit}"
+    if "reads" not in figures:
+        return f"{sentence}: {of_time}.", ""
+    function, reads = figures.get("function", ""), figures["reads"]
+    results = "results"
+    if function:
+        results += f" of {function} ({bytes_text(figures['nbytes'])} each)"
+    return (
+        f"{sentence}; {results} were read back before {count_text(reads)} "
+        f"task{'s' * (reads != 1)} of {figures['readers']} could run.",
+        f"Give workers more memory, or make chunks{f' of {function}' * bool(function)} smaller. "
+        "Writes by Dask's memory manager are not recorded.",
+    )
+
+
+def _chained(cause: Cause) -> str:
+    names = cause.figures["functions"]
+    place = f" on {cause.figures['place']}" if cause.figures["place"] else ""
+    return (
+        f"No parallelism: for {duration_text(cause.stop - cause.start)} only one task ran at a "
+        f"time: a chain of {count_text(sum(names.values()))} ({_counts(names)}){place} from "
+        f"{moment_text(cause.start, cause.figures['origin'])}."
+    )
 
 
 def _severity(share: float, saves: int = 0, whole: int = 1) -> Severity:
@@ -627,84 +820,29 @@ def _severity(share: float, saves: int = 0, whole: int = 1) -> Severity:
     return Severity.SERIOUS if serious else Severity.WARNING
 
 
-def _too_small(
-    known: Causes, summary: pd.DataFrame, runs: Executions, threads: int
-) -> list[Finding]:
-    """Say so where handing tasks over costs much of the time, and the tasks are short."""
-    parts = summary.set_index("part")["time"].to_dict()
-    executing, lost = int(parts["executing"]), sum(int(parts[name]) for name in _PER_TASK)
-    rows = summary[summary["part"].isin(_PER_TASK)]
-    evidence = tuple(int(str(row)) for row in rows.index)
-    share = float(rows["work_share"].sum())
-    count = len(runs)
-    found = []
-    for small in known.of("small"):
-        names, factor = small.figures["functions"], small.figures["factor"]
-        many, of = small.figures["count"], "" if len(names) == 1 else f" and {len(names) - 1} more"
-        found.append(
-            Finding(
-                _severity(0.0, small.saves, known.savings.recorded),
-                "where",
-                "summary",
-                evidence,
-                f"Tasks of {names[0]}{of} are too small: {many:,} take "
-                f"{duration_text(small.figures['executing'] / many)} in the mean, and threads wait "
-                f"{duration_text(small.figures['waited'] / many)} for each.",
-                f"Do more in each task: blocks (chunks, partitions) about {factor:,} times as large"
-                f" leave {small.figures['left']:,} tasks of {names[0]} for {threads} "
-                f"thread{'s' * (threads != 1)}.",
-                **small.told,
-            )
-        )
-    of_all = not known.of("scheduling") and bool(found)
-    if share < NAMED_SHARE or executing / count >= SMALL or count <= threads:
-        return found
-    total = np.bincount(runs.function, weights=runs.duration, minlength=len(runs.functions))
-    most = int(np.argmax(total))
-    wanted = -(-lost // max(1, round(LOST_SHARE * executing)))
-    for cause in known.of("scheduling"):
-        if cause.figures["function"] >= 0:
-            most = cause.figures["function"]
-            mine = known.savings.graph.function == most
-            waited = int(known.delays["scheduling"][mine].sum())
-            wanted = -(-waited // max(1, round(LOST_SHARE * int(total[most]))))
-    of_most = int(np.count_nonzero(runs.function == most))
-    factor = min(wanted, of_most // (TASKS_A_THREAD * threads))
-    step = "Make tasks larger (blocks, chunks, partitions), or do more in each."
-    if factor >= 2:
-        step = (
-            f"Make tasks larger: blocks (chunks, partitions) about {factor:,} times as large leave "
-            f"{of_most // factor:,} tasks of {runs.functions[most]} for {threads} "
-            f"thread{'s' * (threads != 1)}"
-            + (
-                f", and such waits about {100 * LOST_SHARE:.0f} % of the executing time."
-                if factor == wanted
-                else "; larger ones would leave threads without work."
-            )
-        )
-    waits = " and ".join(
-        f"{duration_text(parts[name])} {what}"
-        for name, what in (
-            ("dispatching", "for a thread to begin a ready task"),
-            ("scheduler", "for the scheduler to send one that could run"),
-        )
-        if parts[name]
-    )
-    of_cause = known.of("small")[0].told if of_all else known.told("scheduling")
-    others = known.of("scheduling")[0].figures if found and not of_all else None
-    told = [name for small in known.of("small") for name in small.figures["functions"]]
-    if len(told) > WORST:
-        told = [*told[:WORST], f"{len(told) - WORST} more functions"]
+def _tasks(figures: dict[str, Any]) -> str:
+    """Count tasks, and name the functions that waited most."""
+    names, count = figures["functions"], figures["count"]
+    counted = f"{count_text(count)} task{'s' * (count != 1)}"
+    if len(names) < 2:
+        return f"{counted} of {names[0]}" if names else counted
+    enough = int(np.searchsorted(np.cumsum(figures["shares"]), ENOUGH_SMALL)) + 1
+    return f"{counted} (mostly {', '.join(names[: min(NAMED_SMALL, enough)])})"
+
+
+def _too_small(cause: Cause, threads: int) -> tuple[str, str]:
+    """Say that handing tasks over costs much, and how much larger ones may be."""
+    figures = cause.figures
+    count = figures["count"]
     sentence = (
-        f"Tasks are too small: {others['count']:,} besides those of {', '.join(told)} take "
-        f"{duration_text(others['executing'] / others['count'])} in the mean, and threads wait "
-        f"{duration_text(others['waited'] / others['count'])} for each, "
-        f"{duration_text(others['waited'])} in sum."
-        if others
-        else f"Tasks are too small: {count:,} tasks take {duration_text(executing / count)} in the "
-        f"mean, and threads wait {duration_text(lost / count)} for each: {share_text(share)} of "
-        f"the workers' time from first task to last, {waits}."
+        f"Tasks are too small: {_tasks(figures)} take "
+        f"{duration_text(figures['executing'] / count)} in the mean and leave a thread idle "
+        f"{duration_text(figures['waited'] / count)} before each."
     )
-    severity = _severity(share, of_cause["saves"], known.savings.recorded)
-    one = Finding(severity, "where", "summary", evidence, sentence, step, **of_cause)
-    return [one] if of_all else [one, *found]
+    if "larger" not in figures:
+        return sentence, "Give each more data: larger chunks, or several steps in one task."
+    return sentence, (
+        f"Give each more data: chunks about {count_text(figures['factor'])} times as large leave "
+        f"{count_text(figures['left'])} tasks of {figures['larger']} for {threads} "
+        f"thread{'s' * (threads != 1)}."
+    )
