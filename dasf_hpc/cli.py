@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 import io
@@ -208,6 +209,13 @@ def _analyses(incomplete: str) -> list[tuple[str, str]]:
 
 def _console() -> Console:
     return Console(stderr=True)
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    """Give what prints a sentence as it is: on a terminal it breaks lines, a pipe gets it whole."""
+    return functools.partial(
+        console.print, markup=False, highlight=False, soft_wrap=not console.is_terminal
+    )
 
 
 def settings_options(
@@ -443,7 +451,7 @@ def merge(
             summary = outcome.merge_run(run_path, nsys_path, told, os_runtime)
         else:
             summary = outcome.merge_on_nodes(
-                run_path, settings, nsys_path, told, console.print, os_runtime
+                run_path, settings, nsys_path, told, _say(console), os_runtime
             )
     _print_summary(run_path, as_json, console, summary, strict)
 
@@ -1081,7 +1089,7 @@ def _print_imported(done: Imported, as_json: bool, console: Console) -> None:
     else:
         show_reports(console, done.reports)
         for sentence in done.skipped:
-            console.print(sentence, markup=False)
+            _say(console)(sentence)
         show_summary(console, summary, {})
         show_places(console, trace)
 

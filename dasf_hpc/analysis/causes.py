@@ -80,7 +80,7 @@ WORDS = {
     "deserialising": "deserialising tasks",
     "disk": "spilling to disk",
     "paused": "workers paused with full memory",
-    "transferring": "waiting for data of other workers",
+    "transferring": "waiting for data",
     "scheduling": "waiting for the scheduler",
     "small": "tasks too small",
     "uneven": "uneven work",

@@ -122,6 +122,7 @@ COLUMNS_OF: dict[tuple[str, str], dict[str, str]] = {
     ("task_bottleneck", "tasks"): {"share": "Share of its worker"},
     ("what_if", "changes"): {"total": "Takes in all", "time": "Would be"},
     ("where", "summary"): {"share": "Share of the run"},
+    ("where", "waits"): {"first_start": "First at", "last_stop": "Last until"},
 }
 
 #: What tables hold, where their own name says too little.
@@ -158,6 +159,9 @@ TABLES: dict[tuple[str, str], str] = {
     ("cuda", "migrations"): "Migrations of unified memory",
     ("cuda", "page_faults"): "Page faults of unified memory",
     ("cuda", "memory"): "GPU memory",
+    ("where", "waits"): "What tasks waited for",
+    ("where", "gaps"): "When nothing was submitted",
+    ("where", "chains"): "Chains of tasks that ran alone",
     ("cuda", "memory_holders"): "What held GPU memory",
     ("communication", "links"): "Between nodes",
     ("collectives", "waiting"): "Ranks",

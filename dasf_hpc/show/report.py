@@ -108,7 +108,7 @@ SECTIONS: tuple[Section, ...] = (
         "split",
         "Workers",
         (
-            ("where", ("summary", "gpus")),
+            ("where", ("summary", "waits", "gaps", "chains", "gpus")),
             ("balance", ("summary", "functions", "workers", "stragglers")),
         ),
     ),
