@@ -304,11 +304,14 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
     retried, final = _outcomes(executions, failed)
     if answer is not None and "final" in answer.table:
         final = int(answer.table["final"].sum())
-    outcomes = ((retried, "succeeded when retried"), (final, "failed for good"))
-    told = [f"{number:,} {what}" for number, what in outcomes if number]
-    note = f"tasks: {', '.join(told)}"
+    note = f"{counted(count, 'execution')} failed"
+    if final and retried:
+        note = f"{counted(retried, 'other')} gave one when retried; {note}"
+    value = f"{counted(final, 'task')} without a result"
+    if not final:
+        value = f"{counted(retried, 'task')} retried with success"
     href = "#about-failures" if answer is not None and len(answer.table) else ""
-    return Tile("Failures", counted(count, "execution"), note, href, final > 0)
+    return Tile("Failures", value, note, href, final > 0)
 
 
 def _outcomes(executions: Executions, failed: NDArray[np.bool_]) -> tuple[int, int]:

@@ -273,6 +273,8 @@ def report_page(
         for number, finding in enumerate(head.findings, 1)
     ]
     first = [finding for finding in findings if gpu_first or not finding["folded"]]
+    # what has no result is told by a figure of its own
+    first.sort(key=lambda finding: bool(finding["incomplete"]))
     bars, left_out = worker_bars(answers.get("where"), WORKERS, known)
     matrix = _matrix(answers.get("communication"))
     sections = _sections(trace, answers, failures, known, gpu_first)
@@ -455,7 +457,9 @@ def _shown(
         "severity": str(finding.severity),
         "folded": finding.severity == Severity.NOTICE and finding.saves <= 0,
         "saves": f"up to {duration_text(finding.saves)}" if finding.saves > 0 else "",
-        "unknown": f"{finding.severity.capitalize()}: what it costs is not known",
+        "incomplete": finding.incomplete,
+        "unknown": f"{finding.severity.capitalize()}: "
+        + ("results are missing" if finding.incomplete else "what it costs is not known"),
         "label": finding.cause or cut(re.split("[:;.,(] ?", finding.sentence)[0], LABEL),
         "sentence": _linked(finding.sentence, known, number),
         "next_step": finding.next_step,
