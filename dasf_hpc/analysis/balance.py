@@ -15,14 +15,8 @@ from dasf_hpc.analysis.answer import (
     Severity,
     costliest_first,
 )
-from dasf_hpc.analysis.causes import (
-    STRAGGLER,
-    Cause,
-    Causes,
-    causes,
-    slowdowns,
-    stragglers,
-)
+from dasf_hpc.analysis.cause import Cause
+from dasf_hpc.analysis.causes import Causes, causes
 from dasf_hpc.analysis.executions import (
     Executions,
     Span,
@@ -31,6 +25,7 @@ from dasf_hpc.analysis.executions import (
     work_span,
     workers,
 )
+from dasf_hpc.analysis.slow_workers import STRAGGLER, slowdowns, stragglers
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import duration_text, share_text
 

@@ -15,15 +15,14 @@ part before those that come after it in `DELAYS`:
 - ``transferring``: the worker fetched data, before a task that needs some.
 - ``scheduling``: the rest from when the task could run.
 
-While executions run and threads have no task, what runs could be spread over more threads: over
-those that are free while tasks queue elsewhere (``uneven``), or over all (``no_parallelism``), in
-the time in which none queues. Both are at most: as if tasks could be split and moved at no cost.
-Of more executions than are played again they are not told.
+Threads without a task are in module ``spare_threads``, slow workers and long tasks in
+``slow_workers``. Of more executions than are played again, uneven work and a want of parallelism
+are not told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,31 +30,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dasf_hpc.analysis.cause import LEAST, WORDS, Cause, placed, saved
 from dasf_hpc.analysis.coverage import Covered
-from dasf_hpc.analysis.executions import Executions, Floats, Ints, group_quantiles, group_sums
+from dasf_hpc.analysis.executions import Ints, group_sums
 from dasf_hpc.analysis.graph import Graph, could_run, first_known
 from dasf_hpc.analysis.savings import PLAYED, Change, Savings, savings
+from dasf_hpc.analysis.slow_workers import slow_workers, straggling_tasks
+from dasf_hpc.analysis.spare_threads import Threads, shared, spread, threads_over_time
 from dasf_hpc.trace.open import Trace
 
 #: Shares of a worker's memory limit at which Dask spills, and pauses it:
 #: ``distributed.worker.memory.spill`` and ``.pause``.
 SPILL, PAUSE = 0.7, 0.8
-#: A worker whose tasks take this many times the other workers' is slow, ...
-SLOW = 1.25
-#: ... at a function of which it executed so many tasks.
-ENOUGH = 5
-#: ... or so many standard deviations more of all its tasks than half are longer than usual.
-CHANCE = 3.0
-#: So many slow workers are causes of their own; of more so many are named, the worst.
-MOST_SLOW, NAMED_SLOW = 8, 3
-#: A worker that is slow at functions of this share of its time is slow as a whole.
-MOSTLY = 0.8
-#: A task that takes this many times the median of its function is a straggler, ...
-STRAGGLER = 3.0
-#: ... where it takes so much longer than the median, as a share of the time from first to last task
-STRAGGLER_SHARE = 0.01
-#: ... and where no larger share of the function's tasks is so long.
-RARE = 0.1
 #: What handing a task over takes at the least, ns: Dask's documentation says 200 us to 1 ms.
 HANDOVER = 200_000
 #: Tasks of a shorter mean are small, ns: Dask's best practices for arrays ask for 100 ms or so.
@@ -66,27 +52,9 @@ LOST_SHARE = 0.1
 TASKS_A_THREAD = 3
 #: Of a function of so many tasks that wait longer than they run, larger blocks leave fewer waits.
 MANY = 100
-#: What saves a smaller share of the time from first to last task is no cause to tell of.
-LEAST = 0.005
-#: Stretches of time that are nearer than this share of the run are one.
-NEAR = 0.01
 
 #: Parts of delays that something can be done about, in the order of precedence.
 DELAYS = ("nothing_submitted", "deserialising", "disk", "paused", "transferring", "scheduling")
-
-#: Causes, in a few words; those of workers have their own.
-WORDS = {
-    "nothing_submitted": "the script submitted nothing",
-    "deserialising": "deserialising tasks",
-    "disk": "spilling to disk",
-    "paused": "workers paused with full memory",
-    "transferring": "waiting for data",
-    "scheduling": "waiting for the scheduler",
-    "small": "tasks too small",
-    "uneven": "uneven work",
-    "no_parallelism": "no parallelism",
-    "stragglers": "single tasks that take long",
-}
 
 #: Executions that failed or were lost, those that were retried with success, and those lost with
 #: their workers: as a cause in a few words.
@@ -94,49 +62,6 @@ FAILED, RETRIED, LOST_WORK = "failed executions", "retries", "work lost with wor
 
 #: How many times faster a function is thought to be that no cause but its length is known of.
 FASTER = 2.0
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One thing that time goes to.
-
-    Attributes
-    ----------
-    kind
-        One of `WORDS`, or ``slow``, ``faster``, ``shorter``.
-    words
-        What it is, in a few words: ``w0-0 on node2 is slow at filter_trace``.
-    change
-        The time that could be left out.
-    saves
-        What that saves of the time from first to last task, ns, at most.
-    start, stop, process, task
-        Where in the run most of it is, as of a `Finding`.
-    figures
-        What is to be told of it, by name.
-    """
-
-    kind: str
-    words: str
-    change: Change
-    saves: int
-    start: int = -1
-    stop: int = -1
-    process: int = -1
-    task: int = -1
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a `Finding` of the cause takes from it."""
-        return {
-            "saves": self.saves,
-            "start": self.start,
-            "stop": self.stop,
-            "process": self.process,
-            "task": self.task,
-            "cause": self.words,
-        }
 
 
 @dataclass(frozen=True)
@@ -186,7 +111,7 @@ class Causes:
                 beside = Change(np.where(mine, others.duration + left // 2, 0))
             saves = min(alone, run.saved(beside, others)) if alone and others.total else alone
             words = f"{run.runs.functions[function]} takes long"
-            cause = _placed(run, Cause("faster", words, change, saves))
+            cause = placed(run, Cause("faster", words, change, saves))
             self._faster[function] = cause
         return self._faster[function]
 
@@ -199,7 +124,7 @@ class Causes:
         if words not in self._shorter:
             change = run.limited(Change(duration=removed[run.graph.rows]))
             saves = run.saved(change) if change.total else 0
-            self._shorter[words] = _placed(run, Cause("shorter", words, change, saves))
+            self._shorter[words] = placed(run, Cause("shorter", words, change, saves))
         return self._shorter[words]
 
     def less(self, words: str, times: Mapping[Any, int]) -> dict[str, Any]:
@@ -285,22 +210,24 @@ def _causes(trace: Trace) -> Causes:
     able, known, new = _moments(trace, run)
     gaps = _gaps(np.minimum(able, known), run.graph.stop)
     delays = _delays(trace, run, able, gaps)
-    threads = _threads(run, able, known, new) if len(run.graph) <= PLAYED else None
+    threads = threads_over_time(run, able, known, new) if len(run.graph) <= PLAYED else None
     del able, known, new
-    slow = _slow(run)
+    slow = slow_workers(run)
     alone = [_best(run, threads, cause) for cause in slow]
-    alone += [replace(cause, saves=_saved(run, cause.change)) for cause in _stragglers(run, slow)]
+    alone += [
+        replace(cause, saves=saved(run, cause.change)) for cause in straggling_tasks(run, slow)
+    ]
     mended = run.together([cause.change for cause in alone])
     found = list(alone)
     for kind in DELAYS[:-1]:
         found += _delay(run, kind, Change(delay=delays[kind]))
     spilled = _spilled(trace, run)
     found += _scheduling(run, delays["scheduling"], str(spilled.get("function", "")))
-    for kind, duration in _spread(run, threads).items() if threads else ():
+    for kind, duration in spread(run, threads).items() if threads else ():
         change = run.limited(Change(duration=duration))
-        saves = run.saved(change, mended) if mended.total else _saved(run, change)
+        saves = run.saved(change, mended) if mended.total else saved(run, change)
         if saves:
-            found.append(_placed(run, Cause(kind, WORDS[kind], change, saves)))
+            found.append(placed(run, Cause(kind, WORDS[kind], change, saves)))
     if len(gaps.start):
         longest = int(np.argmax(gaps.stop - gaps.start))
         begin, end = int(gaps.start[longest]), int(gaps.stop[longest])
@@ -320,11 +247,11 @@ def _causes(trace: Trace) -> Causes:
     return Causes(run, found, delays, gaps)
 
 
-def _best(run: Savings, threads: _Threads | None, cause: Cause) -> Cause:
+def _best(run: Savings, threads: Threads | None, cause: Cause) -> Cause:
     """Say what a cause saves, whether tasks stay on their workers or are shared anew."""
     changes = [cause.change]
     if threads:
-        changes.append(_shared(run, threads, cause.change))
+        changes.append(shared(run, threads, cause.change))
     saves = [run.saved(change) for change in changes]
     best = int(np.argmax(saves))
     return replace(cause, saves=saves[best], change=changes[best])
@@ -516,50 +443,11 @@ def _while(times: Ints, holds: NDArray[np.bool_]) -> Covered:
     return Covered(times[:-1][holds[:-1]], times[1:][holds[:-1]])
 
 
-def _placed(run: Savings, cause: Cause) -> Cause:
-    """Say where most of a cause is: the stretch of time, the worker, the task."""
-    graph, change = run.graph, cause.change
-    weight = change.of(len(graph))
-    some = np.flatnonzero(weight > 0)
-    if not len(some):
-        return cause
-    begin = graph.start[some] - (0 if change.delay is None else change.delay[some])
-    end = graph.stop[some] if change.duration is not None else graph.start[some]
-    begin = np.minimum(begin, end)
-    order = np.argsort(begin, kind="stable")
-    some, begin, end, weight = some[order], begin[order], end[order], weight[some[order]]
-    latest = np.maximum.accumulate(end)
-    near = int(NEAR * run.recorded)
-    firsts = np.flatnonzero(np.append(True, begin[1:] > latest[:-1] + near))
-    sums = np.add.reduceat(weight, firsts)
-    worst = int(np.argmax(sums))
-    first = int(firsts[worst])
-    last = int(firsts[worst + 1]) if worst + 1 < len(firsts) else len(some)
-    inside = slice(first, last)
-    of = np.bincount(graph.process[some], weights=weight)
-    most = int(np.argmax(of))
-    one = of[most] >= 0.5 * of.sum() and most in run.known
-    return replace(
-        cause,
-        start=int(begin[first]),
-        stop=int(latest[last - 1]),
-        process=most if one else -1,
-        task=int(graph.rows[some[inside][int(np.argmax(weight[inside]))]]),
-    )
-
-
-def _saved(run: Savings, change: Change) -> int:
-    """Say what a change saves; of what is known to be too little to tell of, 0."""
-    if not change.total or (run.alone and run.bound(change) < LEAST * run.recorded):
-        return 0
-    return run.saved(change)
-
-
 def _delay(run: Savings, kind: str, change: Change) -> list[Cause]:
     change = run.limited(change)
-    saves = _saved(run, change)
+    saves = saved(run, change)
     cause = Cause(kind, WORDS[kind], change, saves, figures={"waited": change.total})
-    return [_placed(run, cause)] if saves else []
+    return [placed(run, cause)] if saves else []
 
 
 def _scheduling(run: Savings, delay: Ints, spilled: str) -> list[Cause]:
@@ -585,7 +473,7 @@ def _scheduling(run: Savings, delay: Ints, spilled: str) -> list[Cause]:
     for kind, of in (("small", small), ("scheduling", ~small)):
         chosen = of[graph.function]
         change = run.limited(Change(delay=np.where(chosen, fewer, 0)))
-        saves = _saved(run, change)
+        saves = saved(run, change)
         if not saves:
             continue
         names = [f for f in np.argsort(-waited, kind="stable").tolist() if of[f] and waited[f]]
@@ -604,328 +492,5 @@ def _scheduling(run: Savings, delay: Ints, spilled: str) -> list[Cause]:
                 "factor": int(factor[larger[0]]),
                 "left": int(count[larger[0]] // factor[larger[0]]),
             }
-        found.append(_placed(run, Cause(kind, WORDS[kind], change, saves, figures=figures)))
+        found.append(placed(run, Cause(kind, WORDS[kind], change, saves, figures=figures)))
     return found
-
-
-@dataclass(frozen=True)
-class _SlowWorker:
-    """A worker that is slow, and how much shorter each of some of its executions should be, ns."""
-
-    words: str
-    figures: dict[str, Any]
-    tasks: NDArray[np.intp]
-    removed: Ints
-
-
-def _slow(run: Savings) -> list[Cause]:
-    """Find workers that are slow at a function, or as a whole.
-
-    More than `MOST_SLOW` are one cause.
-    """
-    found = _slow_at_functions(run)
-    found += _slow_as_a_whole(run, {slow.figures["worker"] for slow in found})
-    found.sort(key=lambda slow: -int(slow.removed.sum()))
-    if len(found) > MOST_SLOW:
-        figures = {
-            "workers": [slow.figures["worker"] for slow in found],
-            "worst": [_place(run, slow.figures["worker"]) for slow in found[:NAMED_SLOW]],
-        }
-        tasks = np.concatenate([slow.tasks for slow in found])
-        removed = np.concatenate([slow.removed for slow in found])
-        found = [_SlowWorker(f"{len(found):,} workers are slow", figures, tasks, removed)]
-    causes = []
-    for slow in found:
-        duration = np.zeros(len(run.graph), np.int64)
-        duration[slow.tasks] = slow.removed
-        change = run.limited(Change(duration=duration))
-        causes.append(_placed(run, Cause("slow", slow.words, change, 0, figures=slow.figures)))
-    return causes
-
-
-def _slow_at_functions(run: Savings) -> list[_SlowWorker]:
-    """Find workers that take longer for a function's tasks than the others do."""
-    graph, duration = run.graph, run.duration
-    functions = run.runs.functions
-    slots = int(graph.process.max()) + 1
-    group = graph.function.astype(np.int64) * slots + graph.process
-    order = np.lexsort((duration, group))
-    in_order = duration[order]
-    groups, first, count = np.unique(group[order], return_index=True, return_counts=True)
-    quarter, median, upper = (
-        in_order[first + ((count - 1) * at).astype(np.int64)] for at in (0.25, 0.5, 0.75)
-    )
-    of, process = groups // slots, groups % slots
-    usual: dict[int, tuple[int, int]] = {}
-    enough = np.flatnonzero(count >= ENOUGH)
-    cuts = np.flatnonzero(np.diff(of[enough])) + 1
-    for mine in np.split(enough, cuts):
-        if len(mine) < 2:
-            continue
-        other = _median_of_others(median[mine])
-        slow = (median[mine] > np.median(median[mine])) & (median[mine] >= SLOW * other)
-        slow &= (quarter[mine] >= _median_of_others(upper[mine])) & (median[mine] > 0)
-        for at in np.flatnonzero(slow).tolist():
-            usual[int(mine[at])] = int(other[at]), int(median[mine[at]])
-    by_worker: dict[int, list[int]] = {}
-    for place in usual:
-        by_worker.setdefault(int(process[place]), []).append(place)
-    busy = np.bincount(graph.process, weights=duration, minlength=slots)
-    sums = np.add.reduceat(in_order, first)
-    found = []
-    for worker, places in by_worker.items():
-        places = sorted(places, key=lambda p: -int(sums[p] * (1 - usual[p][0] / usual[p][1])))
-        tasks = [order[first[p] : first[p] + count[p]] for p in places]
-        removed = [
-            (duration[own] * (1 - usual[p][0] / usual[p][1])).astype(np.int64)
-            for p, own in zip(places, tasks, strict=True)
-        ]
-        worst = places[0]
-        whole = len(places) > 1 and sums[places].sum() >= MOSTLY * busy[worker]
-        name = functions[int(of[worst])]
-        figures = {
-            "worker": worker,
-            "function": None if whole else name,
-            "functions": [functions[int(of[p])] for p in places],
-            "same_node": _not_slow(run, worker, {int(process[p]) for p in usual}),
-            "count": int(count[places].sum()),
-            "median": usual[worst][1],
-            "others": usual[worst][0],
-            "example": name,
-        }
-        words = f"{_place(run, worker)} is slow" + ("" if whole else f" at {name}")
-        found.append(_SlowWorker(words, figures, np.concatenate(tasks), np.concatenate(removed)))
-    return found
-
-
-def _median_of_others(values: Ints) -> Floats:
-    """Give, for each of two values or more, the median of all others."""
-    order = np.argsort(values, kind="stable")
-    rank = np.empty(len(values), np.int64)
-    rank[order] = np.arange(len(values))
-    ordered, left = values[order], len(values) - 1
-    low, high = (left - 1) // 2, left // 2
-    # those from its own place on are one place further
-    result: Floats = (ordered[low + (low >= rank)] + ordered[high + (high >= rank)]) / 2
-    return result
-
-
-def _slow_as_a_whole(run: Savings, told: set[int]) -> list[_SlowWorker]:
-    """Find workers that are slow in sum over functions, of each of which they executed few.
-
-    Far more of a slow worker's tasks than half take longer than the median of their function: by
-    `CHANCE` standard deviations, were it by chance.
-    """
-    graph, duration = run.graph, run.duration
-    slots = int(graph.process.max()) + 1
-    slowdown = slowdowns(run.runs, slots)
-    known = slowdown[np.isfinite(slowdown)]
-    if not len(known):
-        return []
-    middle = float(np.median(known))
-    median = _medians(run.runs)[graph.function]
-    count = np.bincount(graph.process, minlength=slots)
-    longer = np.bincount(graph.process[duration > median], minlength=slots)
-    surely = longer >= count / 2 + CHANCE * np.sqrt(count) / 2
-    order = np.argsort(graph.process, kind="stable")
-    firsts = np.searchsorted(graph.process[order], np.arange(slots + 1))
-    found = []
-    slow = np.flatnonzero(surely & (np.nan_to_num(slowdown) >= SLOW * middle))
-    for worker in slow.tolist():
-        if worker in told:
-            continue
-        mine = order[firsts[worker] : firsts[worker + 1]]
-        removed = (duration[mine] * (1 - middle / slowdown[worker])).astype(np.int64)
-        figures = {
-            "worker": worker,
-            "slowdown": float(slowdown[worker]),
-            "same_node": _not_slow(run, worker, {*told, *slow.tolist()}),
-        }
-        found.append(_SlowWorker(f"{_place(run, worker)} is slow", figures, mine, removed))
-    return found
-
-
-def _medians(runs: Executions) -> Floats:
-    """Give how long a task of each function takes, in the median, ns; NaN: there is none."""
-    width = max(1, len(runs.functions))
-    return group_quantiles(runs.function, runs.duration, width, (0.5,))[:, 0]
-
-
-def slowdowns(runs: Executions, slots: int) -> Floats:
-    """Give each process's executing time over what its tasks take in the median of all."""
-    median = _medians(runs)
-    usual = np.bincount(runs.process, weights=median[runs.function], minlength=slots)
-    busy = np.bincount(runs.process, weights=runs.duration, minlength=slots)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result: Floats = np.where(usual > 0, busy / usual, np.nan)
-    return result
-
-
-def _not_slow(run: Savings, worker: int, slow: set[int]) -> str:
-    """Name a worker of the same node that executed tasks and is not slow; empty: there is none."""
-    found = run.found
-    if worker not in found.index:
-        return ""
-    used = set(np.unique(run.graph.process).tolist())
-    for row in found.index[found["node_row"] == found.loc[worker, "node_row"]].tolist():
-        if row not in slow and row in used:
-            return str(found.loc[row, "worker"])
-    return ""
-
-
-def _place(run: Savings, worker: int) -> str:
-    row = run.found.loc[worker]
-    return f"{row['worker']} on {row['node']}"
-
-
-def stragglers(runs: Executions, whole: int) -> tuple[Ints, Ints]:
-    """Give rows of tasks that take far longer than their function's others, and its median, ns.
-
-    Parameters
-    ----------
-    whole
-        From first to last task, ns.
-    """
-    width = max(1, len(runs.functions))
-    median = _medians(runs)
-    usual = np.nan_to_num(median).round().astype(np.int64)[runs.function]
-    duration = runs.duration
-    long = np.flatnonzero(
-        (duration >= STRAGGLER * usual) & (duration - usual >= STRAGGLER_SHARE * whole)
-    )
-    long = long[duration[long] > 0]
-    # where many tasks of a function are long it has two kinds of tasks, not stragglers
-    many = np.bincount(runs.function[long], minlength=width)
-    of = np.bincount(runs.function, minlength=width)
-    long = long[many[runs.function[long]] <= np.maximum(1, RARE * of[runs.function[long]])]
-    rows = long[np.argsort(usual[long] - duration[long], kind="stable")]
-    return rows.astype(np.int64), usual[rows]
-
-
-def _stragglers(run: Savings, slow: list[Cause]) -> list[Cause]:
-    rows, usual = stragglers(run.runs, run.recorded)
-    if not len(rows):
-        return []
-    place = np.empty(len(run.graph), np.int64)
-    place[run.graph.rows] = np.arange(len(run.graph))
-    removed = np.zeros(len(run.graph), np.int64)
-    removed[place[rows]] = run.duration[place[rows]] - usual
-    for cause in slow:  # the worker is slow at it, not the task
-        removed[cause.change.of(len(removed)) > 0] = 0
-    words = WORDS["stragglers"]
-    return [_placed(run, Cause("stragglers", words, run.limited(Change(duration=removed)), 0))]
-
-
-Counts = NDArray[np.int32]
-
-#: When something changes, by how much threads without a task do, tasks that queue at a worker, and
-#: tasks that no worker knows yet.
-_Changes = tuple[Ints, NDArray[np.int8], NDArray[np.int8], NDArray[np.int8]]
-
-
-@dataclass(frozen=True)
-class _Threads:
-    """Threads over time: what they have to do from each moment on.
-
-    Attributes
-    ----------
-    time
-        When something changes, ns.
-    working
-        Threads that have a task, at least 1.
-    idle
-        Threads that have none, without those that the scheduler has tasks for.
-    queue
-        Tasks that a worker knows and has no thread for.
-    """
-
-    time: Ints
-    working: Counts
-    idle: Counts
-    queue: Counts
-
-    def spent(self, graph: Graph, share: Floats) -> Ints:
-        """Give a share of the time that executions take, which changes over time, ns."""
-        return _integral(self.time, share, graph.start, graph.stop)
-
-
-def _integral(time: Ints, values: Floats, start: Ints, stop: Ints) -> Ints:
-    """Integrate values, each from its time to the next one, from each start to each stop."""
-    until = np.append(0.0, np.cumsum(values * np.diff(time, append=time[-1:])))
-
-    def before(moment: Ints) -> Floats:
-        at = np.maximum(np.searchsorted(time, moment, "right") - 1, 0)
-        result: Floats = until[at] + values[at] * np.maximum(0, moment - time[at])
-        return result
-
-    result: Ints = (before(stop) - before(start)).astype(np.int64)
-    return result
-
-
-def _threads(run: Savings, able: Ints, known: Ints, new: NDArray[np.bool_]) -> _Threads:
-    changes = list(_of_workers(run, known))
-    came = new & (able < known)
-    for times, step in ((able[came], 1), (known[came], -1)):
-        zero = np.zeros(len(times), np.int8)
-        changes.append((times, zero, zero, np.full(len(times), step, np.int8)))
-    time, free, queued, coming = (np.concatenate(column) for column in zip(*changes, strict=True))
-    del changes
-    order = np.argsort(time, kind="stable")
-    threads = int(run.found["threads"].sum())
-    idle = threads + np.cumsum(free[order], dtype=np.int32)
-    return _Threads(
-        time[order],
-        np.maximum(1, threads - idle),
-        np.maximum(0, idle - np.cumsum(coming[order], dtype=np.int32)),
-        np.cumsum(queued[order], dtype=np.int32),
-    )
-
-
-def _spread(run: Savings, threads: _Threads) -> dict[str, Ints]:
-    """Say by how much executions were shorter if threads without a task took part of them, ns."""
-    moved = np.minimum(threads.idle, threads.queue)
-    return {
-        kind: threads.spent(run.graph, more / (threads.working + more))
-        for kind, more in (("uneven", moved), ("no_parallelism", threads.idle - moved))
-    }
-
-
-def _shared(run: Savings, threads: _Threads, change: Change) -> Change:
-    """Share what some workers' executions get shorter by among all that have tasks meanwhile.
-
-    Dask moves tasks to workers that become free: what one worker gains all gain.
-    """
-    graph = run.graph
-    assert change.duration is not None
-    rows = np.flatnonzero(change.duration > 0)
-    gain = change.duration[rows] / np.maximum(1, run.duration[rows])
-    time = np.concatenate([graph.start[rows], graph.stop[rows], threads.time])
-    step = np.concatenate([gain, -gain, np.zeros(len(threads.time))])
-    order = np.argsort(time, kind="stable")
-    time = time[order]
-    at = np.maximum(np.searchsorted(threads.time, time, "right") - 1, 0)
-    share = np.maximum(0.0, np.cumsum(step[order])) / threads.working[at]
-    return run.limited(Change(duration=_integral(time, share, graph.start, graph.stop)))
-
-
-def _of_workers(run: Savings, known: Ints) -> Iterator[_Changes]:
-    """Give when threads without a task, and tasks that queue at a worker, become more or fewer."""
-    graph = run.graph
-    order = np.argsort(graph.process, kind="stable")
-    processes, firsts = np.unique(graph.process[order], return_index=True)
-    threads = run.found["threads"].to_dict()
-    for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
-        time = np.concatenate([known[mine], graph.stop[mine]])
-        step = np.repeat(np.array([1, -1], np.int32), len(mine))
-        sort = np.lexsort((step, time))  # at one time what ends ends first
-        time, has = time[sort], np.cumsum(step[sort], dtype=np.int32)
-        own = np.int32(threads.get(process, 1))
-        free, queue = np.maximum(0, own - has), np.maximum(0, has - own)
-        more_free, more_queue = np.diff(free, prepend=own), np.diff(queue, prepend=np.int32(0))
-        some = np.flatnonzero((more_free != 0) | (more_queue != 0))
-        yield (
-            time[some],
-            more_free[some].astype(np.int8),
-            more_queue[some].astype(np.int8),
-            np.zeros(len(some), np.int8),
-        )

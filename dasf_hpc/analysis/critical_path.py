@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.causes import DELAYS, LEAST, causes
+from dasf_hpc.analysis.cause import LEAST
+from dasf_hpc.analysis.causes import DELAYS, causes
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, bounds, read_executions, workers
 from dasf_hpc.analysis.graph import Graph, chain, could_run, first_known

@@ -7,7 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity
-from dasf_hpc.analysis.causes import FAILED, LEAST, causes
+from dasf_hpc.analysis.cause import LEAST
+from dasf_hpc.analysis.causes import FAILED, causes
 from dasf_hpc.analysis.executions import (
     Executions,
     group_quantiles,

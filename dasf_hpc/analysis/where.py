@@ -33,7 +33,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity, costliest_first
-from dasf_hpc.analysis.causes import LEAST, PAUSE, Cause, Causes, causes, chained, chains
+from dasf_hpc.analysis.cause import LEAST, Cause
+from dasf_hpc.analysis.causes import PAUSE, Causes, causes, chained, chains
 from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
