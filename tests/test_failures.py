@@ -139,8 +139,7 @@ def test_findings_tell_final_ones_from_retried_ones_and_where_they_began(
         assert (final.saves, final.incomplete, retried.incomplete) == (-1, True, False)
         assert retried.saves >= 0
         assert final.next_step == (
-            "No task that ran needed them; one that needs them did not run. Mend what the message "
-            "names."
+            "Tasks that need them, if there are any, never ran. Mend what the message names."
         )
     json.dumps(answer.document(), allow_nan=False)
 

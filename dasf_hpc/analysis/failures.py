@@ -350,7 +350,7 @@ def _findings(
         (
             "Tasks that need their results did not run from then on. "
             if needed
-            else "No task that ran needed them; one that needs them did not run. "
+            else "Tasks that need them, if there are any, never ran. "
         )
         + mend,
         incomplete=True,

@@ -208,7 +208,7 @@ def moments(manifest: Mapping[str, Any], summary: Summary) -> list[str]:
     """Tell what time the bar is, and when the run began, and all of it ended."""
     if summary.work < 0:
         return []
-    return ["Workers' time from first task (time 0) to last", *around_work(manifest, summary)]
+    return ["Time 0: first task", *around_work(manifest, summary)]
 
 
 # ------------------------------------------------------------------------------------- tiles
@@ -306,12 +306,25 @@ def _failures(executions: Executions, answer: Answer | None) -> Tile | None:
         final = int(answer.table["final"].sum())
     note = f"{counted(count, 'execution')} failed"
     if final and retried:
-        note = f"{counted(retried, 'other')} gave one when retried; {note}"
-    value = f"{counted(final, 'task')} without a result"
+        note = f"{counted(retried, 'other')} retried with success"
+    value = f"{counted(final, 'task')}{_whose(answer)} without a result"
     if not final:
-        value = f"{counted(retried, 'task')} retried with success"
+        value = f"{counted(retried, 'task')}{_whose(answer)} retried with success"
     href = "#about-failures" if answer is not None and len(answer.table) else ""
     return Tile("Failures", value, note, href, final > 0)
+
+
+def _whose(answer: Answer | None) -> str:
+    """Name the functions whose tasks have no result, or all that failed, and the exception."""
+    if answer is None or not len(answer.table):
+        return ""
+    table = answer.table[answer.table["final"] > 0] if "final" in answer.table else answer.table
+    table = table if len(table) else answer.table
+    names = list(dict.fromkeys(table["function"].astype(str)))
+    kinds = list(dict.fromkeys(table["exception"].astype(str)))
+    kind = f" ({kinds[0]})" if len(kinds) == 1 and kinds[0] != UNKNOWN else ""
+    others = f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else ""
+    return f" of {names[0]}{others}{kind}"
 
 
 def _outcomes(executions: Executions, failed: NDArray[np.bool_]) -> tuple[int, int]:

@@ -67,6 +67,9 @@ PATIENCE = {"what_if": PLAYED}
 #: Findings on the first screen, and rows of a finding's evidence.
 FIRST, EVIDENCE = 3, 10
 
+#: Findings after those, which the first screen names.
+ALSO = 3
+
 #: Characters of what a finding is about, where it has no cause of its own.
 LABEL = 60
 
@@ -298,6 +301,7 @@ def report_page(
             tiles=tiles(trace, summary, known, answers, lost),
             findings=findings,
             first=first[:FIRST],
+            also=first[FIRST : FIRST + ALSO],
             nothing=_nothing(trace, summary),
             error=str(manifest.get("error") or ""),
             sections=sections,
@@ -423,7 +427,7 @@ def _date(manifest: Mapping[str, Any], trace: Trace) -> str:
 def _subtitle(trace: Trace, summary: Summary, executions: int) -> str:
     """Tell how much there is, in a few words; what there is none of is left out."""
     found = [
-        (executions, "task"),
+        (executions, "execution"),
         (summary.workers, "worker"),
         (len(summary.nodes) or len(trace.nodes), "node"),
         (len(summary.gpus), "GPU"),

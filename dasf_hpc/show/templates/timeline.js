@@ -433,7 +433,8 @@ class Timeline {
         pen.lineTo(this.x(edge), this.height);
         pen.stroke();
       }
-    const text = this.about ? `${this.about.name}, ${duration(to - from)}` : duration(to - from);
+    const step = (view.to - view.from) / 1000, long = `${moment(from, step)} to ${moment(to, step)}`; // which is no time that could be saved
+    const text = this.about ? `${this.about.name}: ${long}` : long;
     const wide = Math.min(pen.measureText(plain(text)).width + 8, this.width - this.gutter);
     const place = Math.max(this.gutter, Math.min(left + 2, this.width - wide)), y = this.height - 20;
     pen.fillStyle = c.paper;
