@@ -12,6 +12,7 @@ from typing import Any
 from dasf_hpc.errors import BatchError, RunDirectoryError
 from dasf_hpc.launch.head import HEAD_LOG, in_queue
 from dasf_hpc.launch.head_end import HEAD_ENDED
+from dasf_hpc.launch.last_words import batch_logs
 from dasf_hpc.launch.node import read_node_records
 from dasf_hpc.launch.worker_environment import delete_environment
 from dasf_hpc.manifest import (
@@ -202,15 +203,19 @@ def log_files(directory: Path, who: str) -> list[Path]:
     head = Manifest(directory).content.get("head_job")
     if who == "head" and head:
         # What its script wrote, and what the batch scheduler has to add.
-        return [logs / HEAD_LOG, *sorted(logs.glob(f"*{head}*"))]
+        return [logs / HEAD_LOG, *batch_logs(logs, head)]
     records = read_node_records(directory)
-    names = [
-        name
-        for record in records
-        if who in (record["hostname"], record.get("batch_job"), record.get("name"))
-        for name in (f"*{record.get('batch_job')}*", f"{record.get('name')}.log")
-    ]
-    files = sorted({path for name in names for path in logs.glob(name)})
+    files = sorted(
+        {
+            path
+            for record in records
+            if who in (record["hostname"], record.get("batch_job"), record.get("name"))
+            for path in (
+                *batch_logs(logs, record.get("batch_job")),
+                *logs.glob(f"{record.get('name')}.log"),
+            )
+        }
+    )
     if not files:
         known = ", ".join(sorted({str(record["hostname"]) for record in records})) or "none yet"
         raise RunDirectoryError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dasf_hpc.launch.last_words import last_words
+from dasf_hpc.launch.last_words import batch_logs, last_words
 from dasf_hpc.launch.signs import EVERY_S, Sign, sign_line
 
 
@@ -107,3 +107,17 @@ def test_what_the_batch_system_says_comes_last(tmp_path: Path) -> None:
     own.write_text("ValueError: of the worker\n")
     system.write_text("slurmstepd: error: *** JOB 7 ON n1 CANCELLED DUE TO TIME LIMIT ***\n")
     assert "TIME LIMIT" in last_words([own, system])
+
+
+def test_what_the_batch_system_wrote_of_a_job_is_found_whatever_numbers_the_run_is_named_by(
+    tmp_path: Path,
+) -> None:
+    run = "2026-11-30T17-55-18-job-5b15"
+    logs = tmp_path / run / "logs"
+    logs.mkdir(parents=True)
+    ours = ["slurm-5.out", f"{run}-1.o5", "5.server.OU", "job.e5", f"{run}.5.err"]
+    others = [f"{run}-1.log", f"{run}-5.log", "slurm-15.out", "slurm-55.out", "job.o50", "head.log"]
+    for name in (*ours, *others):
+        (logs / name).touch()
+    assert [path.name for path in batch_logs(logs, "5")] == sorted(ours)
+    assert batch_logs(logs, None) == []

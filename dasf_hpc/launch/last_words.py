@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,21 @@ _OF_NSYS = re.compile(
     r"^(?:Generating '|Generated:|Collecting data\.\.\.|Processing events\.\.\.|"
     r"Capturing |\s*\[\d+/\d+\] \[)|\.(?:nsys-rep|qdstrm|qdrep)'?$"
 )
+
+
+def batch_logs(logs: Path, job_id: object) -> list[Path]:
+    """Give what a batch system wrote of a job into a run's logs: its id stands alone in the names.
+
+    As ``slurm-5.out``, ``NAME.o5`` and ``5.server.OU``. A run's name may hold any number, and what
+    node jobs write themselves (``RUN-5.log``) is counted by itself.
+    """
+    alone = re.compile(rf"(?:^|[^0-9A-Za-z]|\.[oe]){re.escape(str(job_id))}(?![0-9A-Za-z])")
+    run = logs.parent.name
+    return sorted(
+        path
+        for path in logs.glob(f"*{glob.escape(str(job_id))}*")
+        if path.suffix != ".log" and alone.search(path.name.replace(run, ""))
+    )
 
 
 def last_words(logs: Iterable[Path]) -> str:

@@ -19,7 +19,7 @@ from distributed.security import Security
 from dasf_hpc.errors import BatchError, PortError, RunDirectoryError, WorkersError
 from dasf_hpc.launch.dask_settings import SCHEDULER
 from dasf_hpc.launch.ending import Ending, StopReport
-from dasf_hpc.launch.last_words import last_words
+from dasf_hpc.launch.last_words import batch_logs, last_words
 from dasf_hpc.launch.node_job import NodeJobs, is_worker_of, node_log
 from dasf_hpc.launch.node_script import NodeScripts
 from dasf_hpc.launch.queue import LostJob, Queue
@@ -272,7 +272,7 @@ class Launcher(NodeScripts):
         """Give what a node job wrote, and after it what the batch system says of it."""
         logs = self.place.directory / "logs"
         own = node_log(logs, str(job.name))
-        return [own, *sorted(path for path in logs.glob(f"*{job.job_id}*") if path != own)]
+        return [own, *batch_logs(logs, job.job_id)]
 
     def last_words(self) -> str:
         """Give what the last of the node jobs that ended said of it, and how it ended."""
