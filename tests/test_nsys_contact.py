@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,12 +45,15 @@ def version(nsys: Path) -> None:
 
 
 def under_nsys(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program under an nsys that has shared memory of its own."""
+    """Run a program under an nsys that has shared memory, and a folder of locks, of its own."""
     options = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-o", str(folder / "report")]
-    return subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", APART, "apart", *options, *words],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    apart = ["unshare", "--mount", "--map-root-user", "sh", "-c", APART, "apart"]
+    # another nsys that ends deletes what it finds below the TMPDIR that both have
+    with tempfile.TemporaryDirectory(prefix="nsys") as own:
+        return subprocess.run(
+            [*apart, *options, *words],
+            env=os.environ | {"TMPDIR": own}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
 
 
 def test_without_nsys_nothing_is_said() -> None:
@@ -68,6 +73,7 @@ def test_who_is_not_heard_says_so(tmp_path: Path) -> None:
 def test_it_is_a_loss_of_the_trace(tmp_path: Path) -> None:
     block = [sys.executable, "-c", BLOCK, str(tmp_path / "runs")]
     done = under_nsys(tmp_path, "sh", "-c", WITHOUT_TABLE, "sh", *block)
+    assert (tmp_path / "runs").is_dir(), done
     (directory,) = (tmp_path / "runs").iterdir()
     with open_trace(directory) as trace:
         (gap,) = trace.gaps[trace.gaps["kind"] == "not heard by nsys"].to_dict("records")
