@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -503,6 +504,37 @@ def test_a_coroutine_that_fails_is_seen(one: Recorded) -> None:
     found = execution(one.directory, "loop-trouble")
     assert found.status == "error"
     assert (found.result or "").endswith("Trouble")
+
+
+def step_out_and_fail() -> None:
+    secede()
+    raise Trouble
+
+
+def test_what_a_failure_holds_of_an_ended_thread_mixes_no_records(tmp_path: Path) -> None:
+    with recorded_cluster(tmp_path) as recorded:
+        wait_until_filed(recorded, 1)
+        client = recorded.client
+        gc.collect()
+        gc.disable()  # what the failure holds is to be freed when its thread has ended
+        try:
+            future = client.submit(step_out_and_fail, key="left")
+            assert isinstance(future.exception(), Trouble)
+            left = execution(recorded.directory, "left").thread
+            wait_until(lambda: not Path(f"/proc/self/task/{left}").exists(), "its thread ended")
+            del future
+            wait_until(lambda: transitions(recorded.directory, "left")[-1][1] == "forgotten", "it")
+        finally:
+            gc.enable()
+        gc.collect()
+        coroutines = [f"meet-{i}" for i in range(2)]
+        for (
+            key
+        ) in coroutines:  # the event loop's thread is given the recorders of the one that ended
+            client.submit(meet, key, 1, key=key).result()
+            assert client.submit(add, 1, key=f"after-{key}").result() == 1
+        order = [e.key for e in executions(recorded.directory)]
+        assert order == ["left", "meet-0", "after-meet-0", "meet-1", "after-meet-1"]
 
 
 def test_actors_work_and_their_making_is_recorded(two: Recorded) -> None:

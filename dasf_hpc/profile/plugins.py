@@ -454,21 +454,28 @@ class _ThreadRecorder:
         self._journal = journal
         self._ids = ids
         self._results = ResultTexts(journal.string)
-        #: Recorders of threads that ended: a task that submits tasks leaves its thread for ever.
-        self._idle: list[tuple[Callable[..., None], Callable[..., None]]] = []
+        #: All recorders. They are held here, not by who uses them: what a failure's traceback
+        #: holds of an ended thread is freed by the cycle collector, which would end the blocks of
+        #: the very recorders that the next thread is given.
+        self._recorders: list[tuple[Callable[..., None], Callable[..., None]]] = []
+        #: Positions of those whose thread ended: a task that submits tasks leaves its thread for
+        #: ever.
+        self._idle: list[int] = []
+        self._growing = threading.Lock()
         #: Keys whose execution was seen in a thread, until the event loop tells of its end.
         self.seen: set[int] = set()
 
     def in_thread(self, nested: bool) -> tuple[Started, Stopped]:
         try:
-            recorders = self._idle.pop()
+            position = self._idle.pop()
+            start, stop = self._recorders[position]
         except IndexError:
-            recorders = (
-                self._journal.timed_recorder(Stream.STARTS),
-                self._journal.timed_recorder(Stream.STOPS),
-            )
-        lease = _Lease(recorders, self._idle)
-        start, stop = recorders
+            start = self._journal.timed_recorder(Stream.STARTS)
+            stop = self._journal.timed_recorder(Stream.STOPS)
+            with self._growing:
+                position = len(self._recorders)
+                self._recorders.append((start, stop))
+        lease = _Lease(position, self._idle)
         thread = threading.get_native_id()
         known, see, describe = self._ids.get, self.seen.add, self._results.describe
         describe_error = self._results.describe_error
@@ -513,17 +520,13 @@ class _ThreadRecorder:
 class _Lease:
     """A thread's recorders; when the thread ends the next one gets them, with their blocks."""
 
-    __slots__ = ("_idle", "_recorders")
+    __slots__ = ("_idle", "_position")
 
-    def __init__(
-        self,
-        recorders: tuple[Callable[..., None], Callable[..., None]],
-        idle: list[tuple[Callable[..., None], Callable[..., None]]],
-    ) -> None:
-        self._recorders, self._idle = recorders, idle
+    def __init__(self, position: int, idle: list[int]) -> None:
+        self._position, self._idle = position, idle
 
     def __del__(self) -> None:
-        self._idle.append(self._recorders)
+        self._idle.append(self._position)
 
 
 class GPUAnnotationPlugin(RecordingPlugin):
