@@ -29,6 +29,9 @@ SAMPLES, CHAINS = "COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"
 
 #: Rows of call chains that are read at once, about.
 CALLS_AT_ONCE = 1 << 20
+#: What tells the calls of a report apart.
+_CALL = ("parent", "function", "module")
+
 #: A name without one: what nsys writes where it found no symbol.
 _ADDRESS = re.compile(r"^(?:0x)?[0-9a-f]{6,}$", re.IGNORECASE)
 #: Folders within a name, as of a script or of a lambda's place.
@@ -223,22 +226,31 @@ def _store(tree: _Tree, export: Export, additions: Additions) -> Array:
         None if is_made or not name else file_name(name)
         for name, is_made in zip(modules, made, strict=True)
     )
+    count = old = len(table["parent"])
+    # those at a line were sampled by Python, and stand for other calls
     known = {
-        key: row
-        for row, key in enumerate(
-            zip(*(table[n].tolist() for n in ("parent", "function", "module")), strict=True)
+        (parent, function, file): row
+        for row, (line, parent, function, file) in enumerate(
+            zip(*(table[n].tolist() for n in ("line", *_CALL)), strict=True)
         )
+        if line == NONE
     }
-    old = len(known)
     own = zip(function_code[index].tolist(), module_code[index].tolist(), strict=True)
     rows: list[int] = []
+    added: list[tuple[int, int, int]] = []
     # names of different symbols may be the same, so nodes may fall together
     for parent, (function, file) in zip(tree.parent, own, strict=True):
         key = (rows[parent] if parent != NONE else NONE, function, file)
-        rows.append(known.setdefault(key, len(known)))
-    added = np.array(list(known)[old:], np.int64).reshape(-1, 3)
-    for place, name in enumerate(("parent", "function", "module")):
-        table[name] = np.concatenate([table[name], added[:, place].astype(table[name].dtype)])
+        row = known.get(key)
+        if row is None:
+            row = known[key] = count
+            count += 1
+            added.append(key)
+        rows.append(row)
+    new = np.array(added, np.int64).reshape(-1, len(_CALL))
+    for name, values in table.items():
+        more = new[:, _CALL.index(name)] if name in _CALL else np.full(count - old, NONE)
+        table[name] = np.concatenate([values, more.astype(values.dtype)])
     return np.array(rows, np.int64)
 
 

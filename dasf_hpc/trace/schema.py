@@ -171,7 +171,12 @@ DICTIONARIES: dict[str, str] = {
     "thread_states": "states of a thread, in words of nsys; running: others got its CPU",
     "frame_functions": "functions that stand in stacks of calls",
     "frame_modules": "files of programs and libraries that stand in stacks of calls, without their "
-    "folders",
+    "folders; of Python's functions their module, as it is imported",
+    "frame_files": "files of Python's source that stand in stacks of calls, relative to the folder "
+    "from which they are imported",
+    "frame_origins": "whose code it is: own (the user's), package (installed), dask (dask or "
+    "distributed), standard library, dasf-hpc",
+    "thread_roles": "what a thread of a process of Dask is for",
     "nvtx_categories": "NVTX categories",
     "nvtx_data": "NVTX payloads that are texts or structures, as JSON",
     "kernel_names": "names of kernels, demangled, with and without arguments",
@@ -1018,8 +1023,48 @@ _TABLES = (
         (
             _row("parent", "stacks", "the call that made it, in an earlier row; -1: none"),
             _text("function", "the function; none: its name is not known", "frame_functions"),
-            _text("module", "file of the program or library it is in", "frame_modules"),
+            _text(
+                "module",
+                "file of the program or library it is in; of a Python function its module",
+                "frame_modules",
+            ),
+            _text(
+                "file", "file of its source; none: not known, as of compiled code", "frame_files"
+            ),
+            Column(
+                "line",
+                "int32",
+                "",
+                "line of that file at which it was, from 1: of the innermost call the one that "
+                "ran, of the others the one that called; -1: not known",
+            ),
+            _text("origin", "whose code it is; none: not known", "frame_origins", "int8"),
         ),
+    ),
+    Table(
+        "call_samples",
+        "A sample of the Python calls of a thread of Dask's, whether it was on a CPU or not.",
+        (
+            _PROCESS,
+            Column("thread", "int64", "", "native id of the thread"),
+            _time("start", "when it was taken", differences=True),
+            Column(
+                "span",
+                "int64",
+                "ns",
+                "the time for which it stands, which ends with it: since this process' threads "
+                "were sampled before, or since the thread's task began where that is later",
+            ),
+            _row("stack", "stacks", "the innermost call"),
+            _text(
+                "role",
+                "task (a thread that ran a task), event loop, or other",
+                "thread_roles",
+                "int8",
+            ),
+            _row("task", "tasks", "the task that the thread ran then; -1: none"),
+        ),
+        order="start",
     ),
     Table(
         "off_cpu",
