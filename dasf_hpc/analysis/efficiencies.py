@@ -1,63 +1,74 @@
 """Analysis: how efficiently were workers and GPUs used, by the factors of the POP methodology?
 
-The factors are those of the POP Centre of Excellence ("POP Standard Metrics for Performance
-Analysis of Hybrid Parallel Applications"), with the task threads of Dask's workers for MPI's
-processes and executing tasks for useful computation. With u the time that a task thread executed
-tasks, n their number, and T from the first task's start to the last one's end:
+The factors of hosts are those of the POP Centre of Excellence ("POP Standard Metrics for
+Performance Analysis of Hybrid Parallel Applications", and "List of Metrics" of its co-design site),
+with task threads of Dask's workers (module ``task_threads``) for processes, and executing tasks for
+useful computation. With u the time that a task thread executed tasks, n the number of task threads,
+w a worker, and T from the first task's start to the last one's end:
 
 - parallel efficiency = sum(u) / (n T) = load balance x communication efficiency
-- load balance = mean(u) / max(u)
+- load balance = mean(u) / max(u), the product of
+    - that between workers = mean(u) / max over w(mean over w's threads(u))
+    - that within workers = max over w(mean over w's threads(u)) / max(u)
 - communication efficiency = max(u) / T = serialisation x transfer
-- serialisation = max(u) / T0, where T0 is what T would be on an ideal network
-- transfer = T0 / T
+- serialisation = max(u) / T0, where T0 is T on an ideal network
+- transfer = T0 / T, the product of
+    - data = T1 / T, where T1 is T without delays by data
+    - scheduling = T2 / T1, where T2 is T without delays by Dask, too
+    - submission = T0 / T2, where T0 is T without those by the script, too
 
-T0 is found by playing the recorded schedule again (`dasf_hpc.analysis.graph.Schedule`) without any
-delay between what a task follows and its start: every task stays in its task thread and in its
-order, and follows the tasks whose results it needs, and the barriers of the script.
+In Dask what stands between two tasks of a thread is not a call of MPI, but what Dask and the script
+do: module ``ideal`` plays the recorded schedule without it. POP's serialisation is there what tasks
+waited for each other, as for the last one of a barrier; its transfer what they waited for data, for
+Dask, or for the script. Work that was executed in vain is useful here: analysis ``failures`` tells
+of it. Waiting within a task is useful, too, but for a task that seceded.
+
+Where GPUs' activity and CUDA's calls were recorded, the metrics of TALP (module ``devices``) come
+beside: host parallel efficiency = parallel efficiency x device offload efficiency, and device
+parallel efficiency. With a reference, global efficiency = host parallel efficiency x computation
+scalability.
+
+The time that a factor loses is counted in thread time: of a thread that waits, and of one that has
+less to do than the busiest. Those of all factors that have no parts add to what was not useful.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from dasf_hpc.analysis.causes import split_delays
-from dasf_hpc.analysis.executions import Ints
-from dasf_hpc.analysis.graph import Schedule, chain
-from dasf_hpc.analysis.savings import PLAYED, savings
+from dasf_hpc.analysis.executions import Floats
+from dasf_hpc.analysis.ideal import Lengths, ideal_lengths
+from dasf_hpc.analysis.savings import savings
 from dasf_hpc.analysis.task_threads import TaskThreads, task_threads
 from dasf_hpc.trace.open import Trace
-
-#: Parts of delays (`dasf_hpc.analysis.causes.DELAYS`) that data is the reason for.
-DATA = ("transferring", "deserialising", "disk", "paused")
 
 
 @dataclass(frozen=True)
 class Factors:
-    """A run's efficiencies; each from 0 to 1, NaN where it is not known.
+    """A run's efficiencies, as the module defines them; each from 0 to 1, NaN: not known.
 
     Attributes
     ----------
     duration
-        T, from the first task's start to the last one's end, ns.
+        T, ns.
     threads
-        Task threads (module ``task_threads``).
+        Task threads: n.
     useful
-        Time in which task threads executed tasks, in sum, ns.
+        Time in which they executed tasks, in sum, ns.
     parallel_efficiency, load_balance, communication_efficiency, serialisation, transfer
-        As the module says.
+        Of the first two lines of the tree.
+    between_workers, within_workers
+        What `load_balance` is the product of.
     data, scheduling, submission
-        What `transfer` is the product of: T1 / T, T2 / T1, T0 / T2, where T1 is the run played
-        without delays by data (transfers, deserialising, spilling, paused workers), T2 without
-        those by Dask, too, from when a task could run to its start, and T0 without those in which
-        the script had not submitted it, too.
+        What `transfer` is the product of.
     exact
-        Whether the run was played again. Of more executions than `PLAYED`, `transfer` and its
-        factors rest on the critical path: `transfer` is no less than what is told,
-        `serialisation` no more.
+        Whether the run was played again. Of more executions than
+        `dasf_hpc.analysis.savings.PLAYED` it was not: `transfer` is no less than what is told,
+        `serialisation` no more; all others are exact but for `transfer`'s parts.
     """
 
     duration: int
@@ -68,6 +79,8 @@ class Factors:
     communication_efficiency: float
     serialisation: float
     transfer: float
+    between_workers: float = nan
+    within_workers: float = nan
     data: float = nan
     scheduling: float = nan
     submission: float = nan
@@ -75,14 +88,31 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class _Hosts:
-    """Factors of a run, and the task threads that they are of."""
+class Hosts:
+    """Factors of a run, and what they were made of.
+
+    Attributes
+    ----------
+    factors
+        The factors.
+    threads
+        The task threads.
+    lengths
+        The run's lengths without delays.
+    """
 
     factors: Factors
     threads: TaskThreads
+    lengths: Lengths
+
+    @property
+    def means(self) -> Floats:
+        """Of each task thread: the mean of u over its worker's threads, ns."""
+        _, of = np.unique(self.threads.process, return_inverse=True)
+        return (np.bincount(of, weights=self.threads.useful) / np.bincount(of))[of]
 
 
-_MADE: WeakKeyDictionary[Trace, _Hosts] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[Trace, Hosts] = WeakKeyDictionary()
 
 
 def factors(trace: Trace) -> Factors:
@@ -93,77 +123,45 @@ def factors(trace: Trace) -> Factors:
     TraceError
         If the trace is damaged.
     """
-    return _hosts(trace).factors
+    return hosts(trace).factors
 
 
-def _hosts(trace: Trace) -> _Hosts:
+def hosts(trace: Trace) -> Hosts:
+    """Give a run's efficiencies and what they were made of, once for all that ask."""
     if trace not in _MADE:
-        _MADE[trace] = _look(trace)
+        run = savings(trace)
+        threads = task_threads(trace, run.runs, run.graph, run.found)
+        lengths = ideal_lengths(trace, threads)
+        _MADE[trace] = Hosts(host_factors(threads, lengths), threads, lengths)
     return _MADE[trace]
 
 
-def _look(trace: Trace) -> _Hosts:
-    run = savings(trace)
-    graph = run.graph
-    threads = task_threads(trace, graph, run.runs.thread[graph.rows], run.found)
+def host_factors(threads: TaskThreads, lengths: Lengths) -> Factors:
+    """Make the factors of task threads and of lengths of a run."""
     count, useful = len(threads), int(threads.useful.sum())
-    duration = run.recorded
-    if not useful or not count:
+    duration = lengths.recorded
+    if not useful:
         efficiency = 0.0 if duration and count else nan
-        return _Hosts(Factors(duration, count, 0, efficiency, nan, nan, nan, nan), threads)
+        return Factors(duration, count, 0, efficiency, nan, nan, nan, nan)
     most = int(threads.useful.max())
-    lengths = _lengths(trace, threads)
-    # clocks that disagree may make a played run shorter than what one thread has to do
-    lengths = [max(length, most) for length in lengths]
-    without_data, without_dask, ideal = lengths
-    found = Factors(
+    _, of = np.unique(threads.process, return_inverse=True)
+    mean = float((np.bincount(of, weights=threads.useful) / np.bincount(of)).max())
+    return Factors(
         duration=duration,
         threads=count,
         useful=useful,
         parallel_efficiency=useful / (count * duration),
         load_balance=useful / (count * most),
         communication_efficiency=most / duration,
-        serialisation=most / ideal,
-        transfer=ideal / duration,
-        data=without_data / duration,
-        scheduling=without_dask / without_data,
-        submission=ideal / without_dask,
-        exact=len(graph) <= PLAYED,
+        serialisation=most / lengths.ideal,
+        transfer=lengths.ideal / duration,
+        between_workers=min(1.0, useful / (count * mean)),
+        within_workers=min(1.0, mean / most),
+        data=lengths.without_data / duration,
+        scheduling=lengths.without_scheduling / lengths.without_data,
+        submission=lengths.ideal / lengths.without_scheduling,
+        exact=lengths.exact,
     )
-    return _Hosts(found, threads)
-
-
-def _lengths(trace: Trace, threads: TaskThreads) -> list[int]:
-    """Give T1, T2 and T0: the run's length without more and more of the delays, ns."""
-    run = savings(trace)
-    graph = replace(run.graph, process=threads.of, same_thread=_same_thread(threads))
-    schedule = Schedule(graph, {})
-    delays = np.maximum(schedule.delays, 0)
-    parts = split_delays(trace, run, schedule.ready)
-    data = np.minimum(delays, sum((parts[name] for name in DATA), np.zeros(len(graph), np.int64)))
-    dask = np.minimum(delays - data, parts["scheduling"])
-    played = len(graph) <= PLAYED
-    path = None if played else np.array([one for one, _ in chain(graph)], np.int64)
-    lengths = []
-    length = run.recorded
-    for removed in (data, data + dask, delays):
-        if path is None:
-            work = graph.stop - graph.start + schedule.delays - removed
-            now = schedule.length(work)
-        else:
-            now = run.recorded - int(removed[path].sum())
-        length = min(length, now)
-        lengths.append(length)
-    return lengths
-
-
-def _same_thread(threads: TaskThreads) -> Ints:
-    """Give, for each execution, the one before in its task thread; -1: none."""
-    order = np.argsort(threads.of, kind="stable")
-    same = threads.of[order][1:] == threads.of[order][:-1]
-    before = np.full(len(order), -1, np.int64)
-    before[order[1:][same]] = order[:-1][same]
-    return before
 
 
 def computation_scalability(reference: Factors, other: Factors) -> float:
@@ -171,6 +169,7 @@ def computation_scalability(reference: Factors, other: Factors) -> float:
 
     That is of the same work (strong scaling). Where the work grows with the threads (weak scaling),
     multiply by the work of the other run over that of the reference. Above 1 where the other run
-    needed less time to compute the same. NaN where there is no useful time.
+    needed less time to compute the same; NaN where either has no useful time.
     """
-    return reference.useful / other.useful if other.useful else nan
+    known = reference.useful and other.useful
+    return reference.useful / other.useful if known else nan
