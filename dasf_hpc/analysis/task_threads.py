@@ -46,12 +46,15 @@ class TaskThreads:
         Of each task thread: row of its worker in ``processes``, of a restarted one the first.
     useful
         Of each task thread: time in which it executed tasks, ns.
+    worker
+        By row of each worker: that of the first one of its name whose threads it went on with.
     """
 
     of: NDArray[np.int32]
     left: Ints
     process: Ints
     useful: Ints
+    worker: dict[int, int]
 
     def __len__(self) -> int:
         return len(self.process)
@@ -92,6 +95,7 @@ def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFra
         left=left,
         process=np.repeat(np.array(list(counts), np.int64), list(counts.values())),
         useful=group_sums(of, left - graph.start, sum(counts.values())),
+        worker=first_row,
     )
 
 
