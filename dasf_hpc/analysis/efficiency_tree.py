@@ -244,6 +244,7 @@ def worst(factors: list[Factor], device: bool) -> Factor | None:
         one
         for one in factors
         if one.leaf
+        and one.parent
         and one.device == device
         and one.name != "computation_scalability"
         and not isnan(one.value)

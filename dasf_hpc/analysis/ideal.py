@@ -62,6 +62,8 @@ def ideal_lengths(trace: Trace, threads: TaskThreads) -> Lengths:
         If the trace is damaged.
     """
     run = savings(trace)
+    if not len(run.graph):
+        return Lengths(0, 0, 0, 0, exact=True)
     graph, place = _in_task_threads(run.graph, threads)
     schedule = Schedule(graph, {})
     delays = np.maximum(schedule.delays, 0)

@@ -64,6 +64,11 @@ class Box:
     worst: bool
     parts: list[Box] = field(default_factory=list)
 
+    @property
+    def leaves(self) -> int:
+        """How many boxes stand beside each other under it."""
+        return sum(part.leaves for part in self.parts) or 1
+
 
 def boxes(answer: Answer | None) -> list[Box]:
     """Give the tree as boxes within boxes: those that are no part of another."""
