@@ -1047,12 +1047,14 @@ def _print_summary(
 
     summary, manifest, trace = show_run(path, summary)
     if as_json:
-        print(
-            json.dumps(
-                {"trace": str(trace), "summary": asdict(summary), "run": _public(manifest)},
-                indent=1,
-            )
-        )
+        told: dict[str, Any] = {
+            "trace": str(trace),
+            "summary": asdict(summary),
+            "run": _public(manifest),
+        }
+        if efficient:
+            told["efficiencies"] = _efficiencies(trace)
+        print(json.dumps(told, indent=1))
     else:
         show_summary(console, summary, manifest)
         if ended is not None:
@@ -1069,6 +1071,19 @@ def _print_summary(
         gaps.append(summary.unused)
     if strict and gaps:
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
+
+
+def _efficiencies(path: Path) -> list[dict[str, Any]] | None:
+    """Give the rows of the tree of a run's efficiencies; None where that is not quickly made."""
+    from dasf_hpc.show.efficiencies import quick
+    from dasf_hpc.trace.open import open_trace
+
+    with open_trace(path) as trace:
+        answer = quick(trace)
+    rows: list[dict[str, Any]] | None = None
+    if answer is not None:
+        rows = answer.document()["tables"]["tree"]["rows"]
+    return rows
 
 
 def _print_efficiencies(path: Path, console: Console) -> None:

@@ -501,8 +501,6 @@ _NEXT = {
     "scheduling": "Give tasks more to do: larger chunks, or several steps in one task.",
     "submission": "Submit all that is known to be done before results are gathered, and do the "
     "script's own work meanwhile: `dasf-hpc analyze where` tells when nothing was submitted.",
-    "device_offload_efficiency": "Launch fewer and larger kernels and wait for them less often: "
-    "`dasf-hpc analyze cuda` names the calls.",
     "device_load_balance": "Give each GPU as much to do: more and smaller tasks than workers.",
     "device_communication": "Copy beside kernels, from pinned memory and in another stream, or "
     "leave the data on the GPU: `dasf-hpc analyze cuda` names the copies.",
@@ -515,7 +513,7 @@ _NEXT["between_workers"] = _NEXT["load_balance"]
 def _findings(
     trace: Trace, found: _Looked, factors_found: list[Factor], tables: dict[str, pd.DataFrame]
 ) -> list[Finding]:
-    """Point at the smallest factor of hosts, and of GPUs, where that is not acceptable.
+    """Point at the smallest factor of workers, and of GPUs, where that is not acceptable.
 
     Where the time is one of the run's causes it is told as that, and counts once.
     """
@@ -578,11 +576,6 @@ def _sentence(found: _Looked, one: Factor, whole: Factor, tables: dict[str, pd.D
             f"tasks waited for each other ({one.name} {share}): without any delay the tasks would "
             f"take {duration_text(lengths.ideal)}, the busiest thread executes for "
             f"{duration_text(most)} of it"
-        )
-    elif one.name == "device_offload_efficiency":
-        why = (
-            f"tasks were in calls of CUDA for {duration_text(found.calls)} of thread time (device "
-            f"offload efficiency {share})"
         )
     else:
         words = {

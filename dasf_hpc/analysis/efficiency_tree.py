@@ -32,7 +32,8 @@ FACTORS: dict[str, tuple[str, str, str]] = {
     "device_offload_efficiency": (
         "host_parallel_efficiency",
         "(useful time − time of it in calls of CUDA) ÷ useful time",
-        "time in which tasks launch kernels, copy, and wait for GPUs",
+        "what tasks do not spend in launching kernels, copying and waiting for GPUs; a host that "
+        "waits for a GPU that is busy is no loss: see the device's factors",
     ),
     "parallel_efficiency": (
         "host_parallel_efficiency",
@@ -109,8 +110,10 @@ FACTORS: dict[str, tuple[str, str, str]] = {
     ),
 }
 
-#: Roots of the tree, of hosts and of devices.
+#: The root of the tree of devices.
 DEVICE = "device_parallel_efficiency"
+#: Factors that are not pointed at: one tells of two runs, the other of waits that may be right.
+APART = ("computation_scalability", "device_offload_efficiency")
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ def busiest_worker(threads: TaskThreads) -> tuple[int, float]:
 def worst(factors: list[Factor], device: bool) -> Factor | None:
     """Give the smallest factor without parts, of hosts or of devices; None: nothing is lost.
 
-    Of equal ones it is the first. Computation scalability is none: it tells of two runs.
+    Of equal ones it is the first. Those of `APART` are none.
     """
     leaves = [
         one
@@ -246,7 +249,7 @@ def worst(factors: list[Factor], device: bool) -> Factor | None:
         if one.leaf
         and one.parent
         and one.device == device
-        and one.name != "computation_scalability"
+        and one.name not in APART
         and not isnan(one.value)
     ]
     least = min(leaves, key=lambda one: one.value, default=None)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dasf_hpc.analysis.causes import split_delays
 from dasf_hpc.analysis.executions import Ints
 from dasf_hpc.analysis.graph import Graph, Schedule, chain
-from dasf_hpc.analysis.savings import PLAYED, savings
+from dasf_hpc.analysis.savings import savings
 from dasf_hpc.analysis.task_threads import TaskThreads
 from dasf_hpc.trace.open import Trace
 
@@ -42,7 +42,8 @@ class Lengths:
     ideal
         Without any, as where the script had not submitted a task yet.
     exact
-        Whether it was played. Of more than `PLAYED` executions these are what is left of the
+        Whether it was played. Of more than
+        `dasf_hpc.analysis.savings.PLAYED` executions these are what is left of the
         critical path, so no more than what playing it would give.
     """
 
@@ -74,7 +75,7 @@ def ideal_lengths(trace: Trace, threads: TaskThreads) -> Lengths:
     dask[place] = sum((parts[name] for name in DASK), none)
     data = np.minimum(data, delays)
     dask = np.minimum(dask, delays - data)
-    exact = len(run.graph) <= PLAYED
+    exact = run.played
     path = np.empty(0, np.int64) if exact else np.array([one for one, _ in chain(graph)])
     busiest = int(threads.useful.max(initial=0))
     lengths = [run.recorded]

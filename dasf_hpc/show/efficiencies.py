@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.efficiencies import ACCEPTABLE, VERY_LOW
-from dasf_hpc.analysis.savings import savings
 from dasf_hpc.show.column_names import factor_name
 from dasf_hpc.show.fit import Column, Kind, show_table
 from dasf_hpc.trace.open import Trace
@@ -134,11 +134,20 @@ def _style(row: dict[str, Any]) -> str:
     return {"good": "green", "low": "yellow", "very-low": "red"}[scale(row["value"])[0]]
 
 
+def quick(trace: Trace) -> Answer | None:
+    """Give the tree of a run for its summary; None where there is none, or it takes long."""
+    if not 0 < trace.rows("tasks") <= QUICK:
+        return None
+    answer = analyse("efficiencies", trace)
+    return answer if len(answer.table) else None
+
+
 def show_efficiencies(console: Console, trace: Trace, run: str) -> None:
     """Print the tree of a run in its summary; of a large one say how to get it."""
-    if not trace.rows("tasks"):
-        return
-    if trace.rows("tasks") > QUICK:
+    answer = quick(trace)
+    if answer is not None:
+        show_tree(console, answer)
+    elif trace.rows("tasks") > QUICK:
         console.print(
             f"Efficiencies of {count_text(trace.rows('tasks'))} executions: "
             f"dasf-hpc analyze efficiencies {run}",
@@ -146,9 +155,3 @@ def show_efficiencies(console: Console, trace: Trace, run: str) -> None:
             highlight=False,
             markup=False,
         )
-        return
-    from dasf_hpc.analysis import analyse
-
-    answer = analyse("efficiencies", trace)
-    if len(answer.table) and savings(trace).recorded:
-        show_tree(console, answer)
