@@ -344,6 +344,55 @@ def test_no_task_thread_does_two_things_at_a_time(
     assert found.useful.sum() == sum(t.stop - t.start for t in tasks)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),  # worker
+            st.integers(0, 3),  # native thread
+            st.integers(0, 60),  # start
+            st.integers(1, 20),  # time
+            st.integers(0, 30),  # secedes after so much, if it runs so long
+            st.lists(st.integers(1, 4), max_size=2),  # needs what began so many before it
+        ),
+        min_size=1,
+        max_size=14,
+    ),
+    st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_clocks_and_tasks_do_factors_stay_factors(
+    drawn: list[tuple[int, int, int, int, int, list[int]]], threads: int
+) -> None:
+    # tasks overlap in their threads, secede, and begin before what they need has ended
+    drawn.sort(key=lambda one: one[2])
+    tasks = [
+        _task(
+            f"f{i}", w, start, start + took, thread=t, needs=[f"f{i - n}" for n in needs if n <= i]
+        )
+        for i, (w, t, start, took, _, needs) in enumerate(drawn)
+    ]
+    away = [
+        (w, (start + after) * MS, f"f{i}", "executing", "long-running")
+        for i, (w, _, start, took, after, _) in enumerate(drawn)
+        if after < took
+    ]
+    made = Made(tasks, [Worker(threads=threads), Worker(threads=threads)], transitions=away)
+    with TemporaryDirectory() as folder, make_trace(Path(folder) / "trace.h5", made) as trace:
+        found, of = factors(trace), hosts(trace)
+        lost = lost_by_hosts(of.threads, of.lengths)
+    assert found.useful == sum(min(took, after) for *_, took, after, _ in drawn) * MS
+    if not found.useful:
+        return
+    assert of.threads.useful.max() <= found.duration
+    assert all(0 < getattr(found, name) <= 1 for name in ONE)
+    product = found.load_balance * found.serialisation
+    product *= found.data * found.scheduling * found.submission
+    assert found.parallel_efficiency == pytest.approx(product, abs=1e-12, rel=0)
+    leaves = [name for name in FACTORS_OF_HOSTS if name in lost and name != "load_balance"]
+    assert min(lost.values()) >= 0
+    assert sum(lost[name] for name in leaves) == found.threads * found.duration - found.useful
+
+
 def test_of_very_many_executions_the_critical_path_bounds_the_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
