@@ -584,6 +584,12 @@ def test_computation_scalability_is_of_useful_time(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["analyze", "efficiencies", *run])
     assert "  Parallel efficiency" in shown.stdout
     assert "Reference" in shown.stdout
+    make_trace(tmp_path / "few" / "trace.h5", Made([], span=(0, 5))).close()
+    with open_trace(tmp_path / "many") as trace, open_trace(tmp_path / "few") as empty:
+        for asked_of, reference in ((trace, empty), (empty, trace)):
+            answer = efficiencies(asked_of, reference)
+            assert "How the computation scales" in answer.unanswered[-1]
+            assert "global_efficiency" not in answer.table["factor"].tolist()
     refused = CliRunner().invoke(app, ["analyze", "where", *run])
     assert refused.exit_code == 2
     assert "takes no --reference" in refused.output
