@@ -516,8 +516,8 @@ def show(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run's trace holds, and what is missing from it."""
-    _print_summary(run_path, as_json, Console(), strict=strict)
+    """Show what a run's trace holds, what is missing from it, and how efficient the run was."""
+    _print_summary(run_path, as_json, Console(), strict=strict, efficient=True)
 
 
 @app.command(cls=Command)
@@ -583,7 +583,7 @@ def logs(
 
 
 @app.command(cls=Command)
-@of_runs("run_path")
+@of_runs("run_path", "reference")
 def analyze(
     name: Annotated[
         str | None,
@@ -612,6 +612,13 @@ def analyze(
         list[str] | None,
         typer.Option(
             metavar="FUNCTION=TIMES", help="what_if: a function and how many times faster."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="efficiencies: a run of the same work to compare the computation to.",
         ),
     ] = None,
     rows: Annotated[
@@ -651,7 +658,12 @@ def analyze(
         from dasf_hpc.analysis.functions import LONGEST
 
         more = {"longest": None if rows is None else max(rows, LONGEST)}
-    with open_trace(run_path) as trace:
+    if reference is not None and name != "efficiencies":
+        raise typer.BadParameter(f"{name} takes no --reference")
+    with contextlib.ExitStack() as opened:
+        trace = opened.enter_context(open_trace(run_path))
+        if reference is not None:
+            more["reference"] = opened.enter_context(open_trace(reference))
         answer = _answer(name, trace, by, faster or [], **more)
         if as_json:
             print(json.dumps(answer.document(rows), indent=1))
@@ -1027,6 +1039,7 @@ def _print_summary(
     summary: Summary | None = None,
     strict: bool = False,
     ended: RunResult | None = None,
+    efficient: bool = False,
 ) -> None:
     """Print what a run's trace holds; the summary is read from the trace where none is given."""
     from dasf_hpc.outcome import missing, show_run
@@ -1034,16 +1047,20 @@ def _print_summary(
 
     summary, manifest, trace = show_run(path, summary)
     if as_json:
-        print(
-            json.dumps(
-                {"trace": str(trace), "summary": asdict(summary), "run": _public(manifest)},
-                indent=1,
-            )
-        )
+        told: dict[str, Any] = {
+            "trace": str(trace),
+            "summary": asdict(summary),
+            "run": _public(manifest),
+        }
+        if efficient:
+            told["efficiencies"] = _efficiencies(trace)
+        print(json.dumps(told, indent=1))
     else:
         show_summary(console, summary, manifest)
         if ended is not None:
             _print_headline(ended, console)
+        if efficient:
+            _print_efficiencies(trace, console)
         page = trace.with_name("report.html")
         show_places(console, trace, page if page.exists() else None)
         if ended is None and summary.work >= 0:
@@ -1054,6 +1071,28 @@ def _print_summary(
         gaps.append(summary.unused)
     if strict and gaps:
         raise PartialRecording(f"The recording is not complete: {'; '.join(gaps)}.")
+
+
+def _efficiencies(path: Path) -> list[dict[str, Any]] | None:
+    """Give the rows of the tree of a run's efficiencies; None where that is not quickly made."""
+    from dasf_hpc.show.efficiencies import quick
+    from dasf_hpc.trace.open import open_trace
+
+    with open_trace(path) as trace:
+        answer = quick(trace)
+    rows: list[dict[str, Any]] | None = None
+    if answer is not None:
+        rows = answer.document()["tables"]["tree"]["rows"]
+    return rows
+
+
+def _print_efficiencies(path: Path, console: Console) -> None:
+    """Print the tree of a run's efficiencies, where that is quickly made."""
+    from dasf_hpc.show.efficiencies import show_efficiencies
+    from dasf_hpc.trace.open import open_trace
+
+    with open_trace(path) as trace:
+        show_efficiencies(console, trace, str(path))
 
 
 def _print_headline(ended: RunResult, console: Console) -> None:

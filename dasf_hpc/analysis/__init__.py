@@ -65,6 +65,11 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Tables ``collectives``: library, operation, communicator, ranks, count, calls, sent, time, wait;
     ``waiting``: worker, node, rank, function, calls, time, wait, last, caused; ``operations``:
     library, operation, calls, sent, received, time; ``clocks``: report, source, bound, points.
+``efficiencies(trace, reference=None)``
+    Tables ``tree``: factor, level, parent, value, reference, lost, run, worst, formula, meaning;
+    ``workers``: worker, node, threads, useful, useful_share, busiest, least, there; ``functions``:
+    function, tasks, useful, balance, worker, node, lost; ``gpus``: gpu, kernels, memory, idle,
+    kernel_share. `efficiencies.factors` gives the same as numbers.
 ``energy(trace)``
     Tables ``gpus``: gpu, node, energy, covered, mean_power, max_power, idle_energy; ``nodes``:
     node, gpus, energy; ``functions``: function, energy, share, count, each.
@@ -112,6 +117,9 @@ ANALYSES: dict[str, Question] = {
     "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "collectives": Question("Who waited for whom between ranks?", "collectives"),
+    "efficiencies": Question(
+        "How efficiently were workers and GPUs used, by POP's factors?", "efficiencies"
+    ),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),
 }

@@ -17,6 +17,7 @@ from dasf_hpc.analysis.answer import Answer, Finding, Severity, costliest_first
 from dasf_hpc.analysis.executions import read_executions, work_span
 from dasf_hpc.analysis.headline import Headline
 from dasf_hpc.show.column_names import column_name, table_name, value_name
+from dasf_hpc.show.efficiencies import show_tree
 from dasf_hpc.show.fit import Column, Kind, show_table
 from dasf_hpc.show.progress import one_line
 from dasf_hpc.trace.open import Trace
@@ -91,6 +92,9 @@ def show_answer(
     origin = work_span(trace, read_executions(trace)).start if trace is not None else 0
     for name, table in answer.tables.items():
         if not len(table):
+            continue
+        if (answer.analysis, name) == ("efficiencies", "tree"):
+            show_tree(console, answer)
             continue
         more = len(table) - rows
         left = [f"{count_text(more)} row{'' if more == 1 else 's'} (--rows, --csv)"]

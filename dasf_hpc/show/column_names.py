@@ -110,6 +110,23 @@ COLUMNS_OF: dict[tuple[str, str], dict[str, str]] = {
     ("cuda", "memory_holders"): {"share": "Share of the peak"},
     ("cuda", "os_calls"): {"share": "Share of all calls"},
     ("cuda", "rules"): {"share": "Share of its tasks"},
+    ("efficiencies", "functions"): {
+        "balance": "Its load balance",
+        "lost": "Loses, alone",
+        "worker": "Most on",
+    },
+    ("efficiencies", "gpus"): {
+        "idle": "Idle",
+        "kernel_share": "Share in kernels",
+        "kernels": "In kernels",
+        "memory": "In copies alone",
+    },
+    ("efficiencies", "tree"): {"factor": "Factor", "lost": "Loses", "run": "Loses of the run"},
+    ("efficiencies", "workers"): {
+        "busiest": "Busiest thread",
+        "least": "Least busy thread",
+        "there": "Was there",
+    },
     ("energy", "functions"): {"each": "An execution", "share": "Share of the energy"},
     ("failures", "failures"): {"first_start": "First at", "task": "The first task"},
     ("functions", "functions"): {"share": "Share of executing"},
@@ -167,10 +184,21 @@ TABLES: dict[tuple[str, str], str] = {
     ("collectives", "waiting"): "Ranks",
     ("collectives", "operations"): "Calls between ranks",
     ("collectives", "clocks"): "Clocks of the reports",
+    ("efficiencies", "tree"): "Efficiencies, factor by factor",
+    ("efficiencies", "workers"): "Useful time of workers' threads",
+    ("efficiencies", "functions"): "Load balance of functions",
+    ("efficiencies", "gpus"): "GPUs' time in kernels and copies",
     ("energy", "gpus"): "Energy of GPUs",
     ("energy", "nodes"): "Energy by node",
     ("energy", "functions"): "Energy by function",
     ("overhead", "costs"): "Cost of the recording",
+}
+
+#: Factors of table ``tree`` that are no plain words.
+FACTORS: dict[str, str] = {
+    "between_workers": "balance between workers",
+    "within_workers": "balance within workers",
+    "data": "data movement",
 }
 
 #: Who is at the other end of what a worker sent, where that is no worker that kept a journal.
@@ -186,10 +214,18 @@ def column_name(analysis: str, table: str, column: str) -> str:
     return plain[:1].upper() + plain[1:]
 
 
+def factor_name(factor: str) -> str:
+    """Name a factor of a run's efficiency for readers."""
+    plain = FACTORS.get(factor) or factor.replace("_", " ")
+    return plain[:1].upper() + plain[1:]
+
+
 def value_name(analysis: str, column: str, value: str) -> str:
     """Give a text of an analysis's table as readers call it: a part in the words of its bar."""
     if column == "part":
         return PART_WORDS.get(value, value.replace("_", " "))
+    if analysis == "efficiencies" and column in ("factor", "parent"):
+        return factor_name(value) if value else ""
     if analysis == "communication" and column in ("source", "target") and value == UNKNOWN:
         return NO_WORKER
     return value

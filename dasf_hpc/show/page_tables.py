@@ -47,7 +47,7 @@ MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time")
 OF_TASKS = {"cuda": ("function", "task", "reason")}
 
 #: Columns of sentences, which are read to their end and wrap.
-PROSE = ("meaning", "reason", "documentation", "next_step", "how", "message", "example")
+PROSE = ("meaning", "formula", "reason", "documentation", "next_step", "how", "message", "example")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from dasf_hpc.lost import lost_sentence
 from dasf_hpc.manifest import Manifest
 from dasf_hpc.show.column_names import value_name
 from dasf_hpc.show.coverage import COLOURED, by_time_spent
+from dasf_hpc.show.efficiencies import boxes
 from dasf_hpc.show.export import written
 from dasf_hpc.show.first_screen import (
     GPU_PARTS,
@@ -96,6 +97,11 @@ class Section:
 #: The sections of analyses, in the order of a run's page.
 SECTIONS: tuple[Section, ...] = (
     Section(
+        "efficiencies",
+        "Efficiency",
+        (("efficiencies", ("tree", "workers", "functions", "gpus")),),
+    ),
+    Section(
         "functions",
         "Functions and tasks",
         (
@@ -153,6 +159,7 @@ SECTIONS: tuple[Section, ...] = (
 #: Sections where there are no tasks, and what they are called: GPUs come first.
 GPU_FIRST = {
     "gpus": "GPUs",
+    "efficiencies": "Efficiency",
     "functions": "Ranges and CPUs",
     "communication": "Communication",
 }
@@ -166,6 +173,7 @@ OF_TASKS = {
     "balance",
     "critical_path",
     "what_if",
+    "efficiencies",
     "communication",
     "overhead",
 }
@@ -334,7 +342,8 @@ def report_page(
             lost=lost,
             notes=manifest.get("notes", []),
             drawn=drawn,
-            style=_resource("report.css"),
+            efficiencies=boxes(answers.get("efficiencies")),
+            style=_resource("report.css") + _resource("efficiencies.css"),
             timeline_style=_resource("timeline.css"),
             tables_script=tables_script,
             script=script,
