@@ -19,6 +19,7 @@ measured: ``tests/benchmarks/trend_alarms.py``.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ CUT = 3.5
 _DECAY = math.sqrt(0.5)
 #: Autocorrelation beyond which a series is rather a walk: there is nothing to be told then.
 MOST = 0.9
-#: Steps that are taken away beside the largest one, each of so many deviations of its mean.
-MORE_STEPS, CLEAR_STEP = 4, 5.5
+#: Steps that are taken away beside the largest one, each with a Student's t of so much.
+MORE_STEPS, CLEAR_STEP = 4, 7.0
 #: Numbers of a block of permutations: a block stays in a processor's cache.
 _BLOCK = 1 << 16
 
@@ -149,9 +150,14 @@ def _reduced(largest: float, count: int, correlation: float) -> float:
     That is of the noise alone, so it is taken from Student's t, which is the step in units of the
     noise; the step is in units of all deviation, of which it is a part itself.
     """
-    student = largest * math.sqrt((count - 2) / max(count - largest**2, 1e-9))
+    student = _student(largest, count)
     student *= math.sqrt((1 - correlation) / (1 + correlation))
     return student * math.sqrt(count / (count - 2 + student**2))
+
+
+def _student(largest: float, count: int) -> float:
+    """Give Student's t of a standardised step of a whole series."""
+    return largest * math.sqrt((count - 2) / max(count - largest**2, 1e-9))
 
 
 def _scores(series: Floats) -> Floats:
@@ -182,15 +188,21 @@ def autocorrelation(scores: Floats) -> float:
     usual correction for the bias of short series (F. Marriott and J. Pope, "Bias in the estimation
     of autocorrelations", Biometrika 1954).
     """
-    left = scores - scores.mean()
-    for number in range(1 + MORE_STEPS):
-        largest, at = _largest(left)
-        if number and largest * math.sqrt(1 / max(1e-9, float(left.var()))) < CLEAR_STEP:
+    left = scores
+    ends = [0, _split(scores), len(scores)]
+    while True:
+        levels = [
+            np.full(last - first, scores[first:last].mean())
+            for first, last in itertools.pairwise(ends)
+        ]
+        left = scores - np.concatenate(levels)
+        spread = float(left.std())
+        if not spread or len(ends) > 2 + MORE_STEPS:
             break
-        if not number:
-            at = _split(left)
-        left[:at] -= left[:at].mean()
-        left[at:] -= left[at:].mean()
+        largest, at = _largest(left / spread)
+        if at in ends or _student(largest, len(left)) < CLEAR_STEP:
+            break
+        ends = sorted([*ends, at])
     square = float(left @ left)
     if square <= 0:
         return 0.0

@@ -26,6 +26,8 @@ CONFIDENCE = 0.95
 STILL = 0.5
 #: Autocorrelation from which on it is said: the chances rest on its estimate.
 CORRELATED = 0.3
+#: So many points off is where a change is said to be, at most, in 95 of 100 (measured).
+WITHIN = 2
 #: Of the last so many points a change counts for `--fail-on-change`.
 RECENT = 20
 
@@ -270,6 +272,34 @@ def fails(found: Trend, recent: int = RECENT) -> list[Change]:
     ]
 
 
+def places(series: Sequence[Series], found: Sequence[Change]) -> list[list[Change]]:
+    """Put changes together that began at the same place, as far as that is known.
+
+    Parameters
+    ----------
+    series
+        All series.
+    found
+        The changes, those of whole runs first: the first one of a place leads.
+
+    Returns
+    -------
+    list of list of Change
+        What is worse and still so first, the latest first.
+    """
+    made: list[list[Change]] = []
+    for change in found:
+        which = series[change.series].configuration
+        for one in made:
+            alike = series[one[0].series].configuration == which
+            if alike and abs(one[0].at - change.at) <= WITHIN:
+                one.append(change)
+                break
+        else:
+            made.append([change])
+    return sorted(made, key=lambda one: (not any(c.worse and c.still for c in one), -one[0].at))
+
+
 def _age(found: Trend, change: Change) -> int:
     """Give how many points there are since a change."""
     which = found.series[change.series].configuration
@@ -417,14 +447,17 @@ def _sentence(
         return f"Cannot tell: {of}; {LEAST} points of one configuration are needed at least."
     if not found:
         return f"No change: {of}, {_counted(len(series), 'series', 'series')}."
-    first = found[0]
-    worse = sum(change.worse and change.still for change in found)
+    at = places(series, found)
+    first = at[0][0]
     name = series[first.series].name
     percent = "" if math.isnan(first.percent) else f" by {abs(first.percent):.1f} %"
     most = f", most of it by {first.function}" if first.function else ""
+    changed = len({change.series for change in found})
     return (
-        f"{_counted(len(found), 'change')} in {of}, {worse} for the worse and still so. "
-        f"{name[:1].upper()}{name[1:]} became {first.direction}{percent}{most} ({first.range})."
+        f"{name[:1].upper()}{name[1:]} became {first.direction}{percent} ({first.range}) and "
+        f"{'is still so' if first.still else 'is no longer so'}{most}. "
+        f"{changed} of {_counted(len(series), 'series', 'series')} changed, at "
+        f"{_counted(len(at), 'place')}, in {of}."
     )
 
 

@@ -14,13 +14,15 @@ from markupsafe import Markup
 from dasf_hpc.errors import RunDirectoryError
 from dasf_hpc.show.export import written
 from dasf_hpc.show.report import _allowed, _environment, _resource, _script
-from dasf_hpc.trend.find import Change, Trend
+from dasf_hpc.trend.find import Change, Trend, places
 from dasf_hpc.trend.series import Series
 from dasf_hpc.trend.text import latest_text, level_text, most_text, percent_text, value_text
 from dasf_hpc.units import count_text
 
 #: Charts of a configuration that are open at once; the others are below them, closed.
 OPEN = 12
+#: Places where something changed that the first screen tells of.
+CARDS = 3
 #: Rows of a table that are seen at once.
 SEEN = 20
 #: The size of a chart and the room around what is drawn, in its own units.
@@ -75,6 +77,10 @@ def page(found: Trend, folder: Path) -> str:
             sentence=found.sentence,
             subtitle=_subtitle(found),
             parts=[_part(found, number) for number in range(len(found.configurations))],
+            cards=[
+                [_shown(found, change, folder) for change in one]
+                for one in places(found.series, found.changes)[:CARDS]
+            ],
             changes=[_shown(found, change, folder) for change in found.changes],
             seen=SEEN,
             notes=found.notes,

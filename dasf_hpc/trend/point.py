@@ -115,6 +115,7 @@ def point_of(document: Mapping[str, Any]) -> RunPoint:
     """
     values: dict[str, Any] = {}
     try:
+        document = {"name": "", **document}
         for one in fields(RunPoint):
             if one.name not in document:
                 continue

@@ -44,7 +44,7 @@ class Measure:
 #: Of a whole run, in the order in which they are shown.
 OF_RUN: dict[str, Measure] = {
     "span": Measure("first to last task", "ns", "slower", "faster"),
-    "wall": Measure("the script", "ns", "slower", "faster"),
+    "wall": Measure("the script, start to end", "ns", "slower", "faster"),
     "executing": Measure("executing, in sum", "ns", "slower", "faster"),
     "memory": Measure("most memory of a worker", "bytes", "more", "less"),
     "gpu_busy": Measure("GPUs busy", "ns", "more", "less"),

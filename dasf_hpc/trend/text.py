@@ -100,12 +100,12 @@ def _show_series(
     columns = [
         Column("Series", [one.name for one in series]),
         Column("Over time", [sparkline(one.values, bars=bars) for one in series], Kind.EXACT),
+        Column("Changes", [count_text(n) if n else "" for n in counts], Kind.NUMBER),
         Column("First", [value_text(one.values[0], one.about.unit) for one in series], Kind.NUMBER),
         Column(
             "Latest", [value_text(one.values[-1], one.about.unit) for one in series], Kind.NUMBER
         ),
         Column("Points", [count_text(len(one.values)) for one in series], Kind.NUMBER),
-        Column("Changes", [count_text(n) if n else "" for n in counts], Kind.NUMBER),
     ]
     show_table(console, name, columns, [f"{left} series"] if left else [])
 
