@@ -33,6 +33,9 @@ CORRELATION, WARM = 0.3, 50
 #: Share of points that are outliers, and how many times too long those are.
 OUTLIERS, LONG = 0.05, (1.2, 2.0)
 
+#: Series that do not change for one that does.
+FEWER = 6
+
 #: Length of a series, and the first point after its step.
 STEPS = ((10, 5), (20, 10), (50, 25), (50, 40), (50, 45), (200, 100), (200, 195))
 
@@ -84,18 +87,18 @@ def hit(given: tuple[str, int, int, int]) -> tuple[bool, bool, bool]:
 
 
 def rates(series: int, seed: int, processes: int | None = None) -> dict[str, Any]:
-    """Simulate, and give shares of 1.
+    """Simulate, print each figure as it comes, and give shares of 1.
 
     Parameters
     ----------
     series
-        Series of each kind that do not change; a quarter of that many do.
+        Series of each kind that do not change; so many over `FEWER` do, which take longer.
     seed
         The first series' seed.
     processes
         How many share the work; None: as many as there are CPUs.
     """
-    seeds, fewer = range(seed, seed + series), range(seed, seed + max(1, series // 4))
+    seeds, fewer = range(seed, seed + series), range(seed, seed + max(1, series // FEWER))
     alarms, steps = [], []
     with multiprocessing.Pool(processes) as pool:
         for count in (10, 50, 200):
@@ -103,6 +106,7 @@ def rates(series: int, seed: int, processes: int | None = None) -> dict[str, Any
                 found = pool.map(alarm, [(name, count, one) for one in seeds], 10)
                 share = sum(found) / series
                 alarms.append({"noise": name, "points": count, "alarms": share})
+                print(f"false alarms, {name:10} {count:4} points: {share:.2%}", flush=True)
         for name in NOISES:
             if name == "lognormal":  # its noise is wider than 3 %
                 continue
@@ -119,6 +123,11 @@ def rates(series: int, seed: int, processes: int | None = None) -> dict[str, Any
                         "more": more,
                     }
                 )
+                print(
+                    f"step at {at:3} of {count:3}, {name:10}: found {found:.1%}, "
+                    f"within {WITHIN} points {within:.1%}, another beside it {more:.1%}",
+                    flush=True,
+                )
     middle = [
         row
         for row in steps
@@ -128,7 +137,7 @@ def rates(series: int, seed: int, processes: int | None = None) -> dict[str, Any
 
 
 def main() -> None:
-    """Simulate and print the figures."""
+    """Simulate and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--series", type=int, default=2000, help="series of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -137,14 +146,6 @@ def main() -> None:
     found = rates(options.series, options.seed)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
-    for row in found["alarms"]:
-        print(f"false alarms, {row['noise']:10} {row['points']:4} points: {row['alarms']:.2%}")
-    for row in found["steps"]:
-        print(
-            f"step at {row['at']:3} of {row['points']:3}, {row['noise']:10}: "
-            f"found {row['found']:.1%}, within {WITHIN} points {row['within']:.1%}, "
-            f"another beside it {row['more']:.1%}"
-        )
 
 
 if __name__ == "__main__":
