@@ -827,13 +827,14 @@ def trend(
     from dasf_hpc.trend.gather import gather
     from dasf_hpc.trend.text import markdown, show_trend
 
-    with progress(_console()) as told:
+    console = _console()
+    with progress(console) as told:
         gathered = gather(paths, told)
         found = find(gathered, false_alarms / 100, relative, absolute, told)
         if html is not None:
             from dasf_hpc.trend.page import write_page
 
-            write_page(found, html)
+            _say(console)(f"Written: {write_page(found, html)}")
     if as_json:
         print(json.dumps(found.document(), indent=1))
     elif as_markdown:

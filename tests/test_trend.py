@@ -416,6 +416,13 @@ def test_a_trace_is_read_once_until_it_is_another(tmp_path: Path) -> None:
     assert len(gather([run]).skipped) == 1
 
 
+def test_runs_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        write_run(tmp_path / folder, 1, tmp_path / "job.py")
+    found = gather([tmp_path / "one", tmp_path / "other"])
+    assert len(found.points) == len(found.places) == 2
+
+
 def test_a_trace_alone_is_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path, 1, tmp_path / "job.py")
     lone = tmp_path / "lone.h5"

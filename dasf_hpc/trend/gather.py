@@ -92,6 +92,8 @@ def gather(paths: Sequence[Path], told: Told = lambda step: None) -> Gathered:
         except DasfHpcError as error:
             found.skipped.append(f"{run.name} was left out: {str(error).rstrip('.')}.")
             continue
+        if point.name in found.places:  # another folder has one of that name
+            point = replace(point, name=str(run))
         if known := points.get(point.name):
             point = replace(point, batch=point.batch or known.batch)
         points[point.name] = point
