@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from dasf_hpc.analysis.compare import (
     measure,
     save_baseline,
 )
-from dasf_hpc.errors import RunDirectoryError
+from dasf_hpc.errors import BaselineError, DasfHpcError, RunDirectoryError
 from dasf_hpc.run import RunResult, submit
 from dasf_hpc.settings import Settings
 from dasf_hpc.show import gate
 from dasf_hpc.steps import Step, Told
 from dasf_hpc.trace.open import open_trace
+from dasf_hpc.trend.gather import of_run
+from dasf_hpc.trend.history import HISTORY, add_to_history
+
+__all__ = ["HISTORY", "compare_with_baseline", "keep_history", "repeat"]
 
 
 def repeat(
@@ -96,3 +101,25 @@ def compare_with_baseline(
         except OSError as error:
             raise RunDirectoryError(f"{into / name} cannot be written: {error.strerror}.") from None
     return found
+
+
+def keep_history(runs: Sequence[Path], history: Path) -> list[str]:
+    """Add runs, as repeats of each other, to the history that ``dasf-hpc trend`` reads.
+
+    Returns
+    -------
+    list of str
+        What kept runs from being added, a sentence each: a verdict does not depend on it.
+    """
+    batch, said = secrets.token_hex(4), []
+    points = []
+    for run in runs:
+        try:
+            points.append(replace(of_run(run), batch=batch))
+        except DasfHpcError as error:
+            said.append(f"{run.name} is not in the history: {error}")
+    try:
+        add_to_history(history, points)
+    except BaselineError as error:
+        said.append(str(error))
+    return said

@@ -790,6 +790,73 @@ def compare(
     _exit_by_verdict(found)
 
 
+@app.command(cls=Command)
+@of_runs("paths")
+def trend(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER|RUN|FILE...",
+            help="Folders of runs, runs, baselines (.json) and histories of ci (.jsonl).",
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write a page that opens offline, too.")
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", min=0.1, max=20, help="What may be false of what is said to change."
+        ),
+    ] = 2.0,
+    relative: Annotated[
+        float, typer.Option(metavar="PERCENT", min=0, help="A smaller change is none.")
+    ] = 2.0,
+    absolute: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="A smaller change is none, of a sum.")
+    ] = 0.1,
+    fail_on_change: Annotated[
+        bool,
+        typer.Option("--fail-on-change", help="Exit with 81 if it became slower and still is so."),
+    ] = False,
+    recent: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="For that, a change began within the last N commits; 0: ever."
+        ),
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show many runs over time, and which commits made them slower or faster.
+
+    Ten commits (or runs, where commits are not known) of one script on the same hardware are
+    needed at least. Exit code 0, or with --fail-on-change 81 for what is worse and still so.
+    """
+    from dasf_hpc.show.progress import progress
+    from dasf_hpc.trend.find import fails
+    from dasf_hpc.trend.find import trend as find
+    from dasf_hpc.trend.gather import gather
+    from dasf_hpc.trend.text import markdown, show_trend
+
+    console = _console()
+    with progress(console) as told:
+        gathered = gather(paths, told)
+        found = find(gathered, false_alarms / 100, relative, absolute, told)
+        if html is not None:
+            from dasf_hpc.trend.page import write_page
+
+            _say(console)(f"Written: {write_page(found, html)}")
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    elif as_markdown:
+        print(markdown(found), end="")
+    else:
+        show_trend(Console(), found)
+    if fail_on_change and fails(found, recent):
+        raise Regression(found.sentence)
+
+
 def _exit_by_verdict(found: Comparison, allow_cannot_tell: bool = False) -> None:
     if found.verdict == "regression":
         raise Regression(found.why)
@@ -829,6 +896,14 @@ def ci(
             metavar="DIR", help="Folder for runs/, compare.md, .xml and .json, and head.json."
         ),
     ] = Path("dasf-hpc-ci"),
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Where a line of each run is kept for trend; default: history.jsonl beside the "
+            "baseline, or in --into.",
+        ),
+    ] = None,
     allow_cannot_tell: Annotated[
         bool, typer.Option("--allow-cannot-tell", help="Exit with 0, not 82, if it cannot tell.")
     ] = False,
@@ -851,7 +926,7 @@ def ci(
     """
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
-    from dasf_hpc.ci import compare_with_baseline, repeat
+    from dasf_hpc.ci import HISTORY, compare_with_baseline, keep_history, repeat
     from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
@@ -860,9 +935,12 @@ def ci(
     console = _console()
     with progress(console, phases=True) as told:
         results = repeat(settings, job, arguments or [], repeats, into, told)
+    directories = [result.directory for result in results]
+    beside = history or (baseline or into / HISTORY).with_name(HISTORY)
+    for sentence in keep_history(directories, beside):
+        _say(console)(sentence)
     if results[-1].exit_code:
         raise results[-1].error or typer.Exit(results[-1].exit_code)
-    directories = [result.directory for result in results]
     found = compare_with_baseline(directories, base, into, relative, absolute)
     begin_line(sys.stdout.fileno())
     if as_json:

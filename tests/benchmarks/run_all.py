@@ -266,6 +266,21 @@ BENCHMARKS = (
         quick=("--pairs", "1"),
         needs=("slurm", "nsys"),
     ),
+    Benchmark(
+        "trend_alarms.py",
+        (
+            Figure("series said to change that never do", "%", "alarms.*.alarms", 5, scale=100),
+            Figure(
+                "steps of 10 % in noise of 3 % found within 2 points",
+                "%",
+                "middle.*.within",
+                95,
+                least=True,
+                scale=100,
+            ),
+        ),
+        quick=("--series", "200"),
+    ),
 )
 
 

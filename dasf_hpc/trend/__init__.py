@@ -1,0 +1,1 @@
+"""Trends: many runs over time, and where they began to be slower or faster."""
