@@ -111,6 +111,10 @@ ANALYSES: dict[str, Question] = {
     "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
     "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
+    "memory": Question("What held the workers' memory, and what of it was in the way?", "memory"),
+    "layers": Question(
+        "How do the functions depend on each other, and what goes between them?", "layers"
+    ),
     "collectives": Question("Who waited for whom between ranks?", "collectives"),
     "energy": Question("What did the GPUs' work cost in energy?", "energy"),
     "overhead": Question("What did the recording itself cost?", "overhead"),
