@@ -604,9 +604,14 @@ def analyze(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="functions: function, node, worker, gpu; communication: node, worker.",
-            autocompletion=choices("function", "node", "worker", "gpu"),
+            help="functions: function, node, worker, gpu; communication: node, worker; layers: "
+            "function, layer.",
+            autocompletion=choices("function", "node", "worker", "gpu", "layer"),
         ),
+    ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="memory: a worker of which alone is told."),
     ] = None,
     faster: Annotated[
         list[str] | None,
@@ -651,6 +656,10 @@ def analyze(
         from dasf_hpc.analysis.functions import LONGEST
 
         more = {"longest": None if rows is None else max(rows, LONGEST)}
+    if worker is not None:
+        if name != "memory":
+            raise typer.BadParameter(f"{name} takes no --worker")
+        more = {"worker": worker}
     with open_trace(run_path) as trace:
         answer = _answer(name, trace, by, faster or [], **more)
         if as_json:
@@ -667,7 +676,7 @@ def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **option
     from dasf_hpc.analysis import analyse
 
     if by is not None:
-        if name not in ("functions", "communication"):
+        if name not in ("functions", "communication", "layers"):
             raise typer.BadParameter(f"{name} takes no --by")
         options["by"] = by
     if faster:

@@ -311,9 +311,10 @@ def _findings(edges: pd.DataFrame) -> list[Finding]:
     if not len(edges):
         return []
     row = int(np.argmax(edges["moved"].to_numpy()))
-    edge = edges.loc[row]
-    share = 100.0 * edge["moved"] / max(1, edge["bytes"])
-    if edge["moved"] < MOVED or share < MOVED_SHARE:
+    edge = edges.to_dict("records")[row]
+    moved = int(edge["moved"])
+    share = 100.0 * moved / max(1, int(edge["bytes"]))
+    if moved < MOVED or share < MOVED_SHARE:
         return []
     return [
         Finding(

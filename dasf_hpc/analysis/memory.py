@@ -334,6 +334,24 @@ def _samples(trace: Trace, found: pd.DataFrame, mine: Held) -> dict[int, Samples
     return result
 
 
+def worker_samples(
+    trace: Trace, found: pd.DataFrame, whole: Held
+) -> tuple[dict[int, Samples], set[int]]:
+    """Give the samples of workers that have any, and the workers that used their disks.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    found
+        The workers, as `dasf_hpc.analysis.executions.workers` gives them.
+    whole
+        What they held.
+    """
+    disk = _disk(trace, found)
+    return _samples(trace, found, whole), {int(row) for row in disk["process"].unique()}
+
+
 def _by_process(mine: Held) -> dict[int, NDArray[np.intp]]:
     order = np.argsort(mine.process, kind="stable")
     processes, firsts = np.unique(mine.process[order], return_index=True)
