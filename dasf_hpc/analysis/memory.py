@@ -6,8 +6,8 @@ the samples of their nodes. Which results were put on disk Dask does not record,
 - how long a worker wrote while it took a result in, and how long it read what a task needs, where
   that took 5 ms and more; what its memory monitor writes, and reads for other workers, is in no
   record;
-- that what a worker holds beyond what its process has grown by is not in memory. On a worker that
-  is known to have used its disk, so much at least was there.
+- that what a worker holds beyond what its process uses is not in memory. On a worker that is known
+  to have used its disk, so much at least was there.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ KEPT_SHARE, KEPT_LONG = 0.3, 0.05
 UNMANAGED = 0.4
 #: It stays where at the end, in this last share of the samples, there is still so much of it.
 ENDING, STAYS = 0.1, 0.75
-#: Of a worker that held less, its process has the size that it has without results, bytes.
-NOTHING = 1_000_000
 #: How a worker's memory is short, where its next step is told.
 MORE = "or give each worker more memory"
 
@@ -79,7 +77,7 @@ WORKERS: Columns = {
     "share": ("%", "of its limit: the most its process used, or else held"),
     "unmanaged": (
         "bytes",
-        "of what its process used then: what is no result of a task; -1: not known",
+        "of what its process used then: what is no result of a task, at least; -1: not known",
     ),
     "on_disk": ("bytes", "the most that was on disk at once, at least; 0: nothing tells of any"),
 }
@@ -297,17 +295,17 @@ class Samples:
         When, and how much memory it used, bytes.
     managed
         What the worker held then, bytes, on disk or not.
-    on_disk
-        How much of that was on disk, at least, were its disk used.
-    base
-        What the process uses without results, bytes; -1: not known.
     """
 
     time: Ints
     used: Ints
     managed: Ints
-    on_disk: Ints
-    base: int
+
+    @property
+    def on_disk(self) -> Ints:
+        """How much of what the worker held was not in its memory, at least, bytes."""
+        beyond: Ints = np.maximum(0, self.managed - self.used)
+        return beyond
 
 
 def _samples(trace: Trace, found: pd.DataFrame, mine: Held) -> dict[int, Samples]:
@@ -327,10 +325,7 @@ def _samples(trace: Trace, found: pd.DataFrame, mine: Held) -> dict[int, Samples
         if process in groups:
             moments, total = mine.steps(groups[process]).moments()
             managed = np.concatenate([[0], total])[np.searchsorted(moments, time, "right")]
-        empty = managed <= NOTHING
-        base = int(used[empty].min()) if empty.any() else -1
-        on_disk = np.maximum(0, managed - np.maximum(0, used - max(0, base)))
-        result[process] = Samples(time, used, managed, on_disk, base)
+        result[process] = Samples(time, used, managed)
     return result
 
 
@@ -379,11 +374,9 @@ def _workers(
             taken = samples[process]
             at = int(np.argmax(taken.used))
             process_peak, process_peak_time = int(taken.used[at]), int(taken.time[at])
-            unmanaged = int(taken.used[at] - taken.managed[at])
+            unmanaged = max(0, int(taken.used[at] - taken.managed[at]))
             if process in used_disk:
-                unmanaged = int(taken.used[at] - taken.managed[at] + taken.on_disk[at])
                 on_disk = int(taken.on_disk.max())
-            unmanaged = max(0, unmanaged)
         most = process_peak if process_peak >= 0 else peak
         rows.append(
             {

@@ -36,6 +36,10 @@ WIDE, HIGH, BESIDE, BELOW, AROUND = 172, 46, 26, 62, 14
 #: The widest line and the narrowest, pixels; lines of a share of the most bytes have a label.
 WIDEST, THINNEST, LABELLED = 12.0, 1.0, 0.01
 
+#: How far beside the middle of its boxes a line is that has one the other way beside it, pixels, and
+#: the widest line from a box to itself.
+ASIDE, LOOP = 14.0, 4.0
+
 #: Characters of a name in a box.
 NAME = 20
 
@@ -74,7 +78,7 @@ class _Box:
 
 @dataclass
 class _Line:
-    """A line from box to box, and the points that it goes through."""
+    """A line from box to box, the points that it goes through, and how far beside middles."""
 
     source: int
     target: int
@@ -82,6 +86,7 @@ class _Line:
     nbytes: int
     moved: int
     through: list[Point]
+    aside: float = 0.0
 
 
 def layer_graph(
@@ -138,6 +143,9 @@ def _folded(answer: Answer) -> tuple[list[_Box], list[_Line]]:
         line.count += int(row["dependencies"])
         line.nbytes += int(row["bytes"])
         line.moved += int(row["moved"])
+    for source, target in lines:
+        if source != target and (target, source) in lines:  # they are not to lie on each other
+            lines[source, target].aside = ASIDE
     return boxes, list(lines.values())
 
 
@@ -237,10 +245,15 @@ def _svg(
 
 
 def _line_text(line: _Line) -> str:
-    text = f"{bytes_text(line.nbytes)} in {count_text(line.count)} dependencies"
+    text = f"{bytes_text(line.nbytes)} in {counted(line.count, 'dependency', 'dependencies')}"
     if line.moved:
         text += f", {bytes_text(line.moved)} of it between workers"
     return text
+
+
+def counted(count: int, one: str, several: str) -> str:
+    """Write how many there are of something."""
+    return f"{count_text(count)} {one if count == 1 else several}"
 
 
 def _ends(boxes: list[_Box], line: _Line) -> list[Point]:
@@ -250,10 +263,11 @@ def _ends(boxes: list[_Box], line: _Line) -> list[Point]:
     if line.source == line.target:
         return []
     way = 1 if target.y >= source.y else -1
+    aside = way * line.aside
     return [
-        (source.x, source.y + way * half),
+        (source.x + aside, source.y + way * half),
         *line.through,
-        (target.x, target.y - way * (half + 5)),
+        (target.x + aside, target.y - way * (half + 5)),
     ]
 
 
@@ -262,7 +276,7 @@ def _drawn_line(boxes: list[_Box], line: _Line, width: float) -> Markup:
     card = f"{boxes[line.source].name} → {boxes[line.target].name}\n{_line_text(line)}"
     if not points:  # a function that needs its own results
         box = boxes[line.source]
-        x, y = box.x + WIDE / 2, box.y
+        x, y, width = box.x + WIDE / 2, box.y, min(LOOP, width)
         d = f"M{x:.1f} {y - 10:.1f}c22 -6 22 26 0 20"
         head = ""
     else:
@@ -289,8 +303,12 @@ def _label(boxes: list[_Box], line: _Line) -> Markup:
         return Markup("")
     part = (len(points) - 1) // 2
     (x0, y0), (x1, y1) = points[part], points[part + 1]
+    # on the curve, before its middle: one the other way has its own elsewhere
+    t = 0.4
+    x = x0 + (x1 - x0) * (3 * t**2 - 2 * t**3)
+    y = y0 + (y1 - y0) * (1.5 * t - 1.5 * t**2 + t**3)
     return Markup('<text class="size" x="{:.1f}" y="{:.1f}">{}</text>').format(
-        (x0 + x1) / 2, (y0 + y1) / 2 + 4, bytes_text(line.nbytes)
+        x, y + 4, bytes_text(line.nbytes)
     )
 
 
@@ -306,7 +324,7 @@ def _drawn_box(
     row = box.row
     executing = int(row["executing"])
     share = executing / total
-    figures = f"{count_text(int(row['tasks']))} tasks · {duration_text(executing)}"
+    figures = f"{counted(int(row['tasks']), 'task', 'tasks')} · {duration_text(executing)}"
     facts = [
         box.name,
         f"{figures}, {share_text(100 * share)} of the executing time",

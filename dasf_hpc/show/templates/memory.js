@@ -40,7 +40,7 @@ function makeMemory(memory, columns, model, view) {
       used: sizes(choice.used), on_disk: sizes(choice.on_disk),
     };
     one.total = one.moment.map((_, i) => one.held.reduce((sum, own) => sum + own[i], 0));
-    one.most = Math.max(...one.total, ...(one.used || [0]));
+    one.most = Math.max(...one.total);
     decoded.set(choice, one);
     return one;
   }
@@ -73,7 +73,9 @@ function makeMemory(memory, columns, model, view) {
   function draw() {
     width = canvas.clientWidth;
     const bottom = height - 20, c = colours(), pen = prepared(canvas, width, height);
-    const top = Math.max(1, chosen.most, chosen.limit > 0 && chosen.limit < chosen.most * 4 ? chosen.limit : 0) * 1.03;
+    // what is far above the results would leave them no room
+    const fits = value => value > 0 && value < chosen.most * 4 ? value : 0;
+    const top = Math.max(1, chosen.most, fits(chosen.used ? Math.max(...chosen.used) : 0), fits(chosen.limit)) * 1.03;
     const step = niceStep(top, 4);
     const marks = [...Array(Math.floor(top / step) + 1).keys()].map(i => i * step);
     left = Math.max(62, ...marks.map(v => pen.measureText(amount(v, 'bytes')).width + 10));
