@@ -348,6 +348,8 @@ def worker_samples(
 
 
 def _by_process(mine: Held) -> dict[int, NDArray[np.intp]]:
+    if not len(mine):
+        return {}
     order = np.argsort(mine.process, kind="stable")
     processes, firsts = np.unique(mine.process[order], return_index=True)
     return dict(zip(processes.tolist(), np.split(order, firsts[1:]), strict=True))
@@ -784,6 +786,7 @@ def _why_held(seen: _Seen, process: int, function: str, time: int) -> tuple[str,
     there = there[(mine.process[there] == process) & (mine.function[there] == code)]
     if not len(there):
         return "nothing tells why", f"Make {function}'s chunks smaller, {MORE}.", Span(time, time)
+    what = f"its {len(there):,} results" if len(there) > 1 else "its result"
     start, stop, size = mine.start[there], mine.stop[there], mine.nbytes[there].astype(np.float64)
     waits, keeps = states.waited_until[there] - start, stop - states.kept_from[there]
     uses = stop - start - waits - keeps
@@ -792,8 +795,7 @@ def _why_held(seen: _Seen, process: int, function: str, time: int) -> tuple[str,
         took = int(np.median(keeps))
         stretch = Span(int(states.kept_from[there].min()), int(stop.max()))
         return (
-            f"the script keeps its {len(there):,} results for {duration_text(took)} after their "
-            "last use",
+            f"the script keeps {what} for {duration_text(took)} after the last use",
             f"Let go of {function}'s futures (`del` them, or `release()`) or collections as soon "
             f"as what uses them is submitted, {MORE}.",
             stretch,
@@ -802,13 +804,15 @@ def _why_held(seen: _Seen, process: int, function: str, time: int) -> tuple[str,
         took = int(np.median(waits))
         stretch = Span(int(start.min()), int(states.waited_until[there].max()))
         return (
-            f"its {len(there):,} results wait {duration_text(took)} for their last use",
+            f"{what} wait{'s' * (len(there) == 1)} {duration_text(took)} for the last use",
             f"Submit {function} in smaller batches, or have what reduces its results run as they "
             f"come; make its chunks smaller, {MORE}.",
             stretch,
         )
     return (
-        f"tasks use its {len(there):,} results for most of the time that they are there",
+        f"tasks use {what} for most of the time from when it came to when it left"
+        if len(there) == 1
+        else f"tasks use {what} for most of the time from when they came to when they left",
         f"Make {function}'s chunks smaller, {MORE}.",
         Span(int(start.min()), int(stop.max())),
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.show.page_tables import cut
@@ -36,7 +36,7 @@ WIDE, HIGH, BESIDE, BELOW, AROUND = 172, 46, 26, 62, 14
 #: The widest line and the narrowest, pixels; lines of a share of the most bytes have a label.
 WIDEST, THINNEST, LABELLED = 12.0, 1.0, 0.01
 
-#: How far beside the middle of its boxes a line is that has one the other way beside it, pixels, and
+#: How far beside the middle of its boxes a line is that has one the other way, pixels, and
 #: the widest line from a box to itself.
 ASIDE, LOOP = 14.0, 4.0
 
@@ -251,6 +251,11 @@ def _line_text(line: _Line) -> str:
     return text
 
 
+def _attribute(text: str) -> Markup:
+    """Write a text of several lines as an attribute: XML would make spaces of their ends."""
+    return Markup(str(escape(text)).replace("\n", "&#10;"))
+
+
 def counted(count: int, one: str, several: str) -> str:
     """Write how many there are of something."""
     return f"{count_text(count)} {one if count == 1 else several}"
@@ -294,7 +299,7 @@ def _drawn_line(boxes: list[_Box], line: _Line, width: float) -> Markup:
     return Markup(
         '<g class="line" data-ends="{} {}" data-card="{}"><path d="{}" stroke-width="{:.1f}"/>'
         '<path class="head" d="{}"/><path class="near" d="{}"/></g>'
-    ).format(line.source, line.target, card, d, width, head, d)
+    ).format(line.source, line.target, _attribute(card), d, width, head, d)
 
 
 def _label(boxes: list[_Box], line: _Line) -> Markup:
@@ -359,7 +364,7 @@ def _drawn_box(
     )
     kind = "box on-path" if box.name in on_path else "box"
     common = Markup('class="{}" data-box="{}" data-card="{}" aria-label="{}"').format(
-        kind, number, card, card.replace("\n", "; ")
+        kind, number, _attribute(card), card.replace("\n", "; ")
     )
     if href:
         return Markup('<a href="{}" {}>{}</a>').format(href, common, inside)

@@ -20,6 +20,11 @@ function makeGraph() {
     lines.forEach(({line, ends}) => line.classList.toggle('seen', ends.includes(box)));
   }
 
+  function beside(one) {
+    const {left, bottom} = one.getBoundingClientRect();
+    tell(one, left, bottom - 8);
+  }
+
   function hide() {
     card.hidden = true;
     svg.classList.remove('looking');
@@ -28,12 +33,13 @@ function makeGraph() {
   for (const one of svg.querySelectorAll('[data-card]')) {
     one.addEventListener('pointermove', event => tell(one, event.clientX, event.clientY));
     one.addEventListener('pointerleave', hide);
-    one.addEventListener('focus', () => {
-      const {left, bottom} = one.getBoundingClientRect();
-      tell(one, left, bottom - 8);
-    });
+    one.addEventListener('focus', () => beside(one));
     one.addEventListener('blur', hide);
     one.addEventListener('keydown', event => { if (event.key === 'Escape') hide(); });
   }
-  addEventListener('scroll', hide, {passive: true, capture: true});
+  // what is focused may come into sight by scrolling
+  addEventListener('scroll', () => {
+    const one = document.activeElement;
+    if (one && one.dataset.card && svg.contains(one)) beside(one); else hide();
+  }, {passive: true, capture: true});
 }
