@@ -521,6 +521,25 @@ def test_a_type_that_goes_slowly_is_told_of(tmp_path: Path, slower: float) -> No
         assert "times slower than others of their size" in found[0].sentence
 
 
+@pytest.mark.parametrize("slower", [1.5, 5.0])
+def test_a_pair_that_is_slower_than_another_is_told_of(tmp_path: Path, slower: float) -> None:
+    table: dict[str, Any] = {
+        "start": [i * 20 * MS for i in range(120)],
+        "stop": [round((i * 20 + (slower if i % 2 else 1)) * MS) for i in range(120)],
+        "process": [i % 2 for i in range(120)],
+        "direction": ["incoming"] * 120,
+        "peer_process": [1 - i % 2 for i in range(120)],
+        "nbytes": [200_000] * 120,
+        "keys": [1] * 120,
+    }
+    made = Made([], [Worker(0), Worker(1)], span=(0, 10**10), more={"transfers": table})
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        found = [f for f in communication(trace).findings if f.table == "links"]
+    assert len(found) == (slower > 3)
+    if found:
+        assert found[0].sentence.startswith("What goes from node1 to node2 takes 5 times as long")
+
+
 # ------------------------------------------------------------------------------ a real cluster
 
 

@@ -25,6 +25,9 @@ ENOUGH = 10
 #: ... which is within this factor, and slow is what has this part of the others' speed.
 ALIKE, SLOW = 4.0, 1 / 3
 
+#: Of more groups than this each is compared with all, itself among them.
+FEW = 64
+
 #: Messages of results of several types, and those of which the results are not known.
 SEVERAL, NOT_KNOWN = "several types", "not known"
 
@@ -199,11 +202,19 @@ def beside_others(
     for number in range(classes.shape[1]):
         inside = of_class.reshape(-1) == number
         here, rates, weights = group[some][inside], rate[inside], nbytes[some][inside]
-        for one in np.unique(here).tolist():
-            mine = here == one
-            if min(mine.sum(), (~mine).sum()) >= ENOUGH:
-                ratio = float(np.median(rates[mine]) / np.median(rates[~mine]))
-                ratios.setdefault(int(one), []).append((ratio, float(weights[mine].sum())))
+        order = np.argsort(here, kind="stable")
+        here, rates, weights = here[order], rates[order], weights[order]
+        ones, firsts = np.unique(here, return_index=True)
+        lasts = np.append(firsts[1:], len(here))
+        whole = float(np.median(rates))
+        for one, first, last in zip(ones.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
+            if min(last - first, len(here) - last + first) < ENOUGH:
+                continue
+            usual = whole  # of many groups no single one moves it much
+            if len(ones) <= FEW:
+                usual = float(np.median(np.concatenate([rates[:first], rates[last:]])))
+            ratio = float(np.median(rates[first:last])) / usual
+            ratios.setdefault(one, []).append((ratio, float(weights[first:last].sum())))
     for one, told in ratios.items():
         told.sort()
         so_far = np.cumsum([weight for _, weight in told])

@@ -7,7 +7,8 @@ the samples of their nodes. Which results were put on disk Dask does not record,
   that took 5 ms and more; what its memory monitor writes, and reads for other workers, is in no
   record;
 - that what a worker holds beyond what its process uses is not in memory. On a worker that is known
-  to have used its disk, so much at least was there.
+  to have used its disk, so much at least was there; of one with GPUs nothing is told, as what it
+  holds may lie in theirs.
 """
 
 from __future__ import annotations
@@ -344,7 +345,13 @@ def worker_samples(
         What they held.
     """
     disk = _disk(trace, found)
-    return _samples(trace, found, whole), {int(row) for row in disk["process"].unique()}
+    return _samples(trace, found, whole), _on_disk(found, disk)
+
+
+def _on_disk(found: pd.DataFrame, disk: pd.DataFrame) -> set[int]:
+    """Give the workers that used their disks, and hold nothing in the memory of GPUs."""
+    without = {int(str(row)) for row, gpus in found["gpus"].items() if not len(gpus)}
+    return {int(row) for row in disk["process"].unique()} & without
 
 
 def _by_process(mine: Held) -> dict[int, NDArray[np.intp]]:
@@ -359,7 +366,7 @@ def _workers(
     mine: Held, found: pd.DataFrame, samples: dict[int, Samples], disk: pd.DataFrame
 ) -> pd.DataFrame:
     groups = _by_process(mine)
-    used_disk = set(disk["process"].tolist())
+    used_disk = _on_disk(found, disk)
     rows = []
     for row in found.to_dict("index").items():
         process, worker = int(str(row[0])), row[1]
@@ -379,6 +386,8 @@ def _workers(
             unmanaged = max(0, int(taken.used[at] - taken.managed[at]))
             if process in used_disk:
                 on_disk = int(taken.on_disk.max())
+        if peak_time == -1 and process_peak < 0:
+            continue
         most = process_peak if process_peak >= 0 else peak
         rows.append(
             {
