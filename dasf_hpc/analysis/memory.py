@@ -41,8 +41,9 @@ STEPS = 500
 #: Copies are told of where they are this share of the most that the run held, and so many bytes.
 COPIED_SHARE, COPIED = 0.1, 10_000_000
 #: What outlives its last use is told of where it is this share of the most that was held, and kept
-#: for this share of the time from first to last task in the mean.
-KEPT_SHARE, KEPT_LONG = 0.3, 0.05
+#: for this share of the time from first to last task in the mean, and that is this share of all of
+#: its bytes and time, %.
+KEPT_SHARE, KEPT_LONG, KEPT_MOST = 0.3, 0.05, 30.0
 #: Memory that is no result is told of where it is this share of a worker's limit.
 UNMANAGED = 0.4
 #: It stays where at the end, in this last share of the samples, there is still so much of it.
@@ -870,6 +871,7 @@ def _outlived(seen: _Seen) -> list[Finding]:
         & (table["bytes"] >= KEPT_SHARE * most)
         & (table["bytes"] >= COPIED)
         & (table["mean"] >= KEPT_LONG * seen.span.duration)
+        & (table["share"] >= KEPT_MOST)
     ]
     found = []
     for row, one in list(table.iterrows())[:1]:
