@@ -604,9 +604,14 @@ def analyze(
         str | None,
         typer.Option(
             metavar="WHAT",
-            help="functions: function, node, worker, gpu; communication: node, worker.",
-            autocompletion=choices("function", "node", "worker", "gpu"),
+            help="functions: function, node, worker, gpu; communication: node, worker; layers: "
+            "function, layer.",
+            autocompletion=choices("function", "node", "worker", "gpu", "layer"),
         ),
+    ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="memory: a worker of which alone is told."),
     ] = None,
     faster: Annotated[
         list[str] | None,
@@ -660,6 +665,10 @@ def analyze(
         more = {"longest": None if rows is None else max(rows, LONGEST)}
     if reference is not None and name != "efficiencies":
         raise typer.BadParameter(f"{name} takes no --reference")
+    if worker is not None:
+        if name != "memory":
+            raise typer.BadParameter(f"{name} takes no --worker")
+        more = {"worker": worker}
     with contextlib.ExitStack() as opened:
         trace = opened.enter_context(open_trace(run_path))
         if reference is not None:
@@ -679,7 +688,7 @@ def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **option
     from dasf_hpc.analysis import analyse
 
     if by is not None:
-        if name not in ("functions", "communication"):
+        if name not in ("functions", "communication", "layers"):
             raise typer.BadParameter(f"{name} takes no --by")
         options["by"] = by
     if faster:

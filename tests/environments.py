@@ -39,7 +39,7 @@ def lowest_versions() -> dict[str, str]:
     lowest = {}
     for text in [
         *project["dependencies"],
-        *(t for e in ("image", "notebook", "test") for t in extras[e]),
+        *(t for e in ("graph", "image", "notebook", "test") for t in extras[e]),
     ]:
         found = re.fullmatch(r"([\w-]+)(?:\[[\w,-]+\])?(?:>=([\w.]+))?(,<[\w.]+)?", text)
         if found is None or (found[1] != "dasf-hpc" and found[2] is None):

@@ -28,6 +28,7 @@ class Task:
     state: str = "memory"
     nbytes: int = 100
     needs: Sequence[str] = ()
+    type: str | None = None
 
 
 @dataclass
@@ -123,6 +124,7 @@ def make_trace(path: Path, made: Made) -> Trace:
                     "stop": task.stop,
                     "state": task.state,
                     "nbytes": task.nbytes if task.state == "memory" else -1,
+                    "type": task.type,
                 }
                 for i, task in enumerate(tasks)
             ]

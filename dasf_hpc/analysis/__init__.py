@@ -60,7 +60,19 @@ why. Times and durations are int64 ns, times on the trace's clock.
     sampled; ``about``: rule, time, documentation, next_step.
 ``communication(trace, by="node")``
     Table ``links``: source, target, messages, keys, bytes, time, throughput, slowest, within;
-    ``communication.matrix`` makes a matrix of it.
+    ``communication.matrix`` makes a matrix of it. Table ``types``: type, messages, keys, bytes,
+    time, throughput, median.
+``memory(trace, worker=None)``
+    Tables ``prefixes``: function, results, peak, peak_time, byte_seconds, mean, longest, copies,
+    copied, unsized; ``workers``: worker, node, limit, peak, peak_time, function, function_bytes,
+    process_peak, process_peak_time, share, unmanaged, on_disk; ``peak``: worker, node, function,
+    bytes, keys, share; ``over_time``: time, function, bytes; ``spills``: worker, node, function,
+    writes, write_time, reads, read_time, read_bytes, again, longest; ``duplicates``: function,
+    keys, most, extra, start, byte_seconds, largest, example; ``kept``: function, holder, results,
+    bytes, start, byte_seconds, share, mean, longest.
+``layers(trace, by="function")``
+    Tables ``layers``: function, [layer], tasks, executing, bytes, needed, moved; ``edges``: source,
+    target, dependencies, results, bytes, moved, moves.
 ``collectives(trace)``
     Tables ``collectives``: library, operation, communicator, ranks, count, calls, sent, time, wait;
     ``waiting``: worker, node, rank, function, calls, time, wait, last, caused; ``operations``:
@@ -116,6 +128,10 @@ ANALYSES: dict[str, Question] = {
     "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
     "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
+    "memory": Question("What held the workers' memory, and what of it was in the way?", "memory"),
+    "layers": Question(
+        "How do the functions depend on each other, and what goes between them?", "layers"
+    ),
     "collectives": Question("Who waited for whom between ranks?", "collectives"),
     "efficiencies": Question(
         "How efficiently were workers and GPUs used, by POP's factors?", "efficiencies"

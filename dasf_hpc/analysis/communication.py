@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import (
     Answer,
@@ -13,21 +14,33 @@ from dasf_hpc.analysis.answer import (
     costliest_first,
     told_as_one,
 )
+from dasf_hpc.analysis.bandwidth import (
+    NOT_KNOWN,
+    SEVERAL,
+    TYPES,
+    beside_others,
+    message_types,
+    types_table,
+)
+from dasf_hpc.analysis.bandwidth import SLOW as SLOW_BESIDE
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.executions import (
     UNKNOWN,
+    Ints,
     group_sums,
     read_executions,
     work_span,
     workers,
 )
 from dasf_hpc.trace.open import Trace
-from dasf_hpc.units import bytes_text, rate_text, share_text
+from dasf_hpc.units import bytes_text, rate_text, share_text, three_digits
 
 #: Links that carried less say little of their speed.
 ENOUGH_BYTES = 10_000_000
 #: A link is slow at this part of the median speed of the links that carried enough.
 SLOW = 0.5
+#: Where the types of so much of the data are not known, that is said, %.
+UNTOLD = 5.0
 
 LINKS: Columns = {
     "source": ("", "where the data came from: a node, or a worker (by=worker)"),
@@ -55,7 +68,8 @@ def communication(trace: Trace, by: str = "node") -> Answer:
     Returns
     -------
     Answer
-        Table ``links``, the one with the most bytes first: a matrix in the long form.
+        Tables ``links``, the one with the most bytes first: a matrix in the long form, and
+        ``types``.
 
     Raises
     ------
@@ -116,14 +130,33 @@ def communication(trace: Trace, by: str = "node") -> Answer:
     table["within"] = same
     table = table.sort_values("bytes", ascending=False, kind="stable").reset_index(drop=True)
     table = table[list(LINKS)]
+    keys, nbytes = counted["keys"].to_numpy(np.int64), counted["nbytes"].to_numpy(np.int64)
+    kinds, called = message_types(trace, counted)
+    types = types_table(kinds, called, keys, nbytes, took)
+    found_slow = _slow_types(types, kinds, called, nbytes, took)
+    ends = {(p[0], p[1]): code for code, p in enumerate(pairs)}
+    links = [
+        ends[source, target]
+        for source, target in zip(table["source"], table["target"], strict=True)
+    ]
+    speed = beside_others(codes, same[codes], nbytes, took, count)[links]
     unanswered = []
+    untold = types["bytes"][types["type"].isin([SEVERAL, NOT_KNOWN])].sum()
+    share = 100 * untold / max(1, types["bytes"].sum())
+    if share >= UNTOLD:
+        unanswered.append(
+            f"Types of {share_text(share)} of the data: it went in messages of several types, or "
+            "which results were in them is not known."
+        )
     if not len(transfers) and not trace.rows("transitions"):
         unanswered.append("What workers did with their tasks was not recorded in this run.")
     return Answer(
         "communication",
-        {"links": table},
-        {"links": LINKS},
-        _findings(trace, table, int(found["threads"].sum())),
+        {"links": table, "types": types},
+        {"links": LINKS, "types": TYPES},
+        costliest_first(
+            _findings(trace, table, int(found["threads"].sum()), speed) + found_slow,
+        ),
         unanswered,
     )
 
@@ -135,8 +168,34 @@ def matrix(links: pd.DataFrame, value: str = "bytes") -> pd.DataFrame:
     return wide.reindex(index=ends, columns=ends).fillna(0)
 
 
-def _findings(trace: Trace, table: pd.DataFrame, threads: int) -> list[Finding]:
-    found = []
+def _slow_types(
+    types: pd.DataFrame, kinds: Ints, called: list[str], nbytes: Ints, took: Ints
+) -> list[Finding]:
+    """Tell of a type that goes much slower than the others do."""
+    one_type = np.where(kinds < len(called) - 2, kinds, -1)
+    speed = beside_others(one_type, np.zeros(len(kinds)), nbytes, took, len(called))
+    of = dict(zip(called, speed.tolist(), strict=True))
+    beside = types["type"].map(of)
+    slow = types[(beside < SLOW_BESIDE) & (types["bytes"] >= ENOUGH_BYTES)]
+    return told_as_one(
+        Severity.WARNING,
+        "communication",
+        "types",
+        slow,
+        "types of results go slowly",
+        lambda row: (
+            f"Results of type {row['type']} go at {rate_text(row['median'])}, "
+            f"{three_digits(1 / of[row['type']])} times slower than others of their size"
+        ),
+        "Have tasks give results that Dask sends without pickling them whole, as arrays of NumPy "
+        "or CuPy, or frames of pandas with PyArrow's types; or register a serialiser for the type.",
+    )
+
+
+def _findings(
+    trace: Trace, table: pd.DataFrame, threads: int, speed: NDArray[np.float64]
+) -> list[Finding]:
+    found: list[Finding] = []
     duration = work_span(trace, read_executions(trace)).duration
     between = table[~table["within"]]
     enough = between[between["bytes"] >= ENOUGH_BYTES]
@@ -156,6 +215,26 @@ def _findings(trace: Trace, table: pd.DataFrame, threads: int) -> list[Finding]:
             ),
             "See whether that node uses the right interface (--interface), or exclude it.",
         )
+    told = {row for finding in found for row in finding.rows}
+    beside = table.assign(speed=speed)
+    beside = beside[
+        (beside["speed"] < SLOW_BESIDE)
+        & (beside["bytes"] >= ENOUGH_BYTES)
+        & ~beside.index.isin(list(told))
+    ].sort_values("speed")
+    found += told_as_one(
+        Severity.WARNING,
+        "communication",
+        "links",
+        beside,
+        "links are slow",
+        lambda link: (
+            f"What goes from {link['source']} to {link['target']} takes "
+            f"{three_digits(1 / link['speed'])} times as long as what is of its size elsewhere: "
+            f"{rate_text(link['throughput'])}"
+        ),
+        "See whether both use the right interface (--interface), and what else uses it.",
+    )
     spent = int(table["time"].sum())
     if duration and spent >= 0.1 * duration * max(1, threads):
         found.append(

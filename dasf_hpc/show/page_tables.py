@@ -41,7 +41,7 @@ WHOLE = 20_000
 NONE = "–"
 
 #: Columns of moments, which are told from time 0; others in ns are durations.
-MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time")
+MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time", "process_peak_time")
 
 #: Columns that tell of tasks, of an analysis or else of all: left out where there are none.
 OF_TASKS = {"cuda": ("function", "task", "reason")}

@@ -18,6 +18,7 @@ from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.coverage import Covered
 from dasf_hpc.analysis.executions import Executions, Ints, run_span, work_span, workers
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
+from dasf_hpc.show.areas import areas
 from dasf_hpc.show.coverage import (
     COLOURED,
     binned,
@@ -83,6 +84,8 @@ class Picture:
         Whether there is anything to draw in a timeline.
     charts
         How many charts of curves there are.
+    memory
+        Whether what workers held is drawn.
     """
 
     packed: str
@@ -90,6 +93,7 @@ class Picture:
     exact: int
     anything: bool
     charts: int
+    memory: bool = False
 
     @property
     def whole(self) -> bool:
@@ -114,12 +118,14 @@ def picture(trace: Trace, executions: Executions, path: Answer | None = None) ->
     columns = Columns()
     line = timeline(trace, executions, columns, path)
     charts = curves(trace, executions)
+    memory = areas(trace, executions, columns)
     return Picture(
-        packed=columns.packed({"timeline": line, "curves": charts}),
+        packed=columns.packed({"timeline": line, "curves": charts, "memory": memory}),
         executions=len(executions),
         exact=line["tasks"]["count"],
         anything=bool(line["tasks"]["count"] or any(r["kind"] != "worker" for r in line["rows"])),
         charts=len(charts),
+        memory=bool(memory),
     )
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from dasf_hpc.show.first_screen import (
     work_bar,
     worker_bars,
 )
+from dasf_hpc.show.layer_graph import layer_graph
 from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import picture
 from dasf_hpc.show.places import Places, place_of_finding, places, stretches
@@ -58,7 +59,7 @@ REPORT_NAME = "report.html"
 #: Parts of the script that draws, in their order.
 SCRIPTS = (
     "units.js", "theme.js", "data.js", "coverage.js",
-    "timeline.js", "pick.js", "curves.js", "moves.js",
+    "timeline.js", "pick.js", "curves.js", "memory.js", "graph.js", "moves.js",
 )  # fmt: skip
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
@@ -121,12 +122,18 @@ SECTIONS: tuple[Section, ...] = (
             ("balance", ("summary", "functions", "workers", "stragglers")),
         ),
     ),
+    Section(
+        "memory",
+        "Memory and data",
+        (("memory", ("prefixes", "workers", "peak", "spills", "duplicates", "kept")),),
+    ),
+    Section("graph-section", "Task graph", (("layers", ("layers", "edges")),)),
     Section("path", "Critical path", (("critical_path", ("functions", "path")),)),
     Section(
         "communication",
         "Communication",
         (
-            ("communication", ("links",)),
+            ("communication", ("links", "types")),
             ("collectives", ("collectives", "waiting", "operations", "clocks")),
         ),
     ),
@@ -175,6 +182,8 @@ OF_TASKS = {
     "what_if",
     "efficiencies",
     "communication",
+    "memory",
+    "layers",
     "overhead",
 }
 
@@ -187,6 +196,8 @@ SUBJECTS = {
     "cpu": "CPU time",
     "cuda": "calls of CUDA",
     "gpu": "what GPUs did",
+    "memory": "what held the workers' memory",
+    "layers": "what goes between functions",
     "overhead": "what the recording cost",
 }
 
@@ -195,6 +206,9 @@ BEGINNINGS = ("No", "None", "Nothing", "The", "What", "Workers", "It", "There", 
 
 #: Tables that say nothing by themselves: a part of which nothing else is there is empty.
 BESIDE = {("gpu", "recorded"), ("cuda", "about"), ("cuda", "os_calls")}
+
+#: Analyses of which the page has a picture: their tables are closed.
+DRAWN = {"memory", "layers"}
 
 #: Tables of what tasks did with GPUs.
 BUSY = {("where", "gpus"), ("gpu", "functions"), ("energy", "functions")}
@@ -289,6 +303,10 @@ def report_page(
     bars, left_out = worker_bars(answers.get("where"), WORKERS, known)
     matrix = _matrix(answers.get("communication"))
     sections = _sections(trace, answers, failures, known, gpu_first)
+    colours = {
+        executions.functions[code]: number
+        for number, code in enumerate(by_time_spent(executions)[:COLOURED])
+    }
     if len(bars) < 3:  # one worker: its bar is the first screen's
         bars = []
     title = _title(manifest, trace)
@@ -318,10 +336,8 @@ def report_page(
                 summary.unused,
             ),
             without_gpu=not summary.gpus and not gpu_activity(trace),
-            colours={
-                executions.functions[code]: number
-                for number, code in enumerate(by_time_spent(executions)[:COLOURED])
-            },
+            colours=colours,
+            graph=layer_graph(answers.get("layers"), answers.get("critical_path"), known, colours),
             split=bars,
             split_left_out=left_out,
             gpu_bars=[] if gpu_first else on_gpus[:GPUS],
@@ -344,7 +360,7 @@ def report_page(
             drawn=drawn,
             efficiencies=boxes(answers.get("efficiencies")),
             style=_resource("report.css") + _resource("efficiencies.css"),
-            timeline_style=_resource("timeline.css"),
+            timeline_style=_resource("timeline.css") + _resource("memory.css"),
             tables_script=tables_script,
             script=script,
             scripts_allowed=Markup(" ").join(map(_allowed, (tables_script, script))),
@@ -537,6 +553,8 @@ def _part(
         there = [kind for kind in kinds if kind in answer.tables and len(answer.tables[kind])]
         if any((name, kind) not in BESIDE for kind in there):
             views = [view(trace, answer, kind, known) for kind in there]
+            if name in DRAWN:
+                views = [replace(one, open=False) for one in views]
     question = ANALYSES[name].text if name in ANALYSES else name.replace("_", " ")
     return {"name": name, "question": question, "views": views, "failed": failures.get(name, "")}
 

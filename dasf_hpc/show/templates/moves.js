@@ -466,7 +466,7 @@ Object.assign(Timeline.prototype, {
 
 // ------------------------------------------------------------------------------------ the beginning
 
-unpacked().then(([{timeline, curves}, columns]) => {
+unpacked().then(([{timeline, curves, memory}, columns]) => {
   const model = readTimeline(timeline, columns), view = new View(model);
   if ($('chart')) {
     const line = new Timeline(model, view);
@@ -476,6 +476,8 @@ unpacked().then(([{timeline, curves}, columns]) => {
     line.obey();
     $('chart').timeline = line; // for tests, and for the console
   } else makeCurves(curves, model, view);
+  makeMemory(memory, columns, model, view);
+  makeGraph();
   document.body.dataset.ready = 'yes';
 }).catch(error => {
   const told = $('picked') || $('timeline');
