@@ -151,6 +151,35 @@ RunOrTrace = Annotated[
 ]
 
 
+#: Which samples of calls are meant.
+OfFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--function",
+        metavar="NAME",
+        help="Of call stacks: only tasks of this function.",
+        show_default=False,
+    ),
+]
+OnWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--worker",
+        metavar="NAME",
+        help="Of call stacks: only this worker, or the scheduler.",
+        show_default=False,
+    ),
+]
+Between = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="SECONDS SECONDS",
+        help="Of call stacks: only between two moments, from the first task's start.",
+        show_default=False,
+    ),
+]
+
+
 def of_runs(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Have a command take ``--runs-dir``, and some of its paths be names of runs as well.
 
@@ -614,6 +643,9 @@ def analyze(
             metavar="FUNCTION=TIMES", help="what_if: a function and how many times faster."
         ),
     ] = None,
+    function: OfFunction = None,
+    worker: OnWorker = None,
+    between: Between = None,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -651,6 +683,10 @@ def analyze(
         from dasf_hpc.analysis.functions import LONGEST
 
         more = {"longest": None if rows is None else max(rows, LONGEST)}
+    chosen = {"function": function, "worker": worker, "between": between}
+    more |= {option: given for option, given in chosen.items() if given is not None}
+    if name != "stacks":
+        _only_of_stacks(chosen, name)
     with open_trace(run_path) as trace:
         answer = _answer(name, trace, by, faster or [], **more)
         if as_json:
@@ -661,6 +697,13 @@ def analyze(
             answers.write_csv(answer, table, rows, sys.stdout)
         else:
             answers.show_answer(Console(), answer, rows or answers.ROWS, trace)
+
+
+def _only_of_stacks(chosen: dict[str, Any], name: str) -> None:
+    """Refuse to choose samples where there is nothing to choose from."""
+    for option, given in chosen.items():
+        if given is not None:
+            raise typer.BadParameter(f"{name} takes no --{option}")
 
 
 def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **options: Any) -> Answer:
