@@ -945,14 +945,24 @@ def export(
             "--output", "-o", metavar="PATH", help="What to write; default: beside the trace."
         ),
     ] = None,
+    function: OfFunction = None,
+    worker: OnWorker = None,
+    between: Between = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trace in another program's format: Perfetto's, Chrome's, Parquet, …"""
+    """Write a trace in another program's format: Perfetto's, Chrome's, speedscope's, Parquet, …"""
     from dasf_hpc.show.export import export as write
+    from dasf_hpc.show.formats import OF_STACKS
     from dasf_hpc.show.progress import progress
 
-    with progress(_console()) as told:
-        target = write(run_path, to, output, told)
+    chosen = {"function": function, "worker": worker, "between": between}
+    if to not in OF_STACKS:
+        _only_of_stacks(chosen, f"--to {to.value}")
+    try:
+        with progress(_console()) as told:
+            target = write(run_path, to, output, told, **chosen)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 

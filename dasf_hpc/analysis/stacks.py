@@ -644,12 +644,10 @@ class _Loops:
                 )
             )
         # what holds up most, first
-        kinds = blocks.groupby(["role", "frame"], sort=False, as_index=False)["duration"].sum()
-        for kind in kinds.sort_values("duration", ascending=False, kind="stable").to_dict(
-            "records"
-        ):
-            role, frame, whole = kind["role"], kind["frame"], int(kind["duration"])
-            some = blocks[(blocks["role"] == role) & (blocks["frame"] == frame)]
+        kinds = [some for _, some in blocks.groupby(["role", "frame"], sort=False)]
+        for some in sorted(kinds, key=lambda some: -int(some["duration"].sum())):
+            role, frame = some["role"].iloc[0], some["frame"].iloc[0]
+            whole = int(some["duration"].sum())
             longest = some.iloc[0]
             workers = some["worker"].nunique()
             bad = longest[

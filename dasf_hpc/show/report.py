@@ -40,6 +40,7 @@ from dasf_hpc.show.first_screen import (
     work_bar,
     worker_bars,
 )
+from dasf_hpc.show.flame import flame
 from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import picture
 from dasf_hpc.show.places import Places, place_of_finding, places, stretches
@@ -57,7 +58,7 @@ REPORT_NAME = "report.html"
 #: Parts of the script that draws, in their order.
 SCRIPTS = (
     "units.js", "theme.js", "data.js", "coverage.js",
-    "timeline.js", "pick.js", "curves.js", "moves.js",
+    "timeline.js", "pick.js", "curves.js", "moves.js", "flame.js",
 )  # fmt: skip
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
@@ -115,6 +116,11 @@ SECTIONS: tuple[Section, ...] = (
             ("balance", ("summary", "functions", "workers", "stragglers")),
         ),
     ),
+    Section(
+        "stacks",
+        "Call stacks",
+        (("stacks", ("hot", "frames", "event_loops", "blocked", "threads")),),
+    ),
     Section("path", "Critical path", (("critical_path", ("functions", "path")),)),
     Section(
         "communication",
@@ -154,6 +160,7 @@ SECTIONS: tuple[Section, ...] = (
 GPU_FIRST = {
     "gpus": "GPUs",
     "functions": "Ranges and CPUs",
+    "stacks": "Call stacks",
     "communication": "Communication",
 }
 
@@ -177,6 +184,7 @@ SUBJECTS = {
     "what_if": "what faster functions would bring",
     "ranges": "NVTX ranges",
     "cpu": "CPU time",
+    "stacks": "call stacks",
     "cuda": "calls of CUDA",
     "gpu": "what GPUs did",
     "overhead": "what the recording cost",
@@ -271,6 +279,7 @@ def report_page(
     heard(head)
     on_gpus = gpu_bars(trace, known.span)
     drawn = picture(trace, executions, answers.get("critical_path"))
+    flames = flame(trace)
     findings = [
         _shown(trace, finding, answers, known, number)
         for number, finding in enumerate(head.findings, 1)
@@ -334,6 +343,8 @@ def report_page(
             lost=lost,
             notes=manifest.get("notes", []),
             drawn=drawn,
+            flame=flames,
+            bin_text=duration_text(flames.bin),
             style=_resource("report.css"),
             timeline_style=_resource("timeline.css"),
             tables_script=tables_script,
