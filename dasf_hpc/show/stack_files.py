@@ -363,7 +363,7 @@ def _read(
 
 
 def _places(trace: Trace) -> list[tuple[str, str, str]]:
-    """Name each row of ``processes``, with its node and alone, and its node; the last is unknown."""
+    """Name each row of ``processes``, with its node and alone, and its node; the last: unknown."""
     nodes, names = node_names(trace), process_names(trace)
     found = []
     for name, node in zip(names, trace.processes["node"].tolist(), strict=True):

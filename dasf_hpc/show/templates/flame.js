@@ -143,7 +143,6 @@ class Flame {
       other = {...base, process: Number(versus.slice(1))};
       this.names = [$('flame-on').selectedOptions[0].textContent, $('flame-with').selectedOptions[0].textContent];
     }
-    this.key = JSON.stringify([of, on, versus, base.bins]);
     $('flame-idle-label').hidden = of === 'all' || this.told.groups[Number(of)][1] === 'function';
     this.withIdle = $('flame-idle').checked || $('flame-idle-label').hidden;
     this.sides = [this.sum(base), other && this.sum(other)];
@@ -319,9 +318,9 @@ class Flame {
         const good = frames[this.frame[i]] || this.placeOf(i).toLowerCase().includes(this.text);
         const above = up >= 0 && inside[up] & 1;
         inside[i] = (here ? 4 : 0) | (here && (good || above) ? 1 : 0);
-        if (whole || !here || !good || !(this.extent(part, i) > 0)) continue;
+        if (!here || !good || !(this.extent(part, i) > 0)) continue;
         calls++;
-        if (!above) this.values(part, i).forEach((side, k) => { if (side) shares[k] += side.share; });
+        if (!above && !whole) this.values(part, i).forEach((side, k) => { if (side) shares[k] += side.share; });
       }
       if (whole) {
         calls++;
@@ -378,7 +377,7 @@ class Flame {
       }
       pen.globalAlpha = pale ? 0.75 : 1;
       if (wide > 24) {
-        pen.fillStyle = pale && document.documentElement ? c.ink : '#000000';
+        pen.fillStyle = pale ? c.ink : '#000000';
         const font = pen.font;
         if (origin === 'own') pen.font = `600 ${font}`;
         fitted(pen, this.labelOf(rect, pen, wide - 8), x + 4, y + 1 + CALL / 2, wide - 8);
@@ -405,7 +404,7 @@ class Flame {
     let name = this.nameOf(rect), before = '';
     if (other && rect.part >= 0) {
       const points = (one.share - other.share) * 100;
-      before = `${points >= 0 ? '+' : '−'}${Math.abs(points).toFixed(Math.abs(points) < 9.95 ? 1 : 0)}  `;
+      before = `${Math.abs(points) < 0.05 ? '±' : points > 0 ? '+' : '−'}${Math.abs(points).toFixed(Math.abs(points) < 9.95 && Math.abs(points) >= 0.05 ? 1 : 0)}  `;
     }
     if (rect.node >= 0 && pen.measureText(before + name.slice(0, 200)).width > room) {
       [name] = this.told.frames[this.frame[rect.node]];
