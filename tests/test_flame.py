@@ -34,7 +34,8 @@ return one.disabled;
 #: Gives the colour of a pixel of the graph as drawn.
 PIXEL = """
 const canvas = document.getElementById('flame'), ratio = canvas.width / canvas.clientWidth;
-const copy = document.createElement('canvas'), pen = copy.getContext('2d', {willReadFrequently: true});
+const copy = document.createElement('canvas');
+const pen = copy.getContext('2d', {willReadFrequently: true});
 [copy.width, copy.height] = [canvas.width, canvas.height];
 pen.drawImage(canvas, 0, 0);
 return [...pen.getImageData(arguments[0] * ratio, arguments[1] * ratio, 1, 1).data];
