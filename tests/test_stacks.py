@@ -341,6 +341,21 @@ def test_a_busy_scheduler_is_told_with_what_it_does(
         assert finding.saves == -1
 
 
+def test_an_asynchronous_task_blocks_the_loop_it_runs_in(tmp_path: Path) -> None:
+    tasks = [Task("f-1", 0, 0, 1000 * MS, thread=7)]
+    samples = [Sample(0, (n + 1) * STEP, [own("f", 5)], thread=7, task="f-1") for n in range(40)]
+    samples += [
+        Sample(0, (n + 60) * STEP, TRANSITIONS, thread=7, role="event loop") for n in (0, 5)
+    ]
+    with make_sampled(tmp_path / "trace.h5", samples, tasks, workers=2) as trace:
+        answer = analyse("stacks", trace)
+        (row,) = answer.tables["blocked"].to_dict("records")
+        assert (row["start"], row["duration"], row["called_from"]) == (0, 400 * MS, "job.py:5")
+        shares = answer.tables["event_loops"].set_index("what")["span_share"]
+        assert shares["own code"] == 20.0  # of two loops, one of which always waited
+        assert answer.tables["hot"]["function"].tolist() == ["f"]
+
+
 def test_an_event_loop_of_another_make_is_idle_too(tmp_path: Path) -> None:
     uvloop = [library("Runner.run", "asyncio.runners")]
     did = loop_of(tmp_path, [uvloop] * 5 + [[*LOOP]] * 5).tables["event_loops"]

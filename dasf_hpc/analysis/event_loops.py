@@ -136,6 +136,7 @@ def read_calls(stacks: Stacks) -> Calls:
                 and module.split(".")[0] in ("asyncio", "uvloop")
                 and module != "asyncio.events"
             )
+            or (name == "start" and module == "tornado.platform.asyncio")
             for name, module in zip(short, modules, strict=True)
         ],
         bool,

@@ -237,11 +237,14 @@ def stacks(
             span.start if chosen.start is None else max(span.start, chosen.start),
             span.stop if chosen.stop is None else min(span.stop, chosen.stop),
         )
-        loops = _Loops(trace, tree, groups, source, chosen, span)
+        loops = _Loops(trace, tree, groups, chosen, span, _loop_threads(found))
         tables["event_loops"], tables["blocked"] = loops.did(), loops.blocked()
         findings += loops.findings(tables["event_loops"], tables["blocked"])
         if worker is None and not loops.of_scheduler:
-            unanswered.append("The scheduler's event loop: no sample was taken of it.")
+            unanswered.append(
+                "The scheduler's event loop: no sample was taken of it: it was not sampled, or "
+                "always waited."
+            )
     elif function is None:
         unanswered.append(
             "Event loops: nsys samples threads only while they are on a CPU, and does not tell "
@@ -512,6 +515,12 @@ def told(row: dict[str, Any]) -> str:
     return f"{share}{row['frame']}, called from {row['called_from']}{time}"
 
 
+def _loop_threads(found: pd.DataFrame) -> pd.MultiIndex:
+    """Give the threads of event loops, by process and thread."""
+    loops = found[found["role"] == ROLES.index(Role.LOOP)]
+    return pd.MultiIndex.from_frame(loops[["process", "thread"]].drop_duplicates())
+
+
 class _Loops:
     """Event loops of workers and the scheduler, in a stretch of time."""
 
@@ -520,9 +529,9 @@ class _Loops:
         trace: Trace,
         tree: Stacks,
         groups: Groups,
-        source: Source,
         chosen: Chosen,
         span: Span,
+        threads: pd.MultiIndex,
     ) -> None:
         self._trace, self._tree, self._groups, self._span = trace, tree, groups, span
         self._calls = read_calls(tree)
@@ -530,9 +539,10 @@ class _Loops:
         parts = []
         idle: dict[int, list[int]] = {}
         loops: set[tuple[int, int]] = set()
-        for part in read_samples(trace, source, within):
-            part["group"] = groups.of(part)
-            part = part[part["group"].isin([groups.functions, groups.functions + 1])]
+        for part in read_samples(trace, Source.CALLS, within):
+            # also what asynchronous tasks did, which run in an event loop's thread
+            part = part[pd.MultiIndex.from_frame(part[["process", "thread"]]).isin(threads)]
+            part = part.assign(group=groups.of(part.assign(role=ROLES.index(Role.LOOP))))
             waits = self._calls.idle[part["stack"].to_numpy()]
             for group, some in part[waits].groupby("group"):
                 one = idle.setdefault(int(str(group)), [0, 0])
@@ -542,6 +552,9 @@ class _Loops:
             loops |= set(zip(pairs["process"].tolist(), pairs["group"].tolist(), strict=True))
             parts.append(part[~waits])
         self._busy, self._idle, self._loops = pd.concat(parts), idle, loops
+        # those that always waited may be in no sample
+        workers = int((trace.processes["role"] == "worker").sum())
+        self._workers = workers if chosen.process is None else 1
 
     @property
     def of_scheduler(self) -> bool:
@@ -558,6 +571,7 @@ class _Loops:
             loops = sum(of == number for _, of in self._loops)
             if not loops:
                 continue
+            loops = max(loops, self._workers) if role == "worker" else loops
             busy, whole = int(some["weight"].sum()), max(1, loops * self._span.duration)
             stack = some["stack"].to_numpy()
             parts = pd.DataFrame(

@@ -143,7 +143,7 @@ class Flame {
       other = {...base, process: Number(versus.slice(1))};
       this.names = [$('flame-on').selectedOptions[0].textContent, $('flame-with').selectedOptions[0].textContent];
     }
-    $('flame-idle-label').hidden = of === 'all' || this.told.groups[Number(of)][1] === 'function';
+    $('flame-idle-label').hidden = !this.idle.size || of === 'all' || this.told.groups[Number(of)][1] === 'function';
     this.withIdle = $('flame-idle').checked || $('flame-idle-label').hidden;
     this.sides = [this.sum(base), other && this.sum(other)];
     this.layOut();
