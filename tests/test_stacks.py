@@ -25,6 +25,7 @@ from sampled import (
     POOL,
     SORT,
     STEP,
+    STEP_OF_LOOP,
     STREAM,
     TRANSITIONS,
     UPDATE_GRAPH,
@@ -41,6 +42,7 @@ from sampled import (
     small_run,
 )
 from scipy.stats import binomtest
+from synthetic import write_run
 from typer.testing import CliRunner
 
 from dasf_hpc.analysis import analyse
@@ -53,8 +55,10 @@ from dasf_hpc.show.export import export
 from dasf_hpc.show.flame import CALLS, flame, merged
 from dasf_hpc.show.formats import OF_STACKS, Format
 from dasf_hpc.show.page_data import unpacked, unsigned
+from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.trace.stacks import Source, frame_name, read_stacks, source_of, sums, weights
+from dasf_hpc.trace.store import replace_tables
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +360,23 @@ def test_an_asynchronous_task_blocks_the_loop_it_runs_in(tmp_path: Path) -> None
         assert answer.tables["hot"]["function"].tolist() == ["f"]
 
 
+def test_what_lies_around_a_call_does_not_say_what_it_is_for(tmp_path: Path) -> None:
+    def ours(function: str, module: str) -> Call:
+        return function, f"dasf_hpc.{module}", f"dasf_hpc/{module}.py", 3, "dasf-hpc"
+
+    write = [*STEP_OF_LOOP, dask("TCP.write", "distributed.comm.tcp")]
+    send = library("SSLSocket.send", "ssl")
+    around = [*STEP_OF_LOOP, ours("Recorder.transition", "profile.scheduler")]
+    answer = loop_of(
+        tmp_path,
+        [[*write, ours("send", "launch.tls"), send]] * 5
+        + [[*around, library("write", "io")]] * 3
+        + [[*around, dask("Scheduler._transitions", "distributed.scheduler")]] * 2,
+    )
+    did = answer.tables["event_loops"].set_index("what")["samples"].to_dict()
+    assert did == {"messages": 5, "the recording": 3, "states of tasks": 2}
+
+
 def test_an_event_loop_of_another_make_is_idle_too(tmp_path: Path) -> None:
     uvloop = [library("Runner.run", "asyncio.runners")]
     did = loop_of(tmp_path, [uvloop] * 5 + [[*LOOP]] * 5).tables["event_loops"]
@@ -463,6 +484,40 @@ def test_an_earlier_trace_has_no_lines_and_is_read(tmp_path: Path) -> None:
         "no task": [10],
     }
     assert {one["unit"] for one in profile["profiles"]} == {"none"}
+
+
+def test_tasks_are_counted_by_row_however_the_table_lies(tmp_path: Path) -> None:
+    write_run(tmp_path / "journals", nodes=2, workers=2, tasks=300)
+    merge_journals(tmp_path / "journals").write(tmp_path / "trace.h5")
+    with Trace(tmp_path / "trace.h5") as merged_trace:
+        tasks = merged_trace.table("tasks")
+        # a merged trace lies in blocks, in which rows are not in the order of time
+        assert tasks.index.tolist() != sorted(tasks.index)
+        rows = [(int(row), str(tasks["prefix"][row])) for row in tasks.index]
+        process, start = tasks["process"], tasks["start"]
+    lines = {prefix: number for number, prefix in enumerate(sorted({p for _, p in rows}), 1)}
+    replace_tables(
+        tmp_path / "trace.h5",
+        {
+            "stacks": {
+                "parent": [-1] * len(lines), "function": list(lines), "module": ["m"] * len(lines),
+                "file": ["job.py"] * len(lines), "line": list(lines.values()),
+                "origin": ["own"] * len(lines),
+            },
+            "call_samples": {
+                "process": [int(process[row]) for row, _ in rows], "thread": [1] * len(rows),
+                "start": [int(start[row]) for row, _ in rows], "span": [STEP] * len(rows),
+                "stack": [lines[prefix] - 1 for _, prefix in rows], "role": ["task"] * len(rows),
+                "task": [row for row, _ in rows],
+            },
+        },
+    )  # fmt: skip
+    with Trace(tmp_path / "trace.h5") as trace:
+        hot = analyse("stacks", trace).tables["hot"]
+        assert hot["called_from"].tolist() == [f"job.py:{lines[name]}" for name in hot["function"]]
+        assert hot["share"].tolist() == [100.0] * len(lines)
+        counts = Counter(prefix for _, prefix in rows)
+        assert dict(zip(hot["function"], hot["samples"], strict=True)) == counts
 
 
 def test_both_sources_are_read_alike(tmp_path: Path) -> None:

@@ -78,12 +78,16 @@ ACTIVITIES = (
     Activity("the memory manager", (), ("distributed.active_memory_manager",),
              "Set `distributed.scheduler.active-memory-manager.start` to False, or its interval "
              "longer."),
-    Activity("spilling", (), ("distributed.spill", "distributed.worker_memory", "zict"),
+    Activity("memory and spilling", (), ("distributed.spill", "distributed.worker_memory", "zict"),
              "Give workers more memory, or let tasks make smaller results: nothing is answered "
              "while one goes to disk."),
     Activity("the dashboard", (), ("bokeh", "distributed.dashboard", "distributed.diagnostics"),
              "Close the dashboard's pages, or set `distributed.scheduler.dashboard` off."),
-    Activity("messages", (), ("distributed.comm", "distributed.protocol", "distributed.batched"),
+    Activity("looking after the jobs", (),
+             ("dasf_hpc.launch.ending", "dasf_hpc.launch.node_job", "dasf_hpc.launch.queue"),
+             "Nothing need be done: it is seldom, and at the end."),
+    Activity("messages", (), ("distributed.comm", "distributed.protocol", "distributed.batched",
+                              "tornado.iostream"),
              f"{_FEWER}, and keep large data out of the graph and out of arguments."),
     Activity("calls of functions", ("execute", "_deserialize", "get_data", "gather_dep", "gather"),
              (), f"{_FEWER}."),
@@ -155,17 +159,24 @@ def read_calls(stacks: Stacks) -> Calls:
         ],
         np.int64,
     )
-    # what overrides all around it
-    mine = np.isin(of_frame, [words.index(USER), words.index(RECORDING)])
     activity = np.full(len(stacks), -1, np.int64)
     below = np.zeros(len(stacks), np.int64)
+    recording = np.zeros(len(stacks), bool)
+    library = (frames["origin"] == "standard library").to_numpy(bool)
+    # of ours what records: what encrypts, say, is a part of the messages
+    ours = np.array([name.startswith("dasf_hpc.profile") for name in modules], bool)
     for level, rows in enumerate(stacks.levels()):
-        own, frame = of_frame[stacks.frame[rows]], stacks.frame[rows]
-        before = activity[stacks.parent[rows]] if level else np.full(len(rows), -1)
-        deep = below[stacks.parent[rows]] if level else np.zeros(len(rows), np.int64)
-        activity[rows] = np.where(mine[frame] | (before < 0), own, before)
-        below[rows] = np.where(called[frame], 0, deep + 1)
+        frame = stacks.frame[rows]
+        parent = stacks.parent[rows] if level else np.zeros(len(rows), np.int64)
+        before = np.where(level, activity[parent], -1)
+        # own code overrides what lies around it
+        own = of_frame[frame]
+        activity[rows] = np.where((own == words.index(USER)) | (before < 0), own, before)
+        below[rows] = np.where(called[frame], 0, np.where(level, below[parent], 0) + 1)
+        # ours may lie around Dask's own: then it is not we who take the time
+        recording[rows] = ours[frame] | (library[frame] & np.where(level, recording[parent], False))
     activity[activity < 0] = words.index(OTHER)
+    activity[recording] = words.index(RECORDING)
     return Calls(waits[stacks.frame], activity, words, below)
 
 
@@ -173,8 +184,6 @@ def _activity(name: str, module: str, origin: str, words: list[str]) -> int:
     """Give what a frame says of what is done; -1: nothing."""
     if origin == OWN:
         return words.index(USER)
-    if origin == "dasf-hpc":
-        return words.index(RECORDING)
     for number, one in enumerate(ACTIVITIES):
         if any(module == m or module.startswith(f"{m}.") for m in one.modules):
             return number

@@ -264,9 +264,10 @@ EVERYTHING = Chosen()
 
 def functions_of(trace: Trace) -> tuple[list[str], Ints]:
     """Give the names of functions, and of each task the position of its own among them."""
-    prefix = trace.table("tasks", ["prefix"])["prefix"]
-    names = [str(name) for name in prefix.cat.categories]
-    codes: Ints = prefix.cat.codes.to_numpy(np.int64, copy=True)
+    # in the order of rows, which references count, not in that of time
+    pieces = [piece["prefix"] for piece in trace.pieces("tasks", ["prefix"])]
+    names = [str(name) for name in pieces[0].cat.categories]
+    codes: Ints = np.concatenate([piece.cat.codes.to_numpy(np.int64) for piece in pieces])
     if len(codes) and codes.min() < 0:
         names.append(UNKNOWN)
         codes[codes < 0] = len(names) - 1
