@@ -515,10 +515,16 @@ def told(row: dict[str, Any]) -> str:
     return f"{share}{row['frame']}, called from {row['called_from']}{time}"
 
 
-def _loop_threads(found: pd.DataFrame) -> pd.MultiIndex:
-    """Give the threads of event loops, by process and thread."""
-    loops = found[found["role"] == ROLES.index(Role.LOOP)]
-    return pd.MultiIndex.from_frame(loops[["process", "thread"]].drop_duplicates())
+def _loop_threads(found: pd.DataFrame) -> Ints:
+    """Give the threads of event loops, as `_lanes` numbers them."""
+    return np.unique(_lanes(found[found["role"] == ROLES.index(Role.LOOP)]))
+
+
+def _lanes(samples: pd.DataFrame) -> Ints:
+    """Number the thread of each row with ``process`` and ``thread``."""
+    process, thread = samples["process"].to_numpy(), samples["thread"].to_numpy()
+    lanes: Ints = process << 40 | (thread & ((1 << 40) - 1))
+    return lanes
 
 
 class _Loops:
@@ -531,7 +537,7 @@ class _Loops:
         groups: Groups,
         chosen: Chosen,
         span: Span,
-        threads: pd.MultiIndex,
+        threads: Ints,
     ) -> None:
         self._trace, self._tree, self._groups, self._span = trace, tree, groups, span
         self._calls = read_calls(tree)
@@ -541,7 +547,7 @@ class _Loops:
         loops: set[tuple[int, int]] = set()
         for part in read_samples(trace, Source.CALLS, within):
             # also what asynchronous tasks did, which run in an event loop's thread
-            part = part[pd.MultiIndex.from_frame(part[["process", "thread"]]).isin(threads)]
+            part = part[np.isin(_lanes(part), threads)]
             part = part.assign(group=groups.of(part.assign(role=ROLES.index(Role.LOOP))))
             waits = self._calls.idle[part["stack"].to_numpy()]
             for group, some in part[waits].groupby("group"):

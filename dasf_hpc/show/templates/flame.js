@@ -3,7 +3,7 @@
 const CALL = 18, NARROW = 0.4;
 const ORIGINS = {
   own: ['own code', '#e69f00', ''], package: ['packages', '#7cc4ee', ''], dask: ['Dask', '#5cc4a1', 'lines'],
-  'standard library': ['standard library', '#c3c8ce', 'dots'], 'dasf-hpc': ['the recording', '#dda3c3', 'bars'],
+  'standard library': ['standard library', '#c3c8ce', 'dots'], 'dasf-hpc': ['dasf-hpc', '#dda3c3', 'bars'],
   '': ['compiled code', '#ded9a5', 'steps'], group: ['', '#e4e7eb', ''],
 };
 
