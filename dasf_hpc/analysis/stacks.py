@@ -68,8 +68,8 @@ BUSY, OVERLOADED = 50.0, 80.0
 #: Blocked this long, ns, an event loop keeps others waiting noticeably; or so much in all, in %.
 LONG_BLOCK, MUCH_BLOCKED = 1_000_000_000, 1.0
 
-#: Stretches that are listed.
-STRETCHES = 200
+#: Stretches that are listed, and findings of event loops that are told.
+STRETCHES, TOLD = 200, 4
 
 #: What is no task's.
 LOOPS, SCHEDULER, OTHERS = "(event loops of workers)", "(event loop of the scheduler)", "(no task)"
@@ -230,7 +230,7 @@ def stacks(
     tables["hot"] = _hot(tree, groups, found, source)
     tables["frames"] = _frames(tree, groups, found, source)
     tables["threads"] = _threads(trace, found, source)
-    unanswered, findings = [], _hot_findings(trace, tables["hot"], groups, found)
+    unanswered, findings = [], _hot_findings(tables["hot"], groups, found)
     if function is None and source.timed:
         span = work_span(trace, read_executions(trace, ()))
         span = Span(
@@ -478,9 +478,7 @@ def _named(trace: Trace) -> tuple[list[str], list[str]]:
     ]
 
 
-def _hot_findings(
-    trace: Trace, hot: pd.DataFrame, groups: Groups, found: pd.DataFrame
-) -> list[Finding]:
+def _hot_findings(hot: pd.DataFrame, groups: Groups, found: pd.DataFrame) -> list[Finding]:
     """Tell the hottest own line of each function that matters."""
     of_tasks = found[found["group"] < groups.functions]
     whole = max(1, int(of_tasks["weight"].sum()))
@@ -705,12 +703,8 @@ class _Loops:
                     cause=f"{frame} blocks an event loop",
                 )
             )
-        return found[:_TOLD]
+        return found[:TOLD]
 
     @property
     def _origin(self) -> int:
         return work_span(self._trace, read_executions(self._trace, ())).start
-
-
-#: Findings of event loops that are told.
-_TOLD = 4

@@ -209,8 +209,12 @@ class Flame {
 
   // How wide something is: its share, of both sides the mean.
   extent(part, node) {
-    const [one, other] = this.values(part, node);
-    return other ? (one.share + other.share) / 2 : one.share;
+    const [one, other] = this.sides;
+    const of = ({parts, all}) => {
+      if (part < 0 || !all) return all ? 1 : 0;
+      return (node < 0 ? parts[part].all : parts[part].whole[node]) / all;
+    };
+    return other ? (of(one) + of(other)) / 2 : of(one);
   }
 
   // Calls around all tasks that are alike are left out: each the only one of what made it.
