@@ -259,6 +259,7 @@ def test_halves_of_the_time_and_workers_are_compared(browser: Any, small: Path) 
     assert bars(browser)["filter_trace"][0] == pytest.approx(0.5)
     choose(browser, "flame-with", "node2 worker-1")
     found = bars(browser)
+    assert "all functions: node1 worker-0 | node2 worker-1" in found
     assert found["filter_trace"][0] == pytest.approx(0.25)
     assert found["load"][0] == pytest.approx(0.75)
 

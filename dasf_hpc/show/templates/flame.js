@@ -126,7 +126,9 @@ class Flame {
     };
     const name = $('flame-of').selectedOptions[0] ? $('flame-of').selectedOptions[0].textContent : '';
     let other = null;
-    this.names = [name, ''];
+    this.of = of === 'all' ? name : this.told.groups[Number(of)][0].replace(/^\((.*)\)$/, '$1');
+    this.about = versus.startsWith('f') ? '' : `${this.of}: `;
+    this.names = [this.of, ''];
     this.apart = of === 'all' && !versus.startsWith('f');
     if (versus === 'halves') {
       const [first, last] = base.bins || this.usedBins(base), middle = Math.max(first + 1, (first + last) >> 1);
@@ -232,7 +234,7 @@ class Flame {
   originOf(node) { return this.told.origins[this.told.frames[this.frame[node]][3]]; }
 
   nameOf({part, node}) {
-    if (part < 0) return this.sides[1] ? `${this.names[0]} | ${this.names[1]}` : this.names[0].replace(/ [\d.]+ %$/, '');
+    if (part < 0) return this.sides[1] ? `${this.about}${this.names[0]} | ${this.names[1]}` : this.of;
     if (node < 0) return this.told.groups[this.sides[0].parts[part].group][0];
     const [name] = this.told.frames[this.frame[node]], place = this.placeOf(node);
     return this.originOf(node) === 'own' && place ? `${name}  ${place}` : name;
