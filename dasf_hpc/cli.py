@@ -151,6 +151,35 @@ RunOrTrace = Annotated[
 ]
 
 
+#: Which samples of calls are meant.
+OfFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--function",
+        metavar="NAME",
+        help="Of call stacks: only tasks of this function.",
+        show_default=False,
+    ),
+]
+OnWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--worker",
+        metavar="NAME",
+        help="Of call stacks: only this worker, or the scheduler.",
+        show_default=False,
+    ),
+]
+Between = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="SECONDS SECONDS",
+        help="Of call stacks: only between two moments, from the first task's start.",
+        show_default=False,
+    ),
+]
+
+
 def of_runs(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Have a command take ``--runs-dir``, and some of its paths be names of runs as well.
 
@@ -609,10 +638,6 @@ def analyze(
             autocompletion=choices("function", "node", "worker", "gpu", "layer"),
         ),
     ] = None,
-    worker: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="memory: a worker of which alone is told."),
-    ] = None,
     faster: Annotated[
         list[str] | None,
         typer.Option(
@@ -626,6 +651,15 @@ def analyze(
             help="efficiencies: a run of the same work to compare the computation to.",
         ),
     ] = None,
+    function: OfFunction = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="memory: only this worker. stacks: only this worker, or the scheduler.",
+        ),
+    ] = None,
+    between: Between = None,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -665,10 +699,10 @@ def analyze(
         more = {"longest": None if rows is None else max(rows, LONGEST)}
     if reference is not None and name != "efficiencies":
         raise typer.BadParameter(f"{name} takes no --reference")
-    if worker is not None:
-        if name != "memory":
-            raise typer.BadParameter(f"{name} takes no --worker")
-        more = {"worker": worker}
+    chosen = {"function": function, "worker": worker, "between": between}
+    more |= {option: given for option, given in chosen.items() if given is not None}
+    if name != "stacks":
+        _only_of_stacks({**chosen, "worker": None if name == "memory" else worker}, name)
     with contextlib.ExitStack() as opened:
         trace = opened.enter_context(open_trace(run_path))
         if reference is not None:
@@ -682,6 +716,13 @@ def analyze(
             answers.write_csv(answer, table, rows, sys.stdout)
         else:
             answers.show_answer(Console(), answer, rows or answers.ROWS, trace)
+
+
+def _only_of_stacks(chosen: dict[str, Any], name: str) -> None:
+    """Refuse to choose samples where there is nothing to choose from."""
+    for option, given in chosen.items():
+        if given is not None:
+            raise typer.BadParameter(f"{name} takes no --{option}")
 
 
 def _answer(name: str, trace: Trace, by: str | None, faster: list[str], **options: Any) -> Answer:
@@ -1001,14 +1042,24 @@ def export(
             "--output", "-o", metavar="PATH", help="What to write; default: beside the trace."
         ),
     ] = None,
+    function: OfFunction = None,
+    worker: OnWorker = None,
+    between: Between = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trace in another program's format: Perfetto's, Chrome's, Parquet, …"""
+    """Write a trace in another program's format: Perfetto's, Chrome's, speedscope's, Parquet, …"""
     from dasf_hpc.show.export import export as write
+    from dasf_hpc.show.formats import OF_STACKS
     from dasf_hpc.show.progress import progress
 
-    with progress(_console()) as told:
-        target = write(run_path, to, output, told)
+    chosen = {"function": function, "worker": worker, "between": between}
+    if to not in OF_STACKS:
+        _only_of_stacks(chosen, f"--to {to.value}")
+    try:
+        with progress(_console()) as told:
+            target = write(run_path, to, output, told, **chosen)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     print(json.dumps({"written": str(target)}) if as_json else f"Written: {target}")
 
 

@@ -142,8 +142,9 @@ def test_weights_are_by_function_worker_and_time(sampled: Path) -> None:
         first = int(trace.cpu_samples["task"][0])
         assert weights(trace, tasks=np.array([first])).sum() == 4
         frames = stacks.of_frames(every).set_index("function").to_dict("index")
-        assert frames["work"] == {"module": "fast.so", "self": 2, "total": 4}
-        assert frames["main"] == {"module": "python3.11", "self": 0, "total": 5}
+        compiled = {"file": "", "origin": ""}
+        assert frames["work"] == {"module": "fast.so", "self": 2, "total": 4} | compiled
+        assert frames["main"] == {"module": "python3.11", "self": 0, "total": 5} | compiled
         roots = stacks.below(every)[stacks.parent == -1]
         assert roots.sum() == every.sum()
         assert "(no name) in fast.so" in stacks.names()
@@ -187,6 +188,7 @@ def test_every_chain_comes_back_and_every_sample_counts_once(
         pd.DataFrame(
             [(names[0][f], names[1][m]) for f, m in frames], columns=["function", "module"]
         ),
+        np.full(len(table["parent"]), -1),
     )
     pairs = list(stacks.frames.itertuples(index=False, name=None))
 

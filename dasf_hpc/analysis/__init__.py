@@ -49,6 +49,12 @@ why. Times and durations are int64 ns, times on the trace's clock.
     Tables ``functions``: function, tasks, executing, known, on_cpu, off_cpu, off_share, blocked,
     preempted, times_off, longest_off, samples, others; ``frames``: function, frame, module,
     self, self_share, total, total_share.
+``stacks(trace, function=None, worker=None, between=None)``
+    Tables ``hot``: function, share, half_width, frame, called_from, origin, samples, time;
+    ``frames``: function, frame, module, file, origin, self, self_share, total, total_share;
+    ``event_loops``: role, what, time, share, span_share, frame, samples; ``blocked``: role, worker,
+    node, start, duration, frame, called_from, what, samples; ``threads``: worker, node, role,
+    threads, samples, time.
 ``cuda(trace)``
     Tables ``calls``, ``os_calls``: function, call, count, total, mean, max, share, reason;
     ``rules``: rule, function, count, time, share, bytes; ``copies``: function, kind, source,
@@ -126,6 +132,7 @@ ANALYSES: dict[str, Question] = {
     "gpu_metrics": Question("Which functions use the GPU that they hold?", "gpu_metrics"),
     "ranges": Question("What did the ranges of the code take, within which functions?", "ranges"),
     "cpu": Question("On and off the CPU: what did tasks' threads do?", "cpu"),
+    "stacks": Question("In which lines was the time spent, by function?", "stacks"),
     "cuda": Question("What do CUDA's calls, copies and waits cost, by function?", "cuda"),
     "communication": Question("What went between the nodes, and how fast?", "communication"),
     "memory": Question("What held the workers' memory, and what of it was in the way?", "memory"),

@@ -9,10 +9,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from dasf_hpc.errors import RunDirectoryError
-from dasf_hpc.show.formats import DEFAULT_NAMES, Format
+from dasf_hpc.show.formats import DEFAULT_NAMES, OF_STACKS, Format
 from dasf_hpc.steps import Told
 from dasf_hpc.trace.open import Trace, open_trace
 
@@ -21,7 +21,11 @@ _GZIP_LEVEL = 6
 
 
 def export(
-    path: Path, to: Format, output: Path | None = None, told: Told = lambda step: None
+    path: Path,
+    to: Format,
+    output: Path | None = None,
+    told: Told = lambda step: None,
+    **wanted: Any,
 ) -> Path:
     """Write a trace in another format.
 
@@ -36,6 +40,9 @@ def export(
         A file whose name ends in ``.gz`` is compressed with gzip.
     told
         Called with the progress.
+    wanted
+        Of formats of call stacks: ``function``, ``worker`` and ``between``, as for
+        `dasf_hpc.analysis.stacks.chosen_of`; others take none.
 
     Returns
     -------
@@ -50,11 +57,16 @@ def export(
         If a package that the format needs is not installed.
     RunDirectoryError
         If the output cannot be written.
+    ValueError
+        If there is no such function or worker.
     """
     try:
         with open_trace(path) as trace:
             target = output or trace.path.parent / DEFAULT_NAMES[to]
-            _WRITERS[to](trace, target, told)
+            if to in OF_STACKS:
+                _stacks(trace, to, target, told, wanted)
+            else:
+                _WRITERS[to](trace, target, told)
     except OSError as error:
         raise RunDirectoryError(
             f"The export cannot be written: {error.filename or target}: "
@@ -147,6 +159,18 @@ def _parquet(trace: Trace, target: Path, told: Told) -> None:
 
     with written_folder(target) as folder:
         write_parquet(trace, folder, told)
+
+
+def _stacks(trace: Trace, to: Format, target: Path, told: Told, wanted: dict[str, Any]) -> None:
+    from dasf_hpc.show import stack_files
+
+    writers = {
+        Format.SPEEDSCOPE: stack_files.write_speedscope,
+        Format.COLLAPSED: stack_files.write_collapsed,
+        Format.PPROF: stack_files.write_pprof,
+    }
+    with written(target) as file:
+        writers[to](trace, file, told, wanted)
 
 
 _WRITERS: dict[Format, Callable[[Trace, Path, Told], None]] = {

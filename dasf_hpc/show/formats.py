@@ -14,6 +14,9 @@ class Format(StrEnum):
     PARQUET = "parquet"
     CSV = "csv"
     OTLP_JSON = "otlp-json"
+    SPEEDSCOPE = "speedscope"
+    COLLAPSED = "collapsed"
+    PPROF = "pprof"
 
 
 #: Name of the file, or of the folder of files, that is written beside the trace by default.
@@ -24,4 +27,10 @@ DEFAULT_NAMES = {
     Format.PARQUET: "parquet",
     Format.CSV: "csv",
     Format.OTLP_JSON: "trace.otlp.jsonl",
+    Format.SPEEDSCOPE: "trace.speedscope.json",
+    Format.COLLAPSED: "trace.folded.txt",
+    Format.PPROF: "trace.pb.gz",
 }
+
+#: Those of call stacks, of which it can be chosen what is written.
+OF_STACKS = (Format.SPEEDSCOPE, Format.COLLAPSED, Format.PPROF)

@@ -41,6 +41,7 @@ from dasf_hpc.show.first_screen import (
     work_bar,
     worker_bars,
 )
+from dasf_hpc.show.flame import flame
 from dasf_hpc.show.layer_graph import layer_graph
 from dasf_hpc.show.page_tables import View, cut, view
 from dasf_hpc.show.picture import picture
@@ -59,7 +60,7 @@ REPORT_NAME = "report.html"
 #: Parts of the script that draws, in their order.
 SCRIPTS = (
     "units.js", "theme.js", "data.js", "coverage.js",
-    "timeline.js", "pick.js", "curves.js", "memory.js", "graph.js", "moves.js",
+    "timeline.js", "pick.js", "curves.js", "memory.js", "graph.js", "moves.js", "flame.js",
 )  # fmt: skip
 
 #: Questions that a page of more executions than this does not ask: they play the run again, task
@@ -115,6 +116,11 @@ SECTIONS: tuple[Section, ...] = (
         ),
     ),
     Section(
+        "stacks",
+        "Call stacks",
+        (("stacks", ("hot", "frames", "event_loops", "blocked", "threads")),),
+    ),
+    Section(
         "split",
         "Workers",
         (
@@ -127,8 +133,8 @@ SECTIONS: tuple[Section, ...] = (
         "Memory and data",
         (("memory", ("prefixes", "workers", "peak", "spills", "duplicates", "kept")),),
     ),
-    Section("graph-section", "Task graph", (("layers", ("layers", "edges")),)),
     Section("path", "Critical path", (("critical_path", ("functions", "path")),)),
+    Section("graph-section", "Task graph", (("layers", ("layers", "edges")),)),
     Section(
         "communication",
         "Communication",
@@ -168,6 +174,7 @@ GPU_FIRST = {
     "gpus": "GPUs",
     "efficiencies": "Efficiency",
     "functions": "Ranges and CPUs",
+    "stacks": "Call stacks",
     "communication": "Communication",
 }
 
@@ -194,6 +201,7 @@ SUBJECTS = {
     "what_if": "what faster functions would bring",
     "ranges": "NVTX ranges",
     "cpu": "CPU time",
+    "stacks": "call stacks",
     "cuda": "calls of CUDA",
     "gpu": "what GPUs did",
     "memory": "what held the workers' memory",
@@ -293,6 +301,7 @@ def report_page(
     heard(head)
     on_gpus = gpu_bars(trace, known.span)
     drawn = picture(trace, executions, answers.get("critical_path"))
+    flames = flame(trace)
     findings = [
         _shown(trace, finding, answers, known, number)
         for number, finding in enumerate(head.findings, 1)
@@ -359,6 +368,8 @@ def report_page(
             notes=manifest.get("notes", []),
             drawn=drawn,
             efficiencies=boxes(answers.get("efficiencies")),
+            flame=flames,
+            bin_text=duration_text(flames.bin),
             style=_resource("report.css") + _resource("efficiencies.css"),
             timeline_style=_resource("timeline.css") + _resource("memory.css"),
             tables_script=tables_script,

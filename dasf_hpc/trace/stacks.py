@@ -1,9 +1,15 @@
-"""Trace, its samples of the CPU by stack of calls: weights for tables and flame graphs."""
+"""Trace, its samples of threads by stack of calls: weights for tables and flame graphs.
+
+Samples of Python calls (table ``call_samples``) stand for a time each, those that nsys takes of
+CPUs (``cpu_samples``) count alike. Both are read in one way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +21,40 @@ Ints = npt.NDArray[np.int64]
 
 #: Stands for a call whose function has no name in the report.
 NO_NAME = "(no name)"
+
+#: The origin of the user's own code, as ``frame_origins`` names it.
+OWN = "own"
+
+#: What tells frames apart; the line at which one was is of the row, not of the frame.
+FRAME = ("function", "module", "file", "origin")
+
+#: Functions whose names the trace does not know.
+UNKNOWN = "?"
+
+
+class Source(StrEnum):
+    """Who took samples: the table that holds them."""
+
+    #: Of Python calls, on a CPU or not: each stands for a time.
+    CALLS = "call_samples"
+    #: Of what was on a CPU: by nsys, each counts one.
+    CPU = "cpu_samples"
+
+    @property
+    def timed(self) -> bool:
+        """Whether weights are ns; else they are numbers of samples."""
+        return self is Source.CALLS
+
+
+class Role(StrEnum):
+    """What a thread was for, as ``thread_roles`` names it."""
+
+    TASK = "task"
+    LOOP = "event loop"
+    OTHER = "other"
+
+
+ROLES = tuple(Role)
 
 
 @dataclass(frozen=True)
@@ -28,22 +68,33 @@ class Stacks:
     frame
         Position in `frames`.
     frames
-        Columns ``function`` and ``module``; text, "" for none.
+        Columns ``function``, ``module``, ``file`` and ``origin``; text, "" for none.
+    line
+        At which each was, from 1; -1: not known.
     """
 
     parent: Ints
     frame: Ints
     frames: pd.DataFrame
+    line: Ints
 
     def __len__(self) -> int:
         return len(self.parent)
 
     def names(self) -> list[str]:
-        """Name each frame: the function, and where it has no name its module."""
-        return [
-            function or (f"{NO_NAME} in {module}" if module else NO_NAME)
-            for function, module in zip(self.frames["function"], self.frames["module"], strict=True)
-        ]
+        """Name each frame; see `frame_name`."""
+        columns = (self.frames[name] for name in ("function", "module", "origin"))
+        return [frame_name(*one) for one in zip(*columns, strict=True)]
+
+    def place(self, row: int) -> str:
+        """Name the line at which a row was: ``job.py:41``; empty where it is not known."""
+        file, line = str(self.frames["file"].iloc[self.frame[row]]), int(self.line[row])
+        return f"{file}:{line}" if file and line >= 0 else file
+
+    def of_origin(self, origin: str) -> npt.NDArray[np.bool_]:
+        """Say of each row whether its code is of an origin."""
+        found: npt.NDArray[np.bool_] = (self.frames["origin"] == origin).to_numpy()[self.frame]
+        return found
 
     def below(self, weights: Ints) -> Ints:
         """Add to each stack's weight those of all stacks that go on from it.
@@ -55,9 +106,7 @@ class Stacks:
         """
         total = weights.copy()
         # level by level from the innermost: a parent stands before its children
-        depth = self.depth()
-        for level in range(int(depth.max()) if len(depth) else 0, 0, -1):
-            rows = np.flatnonzero(depth == level)
+        for rows in reversed(self.levels()[1:]):
             np.add.at(total, self.parent[rows], total[rows])
         return total
 
@@ -72,6 +121,20 @@ class Stacks:
             rows = rows[at[rows] >= 0]
         return depth
 
+    def levels(self) -> list[npt.NDArray[np.intp]]:
+        """Give the rows by how many calls they lie within, from none on."""
+        depth = self.depth()
+        order = np.argsort(depth, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(depth, minlength=1))[:-1])
+
+    def path(self, row: int) -> list[int]:
+        """Give the rows from the outermost call to this one."""
+        found = []
+        while row >= 0:
+            found.append(row)
+            row = int(self.parent[row])
+        return found[::-1]
+
     def of_frames(self, weights: Ints) -> pd.DataFrame:
         """Sum up weights by frame.
 
@@ -83,7 +146,7 @@ class Stacks:
         Returns
         -------
         pandas.DataFrame
-            By frame, the heaviest first: ``function``, ``module``, ``self`` (it was the innermost
+            By frame, the heaviest first: the columns of `frames`, ``self`` (it was the innermost
             call) and ``total`` (it was among the calls, counted once where it calls itself). Frames
             of no weight are left out.
         """
@@ -108,16 +171,32 @@ class Stacks:
         return table.sort_values(["self", "total"], ascending=False, kind="stable")
 
 
+def frame_name(function: str, module: str, origin: str = "") -> str:
+    """Name a frame: a Python function by its module, as ``scipy.signal.hilbert``.
+
+    Parts of a module from the first one on that is private, as ``_signaltools``, are left out: the
+    function is called by the name under which it is imported. Compiled code is called by its
+    function, and where that has no name by its file.
+    """
+    if not function:
+        return f"{NO_NAME} in {module}" if module else NO_NAME
+    if not origin or not module or module == "__main__":
+        return function
+    parts = module.split(".")
+    private = next((i for i, part in enumerate(parts) if part.startswith("_")), len(parts))
+    return ".".join([*(parts[:private] or parts), function])
+
+
 def read_stacks(trace: Trace) -> Stacks:
     """Read the stacks of a trace's samples; a trace without samples has none."""
     table = trace.table("stacks")
-    names = {name: table[name].astype(object).fillna("") for name in ("function", "module")}
-    pairs = pd.MultiIndex.from_arrays([names["function"], names["module"]])
-    frame, frames = pairs.factorize()
+    names = [table[name].astype(object).fillna("") for name in FRAME]
+    frame, frames = pd.MultiIndex.from_arrays(names).factorize()
     return Stacks(
         table["parent"].to_numpy(np.int64),
         np.asarray(frame, np.int64),
-        pd.DataFrame(list(frames), columns=["function", "module"], dtype=object),
+        pd.DataFrame(list(frames), columns=list(FRAME), dtype=object),
+        table["line"].to_numpy(np.int64),
     )
 
 
@@ -152,20 +231,17 @@ def samples_once(trace: Trace, columns: list[str]) -> Iterator[pd.DataFrame]:
         yield part.loc[~pd.MultiIndex.from_frame(part[who]).isin(left_out), columns]
 
 
-def weights(
-    trace: Trace,
-    function: str | None = None,
-    process: int | None = None,
-    start: int | None = None,
-    stop: int | None = None,
-    tasks: npt.NDArray[np.integer] | None = None,
-) -> Ints:
-    """Count the samples of each stack.
+def source_of(trace: Trace) -> Source | None:
+    """Give the table that is read where none is named: samples of Python calls, else of CPUs."""
+    return next((source for source in Source if trace.rows(source)), None)
 
-    Parameters
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which samples are meant; by default all.
+
+    Attributes
     ----------
-    trace
-        The trace.
     function
         Only samples of tasks of this function.
     process
@@ -174,32 +250,164 @@ def weights(
         Only those with ``start <= time < stop``, trace time in ns.
     tasks
         Only those of these rows of ``tasks``.
+    """
+
+    function: str | None = None
+    process: int | None = None
+    start: int | None = None
+    stop: int | None = None
+    tasks: npt.NDArray[np.integer[Any]] | None = None
+
+
+EVERYTHING = Chosen()
+
+
+def functions_of(trace: Trace) -> tuple[list[str], Ints]:
+    """Give the names of functions, and of each task the position of its own among them."""
+    # in the order of rows, which references count, not in that of time
+    pieces = [piece["prefix"] for piece in trace.pieces("tasks", ["prefix"])]
+    names = [str(name) for name in pieces[0].cat.categories]
+    codes: Ints = np.concatenate([piece.cat.codes.to_numpy(np.int64) for piece in pieces])
+    if len(codes) and codes.min() < 0:
+        names.append(UNKNOWN)
+        codes[codes < 0] = len(names) - 1
+    return names, codes
+
+
+def read_samples(
+    trace: Trace, source: Source | None = None, chosen: Chosen = EVERYTHING
+) -> Iterator[pd.DataFrame]:
+    """Read samples, of whichever source, with the same columns.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    source
+        The table that holds them; by default as `source_of` says.
+    chosen
+        Which of them.
+
+    Yields
+    ------
+    pandas.DataFrame
+        So many rows at once, of samples with calls: ``process``, ``thread``, ``start``, ``weight``
+        (ns, or 1 of each), ``stack``, ``task`` (row of ``tasks``, -1: none), ``function``
+        (position among those of `functions_of`, -1: none) and ``role`` (position in `ROLES`).
+    """
+    source = source or source_of(trace)
+    if source is None:
+        return
+    names, of_task = functions_of(trace)
+    wanted = np.ones(len(of_task), bool)
+    if chosen.function is not None:
+        wanted &= of_task == (names.index(chosen.function) if chosen.function in names else -2)
+    if chosen.tasks is not None:
+        wanted &= np.isin(np.arange(len(of_task)), chosen.tasks)
+    of_tasks = chosen.function is not None or chosen.tasks is not None
+    stacks = trace.rows("stacks")
+    columns = ["process", "thread", "start", "stack", "task"]
+    pieces = (
+        trace.pieces(source, [*columns, "span", "role"])
+        if source.timed
+        else samples_once(trace, columns)
+    )
+    for piece in pieces:
+        part = piece[columns].astype(np.int64)
+        part["weight"] = np.maximum(piece["span"].to_numpy(), 0) if source.timed else 1
+        task = part["task"].to_numpy()
+        known = (task >= 0) & (task < len(of_task))
+        part["task"] = np.where(known, task, -1)
+        part["function"] = np.where(known, np.append(of_task, -1)[np.where(known, task, -1)], -1)
+        part["role"] = (
+            pd.Categorical(piece["role"].astype(object), categories=list(ROLES)).codes
+            if source.timed
+            else np.where(known, 0, 2)
+        )
+        at, stack = part["start"].to_numpy(), part["stack"].to_numpy()
+        used = (stack >= 0) & (stack < stacks)
+        if chosen.start is not None:
+            used &= at >= chosen.start
+        if chosen.stop is not None:
+            used &= at < chosen.stop
+        if chosen.process is not None:
+            used &= part["process"].to_numpy() == chosen.process
+        if of_tasks:
+            used &= known & np.append(wanted, False)[np.where(known, task, -1)]
+        part["role"] = np.where(part["role"] < 0, 2, part["role"])
+        yield part if used.all() else part[used]
+
+
+def sums(
+    trace: Trace,
+    by: Sequence[str],
+    source: Source | None = None,
+    chosen: Chosen = EVERYTHING,
+    bins: tuple[int, int, int] | None = None,
+) -> pd.DataFrame:
+    """Sum samples up.
+
+    Parameters
+    ----------
+    trace, source, chosen
+        As for `read_samples`.
+    by
+        Columns of it that tell sums apart, and ``bin``.
+    bins
+        Begin and end of a stretch of time, ns, and into how many bins it is divided; a sample is of
+        the bin in which it was taken, one outside of the stretch of the first or the last.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns of `by`, in their order, ``samples``, ``weight`` (of all of them) and ``squares``
+        (the weights' squares in sum).
+    """
+    measures = ["samples", "weight", "squares"]
+    parts = []
+    for part in read_samples(trace, source, chosen):
+        one = part[[name for name in by if name != "bin"]].copy()
+        if "bin" in by and bins is not None:
+            start, stop, count = bins
+            place = (part["start"] - start) / max(1, stop - start) * count
+            one["bin"] = np.clip(np.floor(place), 0, count - 1).astype(np.int64)
+        one["samples"], one["weight"] = 1, part["weight"]
+        one["squares"] = part["weight"].astype(float) ** 2
+        parts.append(one.groupby(list(by), as_index=False, sort=True).sum())
+    if not parts:
+        return pd.DataFrame({name: np.empty(0, np.int64) for name in [*by, *measures]})
+    if len(parts) == 1:
+        return parts[0]
+    return pd.concat(parts).groupby(list(by), as_index=False, sort=True).sum()
+
+
+def weights(
+    trace: Trace,
+    function: str | None = None,
+    process: int | None = None,
+    start: int | None = None,
+    stop: int | None = None,
+    tasks: npt.NDArray[np.integer[Any]] | None = None,
+    source: Source | None = None,
+) -> Ints:
+    """Sum up the samples of each stack.
+
+    Parameters
+    ----------
+    trace
+        The trace.
+    function, process, start, stop, tasks
+        As of `Chosen`.
+    source
+        The table that holds them; by default as `source_of` says.
 
     Returns
     -------
     int64
-        In the order of the rows of ``stacks``: how many samples had this call as the innermost.
-        Samples without calls are in none.
+        In the order of the rows of ``stacks``: the weight of the samples that had this call as the
+        innermost; ns, or how many. Samples without calls are in none.
     """
-    chosen: npt.NDArray[np.bool_] | None = None
-    if function is not None or tasks is not None:
-        chosen = np.ones(trace.rows("tasks"), bool)
-        if function is not None:
-            chosen &= (trace.table("tasks", ["prefix"])["prefix"] == function).to_numpy()
-        if tasks is not None:
-            chosen &= np.isin(np.arange(len(chosen)), tasks)
     found = np.zeros(trace.rows("stacks"), np.int64)
-    columns = ["start", "stack", "process", "task"]
-    for part in samples_once(trace, columns):
-        at, stack, of, task = (part[name].to_numpy() for name in columns)
-        used = (stack >= 0) & (stack < len(found))
-        if start is not None:
-            used &= at >= start
-        if stop is not None:
-            used &= at < stop
-        if process is not None:
-            used &= of == process
-        if chosen is not None:
-            used &= (task >= 0) & np.append(chosen, False)[task]
-        np.add.at(found, stack[used], 1)
+    for part in read_samples(trace, source, Chosen(function, process, start, stop, tasks)):
+        np.add.at(found, part["stack"].to_numpy(), part["weight"].to_numpy())
     return found

@@ -6,8 +6,8 @@ const LEAST = 0.05;
 const DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
 const SHARE = Object.fromEntries([...DIGITS].map((letter, i) => [letter, i / 63]));
 
-async function unpacked() {
-  const text = atob($('data').textContent.trim()), packed = new Uint8Array(text.length);
+async function unpacked(name = 'data') {
+  const text = atob($(name).textContent.trim()), packed = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
   const content = new Uint8Array(await new Response(stream).arrayBuffer());

@@ -466,7 +466,7 @@ Object.assign(Timeline.prototype, {
 
 // ------------------------------------------------------------------------------------ the beginning
 
-unpacked().then(([{timeline, curves, memory}, columns]) => {
+const timelineDrawn = unpacked().then(([{timeline, curves, memory}, columns]) => {
   const model = readTimeline(timeline, columns), view = new View(model);
   if ($('chart')) {
     const line = new Timeline(model, view);
