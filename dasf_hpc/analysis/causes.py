@@ -209,7 +209,7 @@ def _causes(trace: Trace) -> Causes:
         return Causes(run, [], {}, Covered(none, none))
     able, known, new = _moments(trace, run)
     gaps = _gaps(np.minimum(able, known), run.graph.stop)
-    delays = _delays(trace, run, able, gaps)
+    delays = _delays(trace, run, run.schedule.ready, able, gaps)
     threads = threads_over_time(run, able, known, new) if len(run.graph) <= PLAYED else None
     del able, known, new
     slow = slow_workers(run)
@@ -282,10 +282,27 @@ def _gaps(since: Ints, until: Ints) -> Covered:
     return Covered(*Covered(since, until).gaps())
 
 
-def _delays(trace: Trace, run: Savings, able: Ints, gaps: Covered) -> dict[str, Ints]:
+def split_delays(trace: Trace, run: Savings, ready: Ints) -> dict[str, Ints]:
+    """Split the time before each execution from when it could have begun.
+
+    Parameters
+    ----------
+    ready
+        When all had ended that each execution follows, ns, in the order of the graph.
+
+    Returns
+    -------
+    dict
+        By part of `DELAYS`, ns; what is left is time in which the task was not submitted yet.
+    """
+    able, known, _ = _moments(trace, run)
+    return _delays(trace, run, ready, able, _gaps(np.minimum(able, known), run.graph.stop))
+
+
+def _delays(trace: Trace, run: Savings, ready: Ints, able: Ints, gaps: Covered) -> dict[str, Ints]:
     """Split the delay before each execution."""
     graph = run.graph
-    ready, start = np.minimum(run.schedule.ready, graph.start), graph.start
+    ready, start = np.minimum(ready, graph.start), graph.start
     count = len(graph)
     parts = {name: np.zeros(count, np.int64) for name in DELAYS}
     needs = np.diff(graph.first_dependency) > 0
