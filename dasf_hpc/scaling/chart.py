@@ -24,6 +24,13 @@ BESIDE = 7.0
 
 _SHAPES = ("circle", "square", "triangle", "diamond", "circle")
 
+#: Corners of those that are no circle, about their place.
+_CORNERS: dict[str, list[tuple[float, float]]] = {
+    "square": [(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
+    "triangle": [(0, -4.6), (4.4, 3.4), (-4.4, 3.4)],
+    "diamond": [(0, -5), (5, 0), (0, 5), (-5, 0)],
+}
+
 
 @dataclass(frozen=True)
 class Dot:
@@ -257,12 +264,7 @@ def _mark(
         return Markup('<circle {} cx="{:.1f}" cy="{:.1f}" r="4">{}</circle>').format(
             style, x, y, inner
         )
-    corners: list[tuple[float, float]] = {
-        "square": [(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
-        "triangle": [(0, -4.6), (4.4, 3.4), (-4.4, 3.4)],
-        "diamond": [(0, -5), (5, 0), (0, 5), (-5, 0)],
-    }[shape]
-    points = _points([(x + a, y + b) for a, b in corners])
+    points = _points([(x + a, y + b) for a, b in _CORNERS[shape]])
     return Markup('<polygon {} points="{}">{}</polygon>').format(style, points, inner)
 
 

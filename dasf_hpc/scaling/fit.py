@@ -190,7 +190,7 @@ class Fit:
         return math.sqrt(max(0.0, 1 - a) / b) if b > 0 else math.inf
 
 
-def fit(law: Law, scales: Sequence[float], times: Sequence[float]) -> Fit | None:
+def fit(law: Law, scales: Sequence[float] | Floats, times: Sequence[float] | Floats) -> Fit | None:
     """Fit a law to the times of runs by least squares of their relative errors.
 
     Parameters
@@ -284,7 +284,9 @@ class Foretold:
         return self.low <= self.measured <= self.high
 
 
-def foretell(law: Law, scales: Sequence[float], times: Sequence[float]) -> Foretold | None:
+def foretell(
+    law: Law, scales: Sequence[float] | Floats, times: Sequence[float] | Floats
+) -> Foretold | None:
     """Fit a law without the largest scale, and look whether it foretells that one.
 
     Returns
@@ -383,12 +385,16 @@ def _interval(
         pair = (lambda v: (value + 0 * v, v)) if other else (lambda v: (v, value + 0 * v))
         return _least(law, n, y, pair, tops[other])[1] - limit
 
-    low, high = 0.0, top
-    if beyond(0.0) > 0 and best[number] > 0:
-        low = float(brentq(beyond, 0.0, best[number], xtol=1e-9))
-    if beyond(top) > 0 and best[number] < top:
-        high = float(brentq(beyond, best[number], top, xtol=1e-9))
-    return low, high
+    def edge(end: float) -> float:
+        value = best[number]
+        if value == end or beyond(end) <= 0:
+            return end
+        # without noise the best one may itself be beyond what is none
+        return (
+            float(brentq(beyond, end, value, xtol=1e-8, rtol=1e-5)) if beyond(value) < 0 else value
+        )
+
+    return edge(0.0), edge(top)
 
 
 def _gradient(law: Law, n: Floats, values: Sequence[float]) -> Floats:

@@ -114,6 +114,7 @@ def page(found: Scaling, folder: Path, name: str) -> str:
         functions_left=count - len(functions.rows),
         laws=_laws(found),
         runs=_runs(found, folder),
+        run_headings=[*_sizes(found), "Time", "Parallel efficiency"],
         unanswered=found.answer.unanswered,
         left_out=found.left_out,
         weak=found.weak,
@@ -247,6 +248,12 @@ def _report(path: Path, folder: Path) -> str:
 # ---------------------------------------------------------------------------------------- tables
 
 
+def _sizes(found: Scaling) -> dict[str, str]:
+    """Give the columns that say how large a run was, and where their values stand."""
+    sizes = {"Nodes": "nodes", "Workers": "workers", "Threads": "threads"}
+    return {"GPUs": "scale", **sizes} if found.by == "gpus" else sizes
+
+
 def _runs(found: Scaling, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for run in sorted([*found.runs, *found.left_out], key=lambda run: run.scale):
@@ -255,10 +262,7 @@ def _runs(found: Scaling, folder: Path) -> list[dict[str, Any]]:
                 "href": _report(run.path, folder),
                 "name": cut(run.name, 60),
                 "cells": [
-                    count_text(run.scale),
-                    count_text(run.nodes),
-                    count_text(run.workers),
-                    count_text(run.threads),
+                    *(count_text(getattr(run, name)) for name in _sizes(found).values()),
                     duration_text(run.time) if run.time else NONE,
                     factor_text(run.factors["parallel_efficiency"]),
                 ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
@@ -15,7 +14,6 @@ from dasf_hpc.errors import (
     DasfHpcError,
     InterruptedRun,
     PartialRecording,
-    RunDirectoryError,
     StudyIncomplete,
     WalltimeError,
 )
@@ -57,7 +55,7 @@ def run_study(study: Study, settings: Settings, told: Told = lambda step: None) 
     limit = os.environ.get(HEAD_LIMIT_VARIABLE)
     settings = settings.model_copy(update={"runs_dir": study.directory})
     try:
-        with Heartbeat(study.directory), _where_it_began(study):
+        with Heartbeat(study.directory), study.where_it_began():
             for number in study.left:
                 if limit is not None:  # each run takes it out of the environment
                     os.environ[HEAD_LIMIT_VARIABLE] = limit
@@ -69,25 +67,6 @@ def run_study(study: Study, settings: Settings, told: Told = lambda step: None) 
         study.update(state="interrupted", ended=time.time())
         raise
     study.update(state="failed" if study.left else "complete", ended=time.time())
-
-
-@contextlib.contextmanager
-def _where_it_began(study: Study) -> Iterator[None]:
-    """Be where the study was begun: there its script's relative paths hold."""
-    folder = study.content["asked"]["working_directory"]
-    try:
-        where = contextlib.chdir(folder)
-        where.__enter__()
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{study.directory.name} was begun in {folder}, which cannot be entered: "
-            f"{error.strerror}."
-        ) from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            where.__exit__(None, None, None)
 
 
 def _how_to_go_on(study: Study) -> str:

@@ -72,7 +72,8 @@ def resume(path: Path, env: Sequence[str], told: Told) -> Study:
         As `begin`.
     """
     study = open_study(path)
-    study.check_job()
+    with study.where_it_began():
+        study.check_job()
     settings = study.settings(list(env))
     if not study.left:
         told(Step("Starting", said=f"All {len(study.runs)} runs of {study.directory} are made"))

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -176,6 +177,28 @@ class Study:
             "directory": None,
         }
 
+    @contextlib.contextmanager
+    def where_it_began(self) -> Iterator[None]:
+        """Be where the study was begun: there its script's relative paths hold.
+
+        Raises
+        ------
+        RunDirectoryError
+            If that folder cannot be entered.
+        """
+        before, folder = Path.cwd(), self.content["asked"]["working_directory"]
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.directory.name} was begun in {folder}, which cannot be entered: "
+                f"{error.strerror}."
+            ) from None
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
     def check_job(self) -> None:
         """Look whether the script is still the one that the study was begun with.
 
@@ -284,7 +307,7 @@ def open_study(path: Path) -> Study:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT or content["version"] > _VERSION:
             raise ValueError(f"its format is {content['format']} {content['version']}")
-        study = Study(file.parent, content)
+        study = Study(file.parent.absolute(), content)
         plan, turns = study.plan, study.plan.turns()
         if len(study.runs) != len(turns) or not plan.scales:
             raise ValueError("its runs are not those of its plan")
@@ -317,7 +340,7 @@ def find_unfinished(plan: Plan, settings: Settings) -> Study | None:
     """Give the study that the same command began and that is not complete, the latest one."""
     asked = _asked(plan, settings)
     found: list[Study] = []
-    for file in sorted(settings.runs_dir.glob(f"*/{STUDY}")):
+    for file in sorted(settings.runs_dir.absolute().glob(f"*/{STUDY}")):
         with contextlib.suppress(RunDirectoryError):
             study = open_study(file)
             if study.left and study.content["asked"] == asked:
