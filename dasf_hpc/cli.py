@@ -942,6 +942,10 @@ def scale(
     from dasf_hpc.scaling import scale as whole
     from dasf_hpc.show.progress import progress
 
+    if resume is not None:
+        from dasf_hpc.named import named_run
+
+        resume = named_run(resume, None)
     if job is not None:
         if module:
             from dasf_hpc.launch.job import MODULE

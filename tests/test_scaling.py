@@ -131,7 +131,7 @@ def covered(
         (AMDAHL, [0.3], (1, 2, 3), 2, 0.05, 300),
         (AMDAHL, [0.02], (2, 4, 8, 16), 2, 0.02, 300),
         (GUSTAFSON, [0.1], (1, 2, 4, 8), 3, 0.03, 300),
-        (USL, [0.05, 0.004], (1, 2, 4, 8, 16), 2, 0.03, 120),
+        (USL, [0.05, 0.004], (1, 2, 4, 8, 16), 2, 0.03, 80),
     ],
     ids=["amdahl", "few", "not-from-1", "gustafson", "usl"],
 )
@@ -256,7 +256,7 @@ def test_speed_up_and_efficiency_are_over_the_smallest_scale() -> None:
         min_size=2, max_size=8, unique_by=lambda one: one[0],
     )
 )  # fmt: skip
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_the_factors_multiply_to_the_relative_efficiency(
     sizes: list[tuple[int, float, float, float]],
 ) -> None:
@@ -287,17 +287,20 @@ def test_the_function_that_stops_scaling_first_is_named() -> None:
         ("filter", 4), ("filter", 8), ("load", 8)
     }  # fmt: skip
     (told,) = [f.sentence for f in found.answer.findings if "stops scaling first" in f.sentence]
-    assert told.startswith("filter stops scaling first: at 4 nodes")
-    assert told.endswith("then load.")
+    assert re.match(
+        r"filter stops scaling first: at 4 nodes it executes 1\.[45]\d* times as long in sum as at "
+        r"1 node, in as many tasks; then load\.$",
+        told,
+    )
 
 
 def test_noise_is_seldom_taken_for_a_function_that_stops_scaling() -> None:
     chance = np.random.default_rng(2)
     false = 0
-    for _ in range(100):
+    for _ in range(50):
         table = scaling(study_of(chance, noise=0.08, repeats=2)).answer.tables["functions"]
         false += bool(table["grown"].any())
-    assert false <= 5  # the growth that is none has to pass GROWN, too
+    assert false <= 2  # the growth that is none has to pass GROWN, too
     assert GROWN > 0
 
 
@@ -397,7 +400,7 @@ def test_a_run_is_measured_by_its_trace(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20), st.integers(0, 1)), min_size=1))
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_a_function_is_at_work_while_any_of_its_tasks_is(
     tmp_path_factory: pytest.TempPathFactory, tasks: list[tuple[int, int, int]]
 ) -> None:

@@ -83,6 +83,11 @@ class Savings:
         return self.schedule.threads == 1
 
     @property
+    def played(self) -> bool:
+        """Whether there are few enough executions for the run to be played again."""
+        return len(self.graph) <= PLAYED
+
+    @property
     def path(self) -> Ints:
         """Executions on the critical path, in no order of note."""
         if self._path is None:
@@ -125,7 +130,7 @@ class Savings:
         Of more than `PLAYED` executions it is the recorded time without `bound`.
         """
         change = self.limited(change)
-        if len(self.graph) > PLAYED:
+        if not self.played:
             return self.recorded - min(self.recorded, self.bound(change))
         if not change.total:
             return self.recorded

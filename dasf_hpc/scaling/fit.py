@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, least_squares, minimize_scalar
+from scipy.optimize import brentq, least_squares
 from scipy.special import fdtrc, fdtri, stdtrit
 
 Floats = NDArray[np.float64]
@@ -30,10 +30,13 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 #: Contention and coherency above this are not looked for.
 MOST = 10.0
-#: Points at which a parameter is tried before its best value is refined.
-GRID = 121
+#: Values of a parameter that are tried at first, between the two about the best of them then, and
+#: how often: to a millionth of a first step.
+GRID, FINER, ROUNDS = 121, 33, 6
 #: Scales that a fit of each law needs at least.
 LEAST_SCALES = {"amdahl": 2, "gustafson": 2, "usl": 3}
+#: Ends of an interval are no further from its middle than this, as logarithms.
+_FAR = 100.0
 #: Residuals (of logarithms) below this are those of floating point numbers.
 _EXACT = 1e-9
 
@@ -172,7 +175,8 @@ class Fit:
         gradient = _gradient(self.law, n, self.values)
         variance = np.einsum("ij,jk,ik->i", gradient, self.covariance, gradient)
         variance = variance + (self.spread**2 / runs if math.isfinite(runs) else 0.0)
-        reach = _t(self.freedom) * np.sqrt(np.maximum(variance, 0))
+        # what is not known at all ends at numbers that can be written
+        reach = np.minimum(_t(self.freedom) * np.sqrt(np.maximum(variance, 0)), _FAR)
         middle = _log(self.times(n))
         result: Floats = np.exp(np.stack([middle - reach, middle + reach], axis=1))
         return result
@@ -215,7 +219,11 @@ def fit(law: Law, scales: Sequence[float] | Floats, times: Sequence[float] | Flo
     Simulated: 93 to 98 % of the intervals hold the planted value, the more the nearer to 0 it is,
     for no parameter is below 0. Where the law is not that of the runs (`Fit.lack`), they say less.
     """
-    n, y = np.asarray(scales, np.float64), _log(np.asarray(times, np.float64))
+    return _fit(law, np.asarray(scales, np.float64), _log(np.asarray(times, np.float64)))
+
+
+def _fit(law: Law, n: Floats, y: Floats, intervals: bool = True) -> Fit | None:
+    """Fit a law to logarithms of times."""
     if len(np.unique(n)) < LEAST_SCALES[law.name]:
         return None
     best = _best(law, n, y)
@@ -226,7 +234,7 @@ def fit(law: Law, scales: Sequence[float] | Floats, times: Sequence[float] | Flo
     parameters = {}
     for number, (name, (_, top)) in enumerate(law.parameters.items()):
         low = high = math.nan
-        if freedom > 0:
+        if freedom > 0 and intervals:
             limit = least * (1 + float(fdtri(1, freedom, CONFIDENCE)) / freedom)
             low, high = _interval(law, n, y, best, number, top, limit)
         parameters[name] = Estimate(float(best[number]), low, high)
@@ -298,7 +306,7 @@ def foretell(
     if not len(n):
         return None
     last = n == n.max()
-    found = fit(law, n[~last].tolist(), t[~last].tolist())
+    found = _fit(law, n[~last], np.log(t[~last]), intervals=False)
     if found is None or found.freedom < 1:
         return None
     low, high = found.interval([float(n.max())], int(last.sum()))[0].tolist()
@@ -326,17 +334,15 @@ def _least(law: Law, n: Floats, y: Floats, given: Callable[[Any], tuple[Any, ...
 
     ``given`` puts a value, or a column of values, in its place among the others.
     """
-    # squares of equal steps: what matters of a parameter may be near 0
+    # cubes of equal steps: what matters of a parameter may be near 0
     grid = top * np.linspace(0, 1, GRID) ** 3
-    residuals = y - law.shape(n, *given(grid[:, None]))
-    sums = np.sum((residuals - residuals.mean(axis=1, keepdims=True)) ** 2, axis=1)
-    place = int(np.argmin(sums))
-    ends = grid[max(0, place - 1)], grid[min(GRID - 1, place + 1)]
-    found = minimize_scalar(
-        lambda v: _squares(law, n, y, *given(v)),
-        bounds=ends, method="bounded", options={"xatol": 1e-9 * top + 1e-7 * ends[1]},
-    )  # fmt: skip
-    return min([(float(sums[place]), float(grid[place])), (float(found.fun), float(found.x))])[::-1]
+    for _ in range(ROUNDS):
+        residuals = y - law.shape(n, *given(grid[:, None]))
+        sums = np.sum((residuals - residuals.mean(axis=1, keepdims=True)) ** 2, axis=1)
+        place = int(np.argmin(sums))
+        best, least = float(grid[place]), float(sums[place])
+        grid = np.linspace(grid[max(0, place - 1)], grid[min(len(grid) - 1, place + 1)], FINER)
+    return best, least
 
 
 def _best(law: Law, n: Floats, y: Floats) -> list[float]:

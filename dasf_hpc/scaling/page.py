@@ -113,7 +113,8 @@ def page(found: Scaling, folder: Path, name: str) -> str:
         functions=functions,
         functions_left=count - len(functions.rows),
         laws=_laws(found),
-        runs=_runs(found, folder),
+        runs=(runs := _runs(found, folder)),
+        remarks=any(run["remark"] for run in runs),
         run_headings=[*_sizes(found), "Time", "Parallel efficiency"],
         unanswered=found.answer.unanswered,
         left_out=found.left_out,
@@ -282,7 +283,7 @@ def _laws(found: Scaling) -> Grid:
             _number(estimate.value),
             f"{_number(estimate.low)} to {_number(estimate.high)}" if fit.freedom else NONE,
             _aicc(fit),
-            f"{fit.lack:.3f}" if np.isfinite(fit.lack) else NONE,
+            _chance(fit.lack),
         ]
         for fit in found.fits
         for name, estimate in fit.parameters.items()
@@ -303,6 +304,12 @@ def _laws(found: Scaling) -> Grid:
 
 def _number(value: float) -> str:
     return "0" if abs(value) < 5e-7 else three_digits(value)
+
+
+def _chance(p: float) -> str:
+    if not np.isfinite(p):
+        return NONE
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _aicc(fit: Fit) -> str:

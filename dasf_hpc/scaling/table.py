@@ -238,12 +238,11 @@ def scaling(runs: Sequence[RunMeasure], by: str = "nodes", weak: bool = False) -
     good = [run for run in runs if not run.failed]
     sizes = sorted({run.scale for run in good})
     if len(sizes) < 2:
-        there = " of " + " and ".join(scaled(size, by) for size in sizes) if sizes else ""
+        there = f"those that count are of {scaled(sizes[0], by)}" if sizes else "none counts"
         why = next((f" ({run.name}: {run.failed})" for run in runs if run.failed), "")
         raise ScalingError(
-            f"Scaling needs runs of two scales at least, and there are {len(good)}{there} that "
-            f"count{why}; give more runs, or count by something else (--by nodes, workers, "
-            "threads, gpus)."
+            f"Scaling needs runs of two scales at least, and {there}{why}; give more runs, or "
+            "count by something else (--by nodes, workers, threads, gpus)."
         )
     groups = {size: [run for run in good if run.scale == size] for size in sizes}
     unanswered = _unanswered(groups, by)
@@ -257,7 +256,7 @@ def scaling(runs: Sequence[RunMeasure], by: str = "nodes", weak: bool = False) -
     foretold = [told for law in known if (told := foretell(law, numbers, times)) is not None]
     findings = [
         *_falls(groups, table, functions, by, weak),
-        *_stops(functions, sizes, by),
+        *_stops(functions, sizes, by, weak),
         *_serial(groups, functions, by, weak),
         *_laws(fits, chosen, sizes, by, weak),
         *_breaks(fits, chosen, foretold, by),
@@ -554,7 +553,7 @@ def _most_grown(functions: pd.DataFrame, one: int, more: int) -> tuple[str, floa
     return name, float(ratio[name])
 
 
-def _stops(functions: pd.DataFrame, sizes: list[int], by: str) -> list[Finding]:
+def _stops(functions: pd.DataFrame, sizes: list[int], by: str, weak: bool) -> list[Finding]:
     """Tell which function stops scaling first."""
     grown = functions[functions["grown"].astype(bool)]
     if not len(grown):
@@ -569,15 +568,26 @@ def _stops(functions: pd.DataFrame, sizes: list[int], by: str) -> list[Finding]:
     sentence = (
         f"{name} stops scaling first: at {scaled(at, by)} it executes {three_digits(growth)} "
         f"times as long in sum as at {scaled(sizes[0], by)}"
+        + (" for the same amount of work" if weak else "")
     )
+    own = functions[functions["function"] == name].set_index("scale")["count"]
+    more = float(own[at] / own[sizes[0]]) / (at / sizes[0] if weak else 1)
+    if more > 1 + FALL:
+        sentence += f", in {three_digits(more)} times as many tasks"
+        step = "Larger chunks, or fewer partitions, give it as many tasks at every scale."
+    else:
+        sentence += ", in as many tasks" if more > 1 - FALL else ", in fewer tasks"
+        step = (
+            "Its tasks compete for something at the larger scale: memory, disks, the file system, "
+            "a lock, or data that was on one node before."
+        )
     if others:
         listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         sentence += f"; then {listed}"
     return [
         Finding(
             Severity.WARNING, "scaling", "functions", evidence, f"{sentence}.",
-            f"More tasks of {name}, or longer ones: compare its count at both scales; where that "
-            "is the same, its tasks compete for something (memory, disks, file system, a lock).",
+            step,
         )
     ]  # fmt: skip
 
