@@ -333,6 +333,9 @@ def test_a_function_that_one_thread_executes_is_told_as_serial() -> None:
 
 def test_two_scales_or_one_run_each_say_what_they_cannot_tell() -> None:
     found = scaling([a_run(1, 10), a_run(2, 6)])
+    other = replace(a_run(2, 6), job="job.py --more")
+    assert "weak scaling" in " ".join(scaling([a_run(1, 10), other]).answer.unanswered)
+    assert "(--weak)" not in " ".join(scaling([a_run(1, 10), other], weak=True).answer.unanswered)
     said = " ".join(found.answer.unanswered)
     assert "one run of each scale" in said
     assert "universal scalability law needs three" in said
@@ -741,12 +744,14 @@ def test_runs_that_are_there_are_looked_at(tmp_path: Path, monkeypatch: pytest.M
     for workers in (1, 2, 4):
         write_trace_of(tmp_path / f"run-{workers}", workers)
     names = [f"run-{workers}" for workers in (4, 1, 2)]
-    done = CliRunner().invoke(app, ["scaling", *names, "--json", "--html", "page.html"])
+    given = [*names, names[0]]  # one of them twice
+    done = CliRunner().invoke(app, ["scaling", *given, "--json", "--html", "page.html"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert [row["time"] for row in found["tables"]["scales"]["rows"]] == [
         1.4 * S, 0.8 * S, 0.5 * S
     ]  # fmt: skip
+    assert [row["runs"] for row in found["tables"]["scales"]["rows"]] == [1, 1, 1]
     law = next(one for one in found["fits"] if one["law"] == "amdahl")
     assert law["parameters"]["serial"]["value"] == pytest.approx(0.2 / 1.4, abs=1e-4)
     assert "run-4" in (tmp_path / "page.html").read_text()

@@ -69,7 +69,8 @@ class RunMeasure:
     functions
         By name.
     job
-        Script and arguments; empty where not known.
+        Script and arguments, to be compared and not to be shown: they may hold what is private.
+        Empty where not known, and of a study's runs.
     partial
         Why its recording is not whole; empty: it is.
     failed
@@ -134,7 +135,9 @@ def _measured(trace: Trace, path: Path, by: str, scale: int | None) -> RunMeasur
         failed = f"it ended with the code {exit_code}"
     elif not sizes[by] and scale is None:
         failed = f"it has no {by}"
-    job = " ".join([str(manifest.get("job", "")), *map(str, manifest.get("arguments", []))])
+    job = ""
+    if scale is None:  # a study's runs have the arguments of its plan
+        job = " ".join([str(manifest.get("job", "")), *map(str, manifest.get("arguments", []))])
     return RunMeasure(
         name=path.name if path.is_dir() else trace.path.parent.name,
         path=path,

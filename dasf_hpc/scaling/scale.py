@@ -136,5 +136,7 @@ def look(paths: Sequence[Path], by: str | None, weak: bool, told: Told) -> Scali
             "scaling: look at them one by one."
         )
     planned = next(iter(kinds), ("nodes", weak))
+    # one that is given twice would make the noise look small
+    runs = list({run.resolve(): (run, scale) for run, scale in runs}.values())
     by = by or planned[0]
     return scaling(measure_runs(runs, by, told), by, weak or planned[1])

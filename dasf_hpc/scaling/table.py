@@ -245,7 +245,7 @@ def scaling(runs: Sequence[RunMeasure], by: str = "nodes", weak: bool = False) -
             "count by something else (--by nodes, workers, threads, gpus)."
         )
     groups = {size: [run for run in good if run.scale == size] for size in sizes}
-    unanswered = _unanswered(groups, by)
+    unanswered = _unanswered(groups, by, weak)
     table = _scales(groups, weak)
     functions = _functions(groups, weak)
     numbers = [float(run.scale) for run in good]
@@ -427,7 +427,7 @@ def _fits(fits: Sequence[Fit], chosen: Fit | None) -> pd.DataFrame:
 # ----------------------------------------------------------------------------- what is not known
 
 
-def _unanswered(groups: dict[int, list[RunMeasure]], by: str) -> list[str]:
+def _unanswered(groups: dict[int, list[RunMeasure]], by: str, weak: bool) -> list[str]:
     runs = [run for of in groups.values() for run in of]
     found = []
     if all(len(of) == 1 for of in groups.values()):
@@ -440,7 +440,7 @@ def _unanswered(groups: dict[int, list[RunMeasure]], by: str) -> list[str]:
             f"There are {len(groups)} scales: the universal scalability law needs three, and "
             "whether a law holds cannot be told from two."
         )
-    if len({run.job for run in runs}) > 1:
+    if not weak and len({run.job for run in runs}) > 1:
         found.append(
             "The runs are not of one job with the same arguments: where the work grows with the "
             "scale, that is weak scaling (--weak)."
