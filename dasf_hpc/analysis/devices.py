@@ -2,9 +2,9 @@
 
 The definitions are those of "Hardware-Agnostic and Insightful Efficiency Metrics for Accelerated
 Systems: Definition and Implementation within TALP" (Rahimi, Lopez, Clascà, Vinyals Ylla Català,
-Labarta and Garcia-Gasulla, 2026). With K the time in which a GPU ran a kernel, on whatever stream,
-M that in which it copied or filled memory and ran none, G the number of GPUs, and T from the first
-task's start to the last one's end:
+Labarta and Garcia-Gasulla, arXiv 2603.26576, 2026). With K the time in which a GPU ran a kernel, on
+whatever stream, M that in which it copied or filled memory and ran none, G the number of GPUs, and
+T from the first task's start to the last one's end:
 
 - device parallel efficiency = sum(K) / (G T) = load balance x communication x orchestration
 - device load balance = mean(K) / max(K)

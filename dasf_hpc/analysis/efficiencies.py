@@ -259,28 +259,31 @@ def efficiencies(trace: Trace, reference: Trace | None = None) -> Answer:
         If a trace is damaged.
     """
     found = _looked(trace)
-    run, factors_found, unanswered = savings(trace), found.hosts.factors, _unanswered(trace, found)
+    own, unanswered = found.hosts.factors, _unanswered(trace, found)
     values, lost = dict(found.values), dict(found.lost)
     before: dict[str, float] = {}
-    if reference is not None and values:
+    if reference is not None:
         other = _looked(reference)
         before = dict(other.values)
-        scale = computation_scalability(other.hosts.factors, factors_found)
-        lost["computation_scalability"] = factors_found.useful - other.hosts.factors.useful
-        for of, by in ((values, scale), (before, 1.0)):
-            whole = of.get("host_parallel_efficiency", of.get("parallel_efficiency", nan))
-            of |= {"global_efficiency": whole * by, "computation_scalability": by}
+        scalability = computation_scalability(other.hosts.factors, own)
+        if isnan(scalability):
+            unanswered.append("How the computation scales: no task of one of the runs took time.")
+        else:
+            lost["computation_scalability"] = own.useful - other.hosts.factors.useful
+            for of, by in ((values, scalability), (before, 1.0)):
+                whole = of.get("host_parallel_efficiency", of["parallel_efficiency"])
+                of |= {"global_efficiency": whole * by, "computation_scalability": by}
     gpus = 0 if found.devices is None else len(found.devices.gpus)
-    factors_in_tree = tree(values, lost, factors_found.threads, gpus)
+    in_tree = tree(values, lost, own.threads, gpus)
     tables = {name: pd.DataFrame(columns=list(columns)) for name, columns in _TABLES.items()}
-    if factors_in_tree:
-        tables["tree"] = _tree(factors_in_tree, before)
-    if len(run.graph):
+    if in_tree:
+        tables["tree"] = _tree(in_tree, before)
+    if len(savings(trace).graph):
         tables["workers"] = _workers(trace, found.hosts)
         tables["functions"] = _functions(trace, found.hosts)
     if found.devices is not None:
         tables["gpus"] = _gpus(trace, found.devices)
-    findings = _findings(trace, found, factors_in_tree, tables)
+    findings = _findings(trace, found, in_tree, tables)
     return Answer("efficiencies", tables, _TABLES, costliest_first(findings), unanswered)
 
 
@@ -415,24 +418,18 @@ def _tree(found: list[Factor], before: dict[str, float]) -> pd.DataFrame:
 def _workers(trace: Trace, found: Hosts) -> pd.DataFrame:
     known, threads = savings(trace).found, found.threads
     span = work_span(trace, savings(trace).runs)
-    rows = []
-    for row in dict.fromkeys(threads.worker.values()):
-        useful = threads.useful[threads.process == row]
-        own = known[[threads.worker[int(one)] == row for one in known.index]]
-        begin, end = own["start"].clip(lower=span.start), own["stop"].clip(upper=span.stop)
-        rows.append(
-            {
-                "worker": known.loc[row, "worker"],
-                "node": known.loc[row, "node"],
-                "threads": len(useful),
-                "useful": int(useful.sum()),
-                "useful_share": 100.0 * useful.sum() / max(1, len(useful) * span.duration),
-                "busiest": int(useful.max()),
-                "least": int(useful.min()),
-                "there": 100.0 * (end - begin).clip(lower=0).sum() / max(1, span.duration),
-            }
-        )
-    return pd.DataFrame(rows, columns=list(WORKERS))
+    begin, end = known["start"].clip(lower=span.start), known["stop"].clip(upper=span.stop)
+    first = known.index.map(threads.worker)
+    there = (end - begin).clip(lower=0).groupby(first).sum()
+    of = pd.Series(threads.useful).groupby(threads.process)
+    table = pd.DataFrame(
+        {"threads": of.size(), "useful": of.sum(), "busiest": of.max(), "least": of.min()}
+    ).loc[list(dict.fromkeys(threads.process.tolist()))]
+    whole = max(1, span.duration)
+    table["useful_share"] = 100.0 * table["useful"] / (table["threads"] * whole)
+    table["there"] = 100.0 * there / whole
+    table[["worker", "node"]] = known.loc[table.index, ["worker", "node"]]
+    return table[list(WORKERS)].reset_index(drop=True)
 
 
 def _functions(trace: Trace, found: Hosts) -> pd.DataFrame:
@@ -508,10 +505,20 @@ _NEXT = {
     "each GPU, and no work on the CPU in between: `dasf-hpc analyze gpu` tells when they waited.",
 }
 _NEXT["between_workers"] = _NEXT["load_balance"]
+#: What to do where the cause is known to be of this kind.
+_NEXT_OF = {
+    "slow": "See what is different on that worker, or its node: `dasf-hpc analyze balance`.",
+    "scheduling": "Tasks are long enough: see what keeps the scheduler or the workers' event loops "
+    "busy.",
+    "disk": "Give workers more memory, or make chunks smaller.",
+    "paused": "Give workers more memory, or make chunks smaller.",
+    "stragglers": "Split the tasks that take far longer than their function's others: "
+    "`dasf-hpc analyze balance` names them.",
+}
 
 
 def _findings(
-    trace: Trace, found: _Looked, factors_found: list[Factor], tables: dict[str, pd.DataFrame]
+    trace: Trace, found: _Looked, in_tree: list[Factor], tables: dict[str, pd.DataFrame]
 ) -> list[Finding]:
     """Point at the smallest factor of workers, and of GPUs, where that is not acceptable.
 
@@ -519,10 +526,10 @@ def _findings(
     """
     made = []
     for device in (False, True):
-        one = worst(factors_found, device)
+        one = worst(in_tree, device)
         if one is None or 100.0 * one.value >= ACCEPTABLE:
             continue
-        whole = next(f for f in factors_found if f.device == device and f.level == 0)
+        whole = next(f for f in in_tree if f.device == device and f.level == 0)
         row = tables["tree"].index[tables["tree"]["factor"] == one.name]
         cause = None if device else _cause(causes(trace), one.name)
         told: dict[str, Any] = {} if cause is None else cause.told
@@ -533,7 +540,7 @@ def _findings(
                 "tree",
                 tuple(int(place) for place in row),
                 _sentence(found, one, whole, tables),
-                _NEXT[one.name],
+                _NEXT[one.name] if cause is None else _NEXT_OF.get(cause.kind, _NEXT[one.name]),
                 **told,
             )
         )

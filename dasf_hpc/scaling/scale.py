@@ -74,7 +74,7 @@ def resume(path: Path, env: Sequence[str], told: Told) -> Study:
     study = open_study(path)
     with study.where_it_began():
         study.check_job()
-    settings = study.settings(list(env))
+    settings = study_settings(study.plan, study.settings(list(env)))
     if not study.left:
         told(Step("Starting", said=f"All {len(study.runs)} runs of {study.directory} are made"))
         return study
