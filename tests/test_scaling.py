@@ -343,6 +343,12 @@ def test_two_scales_or_one_run_each_say_what_they_cannot_tell() -> None:
     assert "there is no interval" in found.answer.findings[-1].sentence
 
 
+def test_a_program_that_gets_no_faster_is_told_so() -> None:
+    found = scaling([a_run(n, 10 + n, number=k) for n in (1, 2) for k in range(2)])
+    assert "more nodes make it no faster" in found.answer.findings[-1].sentence
+    assert found.answer.findings[-1].next_step == ""
+
+
 @pytest.mark.parametrize(
     "runs",
     [

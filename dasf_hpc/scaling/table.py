@@ -32,6 +32,8 @@ FALL = 0.05
 #: A function is as good as serial where the time in which it is at work has shrunk by less than
 #: this from the smallest to the largest scale, as a share, and is this share of a run at least.
 SERIAL_SHRUNK, SERIAL_SHARE = 0.2, 0.1
+#: A serial fraction above this is all of the time.
+ALL = 0.99
 
 #: What a scale is called: one, and more.
 UNITS = {
@@ -669,6 +671,8 @@ def law_sentence(one: Fit, by: str, weak: bool) -> str:
             f"{three_digits(1 - s.value)} n + {three_digits(s.value)} times what one does"
         )
     text = f"By Amdahl's law {share} of the time on one {unit[0]} is serial"
+    if s.value > ALL:
+        return f"{text}: more {unit[1]} make it no faster"
     most = one.most
     if not math.isfinite(most.value):
         return f"{text}: it foretells no limit"
@@ -701,7 +705,7 @@ def _laws(
     next_step = ""
     if chosen.law.name == "usl" and chosen.parameters["coherency"].low > 0:
         next_step = f"Beyond about {scaled(round(max(1.0, chosen.peak)), by)} more make it slower."
-    elif chosen.law.name == "amdahl" and math.isfinite(chosen.most.value):
+    elif chosen.law.name == "amdahl" and 0 < chosen.parameters["serial"].value <= ALL:
         half = 1 + 1 / chosen.parameters["serial"].value  # where the efficiency is a half
         next_step = f"At about {scaled(round(half), by)} half of what they could do is lost."
     rows = range(sum(len(one.parameters) for one in fits))
