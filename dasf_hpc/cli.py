@@ -1008,6 +1008,179 @@ app.command(
 )(settings_options(ci, frozenset({"runs_dir"})))
 
 
+def scale(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="JOB", help="A Python script, a notebook (.ipynb), or example:seismic."
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ARGS",
+            help="The script's arguments; {nodes}, {workers} and {threads} in one stand for how "
+            "many a run has, {size} for --size-per-node times the scale.",
+        ),
+    ] = None,
+    module: Annotated[
+        bool,
+        typer.Option("--module", "-m", help="JOB is a module, run as 'python -m JOB' does."),
+    ] = False,
+    nodes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="The scales: numbers of nodes, such as 1,2,4,8."),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="The scales: numbers of workers of one node."),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="The scales: numbers of GPUs of one node."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Runs of each scale; they show the noise.")
+    ] = 3,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="The work grows with the scale, as an argument says.")
+    ] = False,
+    size_per_node: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="What {size} is at scale 1: of a node, worker or GPU."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STUDY",
+            help="Make the runs that this study lacks; so does the command that began it.",
+        ),
+    ] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Begin a new study, also where one can be gone on with.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which runs there would be and start none.")
+    ] = False,
+    as_json: AsJson = False,
+    given: dict[str, Any] | None = None,
+) -> None:
+    """Run a script at several scales and say how it scales.
+
+    All scales are run once, then again. Interrupted, it goes on where it was; what fails is told at
+    the end and the rest is kept. Exit codes: 84 some runs failed, 130 interrupted.
+    """
+    if (job is None) == (resume is None):
+        raise typer.BadParameter("give a job, or --resume STUDY")
+    if resume is not None and set(given or {}) - {"env"}:
+        raise typer.BadParameter("with --resume a study has the options that it was begun with")
+    settings = _load_hidden(given or {})
+    from dasf_hpc.launch.output import begin_line
+    from dasf_hpc.scaling import plan, runs, words
+    from dasf_hpc.scaling import scale as whole
+    from dasf_hpc.show.progress import progress
+
+    if resume is not None:
+        from dasf_hpc.named import named_run
+
+        resume = named_run(resume, None)
+    if job is not None:
+        if module:
+            from dasf_hpc.launch.job import MODULE
+
+            job = MODULE + job
+        counted = {"nodes": nodes, "workers": workers, "gpus": gpus}
+        asked = plan.make_plan(job, arguments or [], counted, repeats, weak, size_per_node)
+        if dry_run:
+            lines = plan.plan_lines(asked, plan.study_settings(asked, settings))
+            print(json.dumps(lines, indent=1) if as_json else "\n".join(lines))
+            return
+    console = _console()
+    with progress(console, phases=True) as told:
+        if resume is not None:
+            study = whole.resume(resume, settings.env, told)
+        else:
+            study = whole.begin(asked, settings, told, new)
+        failed = runs.failed_error(study)
+        try:
+            found, page = whole.conclude(study, told)
+        except DasfHpcError as error:
+            raise failed or error from None
+    begin_line(sys.stdout.fileno())
+    if as_json:
+        print(json.dumps({"study": str(study.directory), **found.document()}, indent=1))
+    else:
+        words.show_scaling(Console(), found)
+        console.print(f"Study: {study.directory}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Page: {page}", soft_wrap=True, highlight=False, markup=False)
+    if failed is not None:
+        raise failed
+
+
+app.command(
+    cls=Command,
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
+)(settings_options(scale, frozenset({"nodes"})))
+
+
+@app.command(cls=Command)
+@of_runs("paths")
+def scaling(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|STUDY...",
+            help="Runs at several scales, or the directory of a study that scale made.",
+        ),
+    ],
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What a scale is counted in: nodes, workers, threads or gpus; default: as the "
+            "study, else nodes.",
+            autocompletion=choices("nodes", "workers", "threads", "gpus"),
+        ),
+    ] = None,
+    weak: Annotated[
+        bool, typer.Option("--weak", help="The work grows with the scale; a study says so itself.")
+    ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown for a paper or an issue.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write a page to this file, too.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how a program scales, from runs at several scales.
+
+    Speed-up and efficiency, POP's factors, each function's time, the laws of Amdahl, Gustafson and
+    Gunther with their intervals, and what stops scaling first.
+    """
+    from dasf_hpc.scaling import words
+    from dasf_hpc.scaling.measure import BY
+    from dasf_hpc.scaling.scale import look
+    from dasf_hpc.show.progress import progress
+
+    if by is not None and by not in BY:
+        raise typer.BadParameter(f"--by {by}: there are {', '.join(BY)}")
+    with progress(_console()) as told:
+        found = look(paths, by, weak, told)
+    if html is not None:
+        from dasf_hpc.scaling.page import write_page
+
+        write_page(found, html, paths[0].name)
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    elif as_markdown:
+        print(words.markdown(found), end="")
+    else:
+        words.show_scaling(Console(), found)
+
+
 def _measured(paths: list[Path]) -> list[Any]:
     from dasf_hpc.analysis.compare import measure
     from dasf_hpc.trace.open import open_trace

@@ -121,6 +121,18 @@ class LateNodeJob(DasfHpcError):
     exit_code = 83
 
 
+class StudyIncomplete(DasfHpcError):
+    """Some runs of a scaling study failed; the others are kept (scale)."""
+
+    exit_code = 84
+
+
+class ScalingError(DasfHpcError):
+    """The runs do not tell how a program scales: fewer than two scales (scale, scaling)."""
+
+    exit_code = 85
+
+
 class InterruptedRun(DasfHpcError):
     """The user ended the run; what was recorded was kept."""
 
