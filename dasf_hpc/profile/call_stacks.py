@@ -183,7 +183,7 @@ class Sampled:
         executions: Executions | None,
     ) -> None:
         self.journal = journal
-        self.loop, self.loop_native = loop, loop_native
+        self.loop, self.loop_native, self.thread = loop, loop_native, _thread(loop)
         self.worker = None if worker is None else weakref.ref(worker)
         self.executions = executions
         self.directory: Path = journal.path.parent
@@ -417,7 +417,7 @@ class StackSampler:
         wanted: dict[int, Any] = {}
         for sampled in every:
             # a thread that ended may have left its number to another one
-            if _native_id(sampled.loop) == sampled.loop_native:
+            if _thread(sampled.loop) is sampled.thread:
                 wanted[sampled.loop] = None
             worker = None if sampled.worker is None else sampled.worker()
             if worker is not None:
@@ -508,8 +508,13 @@ def _sleep(seconds: float, end: list[bool]) -> bool:
     return not end
 
 
+def _thread(ident: int) -> threading.Thread | None:
+    found: threading.Thread | None = threading._active.get(ident)  # type: ignore[attr-defined]
+    return found
+
+
 def _native_id(ident: int) -> int:
-    thread = threading._active.get(ident)  # type: ignore[attr-defined]
+    thread = _thread(ident)
     return (thread.native_id or 0) if thread is not None else 0
 
 
