@@ -219,7 +219,8 @@ def test_functions_are_found_in_the_proportions_that_were_planted(
     assert count > 200
     for name, seconds in took.items():
         share = seconds / whole
-        found = (called == name).sum() / count
+        # by time: where a thread holds the GIL, or a CPU is somebody else's, looks are fewer
+        found = samples["span"][called == name].sum() / samples["span"].sum()
         bound = 0.03 + 1.96 * np.sqrt(share * (1 - share) / count)
         assert abs(found - share) < bound, (name, found, share, count)
 
@@ -252,7 +253,7 @@ def test_a_call_that_never_gives_up_the_gil_is_one_long_sample(
         samples = samples_of(trace)
         samples = samples[samples["of"] == "held_gil"]
         assert samples["span"].max() > 500 * MS
-        assert samples.loc[samples["span"].idxmax(), "calls"][0] == "held_gil"
+        assert samples.sort_values("span")["calls"].iloc[-1][0] == "held_gil"
 
 
 @both
@@ -268,10 +269,12 @@ def test_tasks_within_tasks_have_their_own_samples(cluster: tuple[Client, Path])
             own = of_tasks[of_tasks["of"] == name]
             assert len(own) > 5, name
             assert {calls[0] for calls in own["calls"]} <= {name, "_run_task_simple"}
-        row = trace.tasks.loc[of_tasks["task"]].reset_index(drop=True)
-        when = of_tasks["start"].reset_index(drop=True)
-        assert ((row["start"] <= when) & (when <= row["stop"])).all()
-        assert (row["thread"] == of_tasks["thread"].reset_index(drop=True)).all()
+        row = of_tasks["task"].to_numpy()
+        start, stop, thread = (
+            trace.tasks.sort_index()[name].to_numpy()[row] for name in ("start", "stop", "thread")
+        )
+        assert ((start <= of_tasks["start"]) & (of_tasks["start"] <= stop)).all()
+        assert (thread == of_tasks["thread"]).all()
 
 
 @both

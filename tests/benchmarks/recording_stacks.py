@@ -8,7 +8,7 @@ hold the GIL. *Bare* is a thread that sleeps and wakes up as often and does noth
 again (what the method cannot tell apart) and with them, in an order that changes; a round's ratio
 is taken within the round. *Bytes*: of the samples and of all calls in journal and trace.
 
-    python tests/benchmarks/recording_stacks.py [--rounds 10] [--seconds 3] [--json FILE]
+    python tests/benchmarks/recording_stacks.py [--rounds 20] [--seconds 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from dasf_hpc.profile.journal import RECORD_SIZES, Journal, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
 from dasf_hpc.trace.merge import merge_journals
 
-TASKS = 500
+TASKS = 300
+#: Seconds of tasks whose samples are weighed.
+WEIGHED_S = 10.0
 VARIANTS = ("off", "off again", "dask")
 
 
@@ -188,8 +190,18 @@ def spread(values: list[float]) -> dict[str, float]:
 # ------------------------------------------------------------------------------ bytes
 
 
-def size(journals: Path, folder: Path) -> dict[str, float]:
+def size(folder: Path) -> dict[str, float]:
     """Give the bytes of a sample, its share of the calls counted in, in journal and trace."""
+    journals = folder / "weighed"
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(WorkerTaskPlugin("weighed", journals))
+        client.gather(client.map(millisecond, range(round(WEIGHED_S / 0.001)), pure=False))
+        client.unregister_worker_plugin("weighed")
     samples = held = 0
     for path in journals.glob("worker-*.journal"):
         contents = read_journal(path)
@@ -212,7 +224,7 @@ def size(journals: Path, folder: Path) -> dict[str, float]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     given = parser.parse_args()
@@ -233,7 +245,7 @@ def main() -> int:
             "one": max(row["share"] for row in rows if row["threads"] == 1),
             "throughput": throughput(given.rounds, folder),
         }
-        figures["bytes"] = size(folder / f"dask-{given.rounds - 1}", folder)
+        figures["bytes"] = size(folder)
     print(
         f"{'threads':>8}{'deep':>6}  {'':9}{'us a look':>10}{'warm':>8}{'% of a core':>13}{'/s':>7}"
     )
