@@ -1,7 +1,9 @@
 """Launch: the words by which nsys samples stacks of calls, and Python's too where it can.
 
 The CPU's stacks come with ``--sample``, in every nsys that is known here. Python's come with
-``--python-sampling``, which newer ones have (it stands in no help of 2022.4): nsys is asked.
+``--python-sampling``, which newer ones have (it stands in no help of 2022.4): nsys is asked. One
+without it may be so old that with samples it does not come to its report's end now and then (seen
+with 2022.4 on a busy host).
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ UNNAMED = Frame("(one of many functions)", "", "", "")
 
 #: Limits of what is kept of a process: code objects, names of functions, and of each journal calls
 #: within calls; and of the caches that find the latter, steps and whole stacks. With all of them
-#: full it is some 30 MB (measured).
+#: full it is some 20 MB (measured), besides the code objects themselves.
 MOST_CODES = 1 << 13
 MOST_NAMES = 1 << 14
 MOST_CALLS = 1 << 16

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import parent_process
 from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
@@ -162,7 +163,7 @@ class Namer:
             _text(_qualified(code)),
             _text(said),
             _text(self._file(path, said)),
-            self._origin(path, said),
+            self._origin(path, said, code.co_name),
         )
 
     def _file(self, path: str, module: str) -> str:
@@ -194,10 +195,12 @@ class Namer:
             self._imported = _folders(p for p in self._path if isinstance(p, str))
         return self._imported
 
-    def _origin(self, path: str, module: str) -> str:
+    def _origin(self, path: str, module: str, name: str) -> str:
         """Tell whose code a file holds."""
         if path.startswith("<"):
-            if path.startswith("<frozen"):
+            # a process that another one started begins with a line of multiprocessing's
+            begins = (path, module, name) == ("<string>", "__main__", "<module>")
+            if path.startswith("<frozen") or (begins and parent_process() is not None):
                 return Origin.STANDARD
             # what was made at run time is of whoever made it
             maker = sys.modules.get(module.partition(".")[0]) if module != "__main__" else None

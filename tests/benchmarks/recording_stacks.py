@@ -61,7 +61,7 @@ def looks(threads: int, depth: int, computes: bool, seconds: float, folder: Path
     exec("def _run_task(*arguments): call(*arguments)", module)
     stop = threading.Event()
     running = [
-        threading.Thread(target=module["_run_task"], args=(depth - 1, stop, computes))
+        threading.Thread(target=module["_run_task"], args=(depth - 1, stop, computes), daemon=True)
         for _ in range(threads)
     ]
     for thread in running:
@@ -98,7 +98,7 @@ def warm(threads: int, depth: int, folder: Path) -> float:
     exec("def _run_task(*arguments): call(*arguments)", module)
     stop = threading.Event()
     running = [
-        threading.Thread(target=module["_run_task"], args=(depth - 1, stop, False))
+        threading.Thread(target=module["_run_task"], args=(depth - 1, stop, False), daemon=True)
         for _ in range(threads)
     ]
     for thread in running:
