@@ -6,7 +6,8 @@ calls are 10 and 40 deep; they wait, so that looks come when they are due, or co
 hold the GIL. *Bare* is a thread that sleeps and wakes up as often and does nothing.
 *Throughput*: a map of tasks of 1 ms on a worker of one thread, recorded without samples, without
 again (what the method cannot tell apart) and with them, in an order that changes; a round's ratio
-is taken within the round. *Bytes*: of the samples and of all calls in journal and trace.
+is taken within the round, of tasks a second and of the CPU time of the worker's process. *Bytes*:
+of the samples and of all calls in journal and trace.
 
     python tests/benchmarks/recording_stacks.py [--rounds 20] [--seconds 3] [--json FILE]
 """
@@ -142,42 +143,58 @@ def bare(seconds: float) -> dict[str, float]:
 # ------------------------------------------------------------------------------ throughput
 
 
-def millisecond(_: int) -> int:
-    """Compute for 1 ms."""
-    end = time.perf_counter() + 0.001
+def millisecond(turns: int) -> int:
+    """Compute in Python for about 1 ms, always the same."""
     number = 0
-    while time.perf_counter() < end:
-        number += 1
+    for step in range(turns):
+        number += step
     return number
+
+
+def turns_of_a_millisecond() -> int:
+    """Give how often that takes to go round on this machine, at its best."""
+    turns = 10_000
+    taken = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        millisecond(turns)
+        taken.append(time.perf_counter() - begin)
+    return round(turns * 0.001 / min(taken))
 
 
 def throughput(rounds: int, folder: Path) -> dict[str, Any]:
     """Run maps of tasks of 1 ms, by variant."""
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    spent: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    work = [turns_of_a_millisecond()] * TASKS
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.gather(client.map(millisecond, range(TASKS), pure=False))
+        client.gather(client.map(millisecond, work, pure=False))
         for number in range(rounds):
             for variant in random.Random(number).sample(VARIANTS, len(VARIANTS)):
                 plugin = WorkerTaskPlugin(
                     "timed", folder / f"{variant}-{number}", stacks=variant.partition(" ")[0]
                 )
                 client.register_plugin(plugin)
+                (before,) = client.run(time.process_time).values()
                 begin = time.perf_counter()
-                client.gather(client.map(millisecond, range(TASKS), pure=False))
+                client.gather(client.map(millisecond, work, pure=False))
                 rates[variant].append(TASKS / (time.perf_counter() - begin))
+                (after,) = client.run(time.process_time).values()
+                spent[variant].append((after - before) / TASKS)
                 client.unregister_worker_plugin("timed")
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return {
         name: {
-            "tasks_per_s": spread(own),
-            "ratio": spread([a / b for a, b in zip(own, rates["off"], strict=True)]),
+            "tasks_per_s": spread(rates[name]),
+            "ratio": spread([a / b for a, b in zip(rates[name], rates["off"], strict=True)]),
+            "cpu": spread([a / b for a, b in zip(spent[name], spent["off"], strict=True)]),
         }
-        for name, own in rates.items()
+        for name in VARIANTS
     }
 
 
@@ -200,7 +217,8 @@ def size(folder: Path) -> dict[str, float]:
         Client(cluster) as client,
     ):
         client.register_plugin(WorkerTaskPlugin("weighed", journals))
-        client.gather(client.map(millisecond, range(round(WEIGHED_S / 0.001)), pure=False))
+        work = [turns_of_a_millisecond()] * round(WEIGHED_S / 0.001)
+        client.gather(client.map(millisecond, work, pure=False))
         client.unregister_worker_plugin("weighed")
     samples = held = 0
     for path in journals.glob("worker-*.journal"):
@@ -226,6 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--only-throughput", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures to a file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -233,7 +252,7 @@ def main() -> int:
         alone = bare(given.seconds)
         rows = [
             looks(threads, depth, computes, given.seconds, folder)
-            for threads in (1, 2, 8)
+            for threads in (() if given.only_throughput else (1, 2, 8))
             for depth in (10, 40)
             for computes in (False, True)
         ]
@@ -242,7 +261,7 @@ def main() -> int:
         figures: dict[str, Any] = {
             "bare": alone,
             "looks": rows,
-            "one": max(row["share"] for row in rows if row["threads"] == 1),
+            "one": max((row["share"] for row in rows if row["threads"] == 1), default=None),
             "throughput": throughput(given.rounds, folder),
         }
         figures["bytes"] = size(folder)
@@ -257,10 +276,11 @@ def main() -> int:
             f"{row['looks_a_second']:7.0f}"
         )
     for label, row in figures["throughput"].items():
-        ratio = row["ratio"]
+        ratio, cpu = row["ratio"], row["cpu"]
         print(
             f"{label:10}{row['tasks_per_s']['median']:8.0f} tasks of 1 ms/s, over off "
-            f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]; CPU of the worker "
+            f"a task, over off {cpu['median']:.3f} [{cpu['low']:.3f}, {cpu['high']:.3f}]"
         )
     held = figures["bytes"]
     print(

@@ -119,6 +119,13 @@ BENCHMARKS = (
                 low="throughput.off again.ratio.low",
                 high="throughput.off again.ratio.high",
             ),
+            Figure(
+                "CPU of the worker a task of 1 ms with sampled calls, over without",
+                "",
+                "throughput.dask.cpu.median",
+                low="throughput.dask.cpu.low",
+                high="throughput.dask.cpu.high",
+            ),
             Figure("a sample of calls in the journal", "bytes", "bytes.journal"),
             Figure("a sample of calls in the trace", "bytes", "bytes.trace"),
         ),
