@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dasf_hpc.errors import DasfHpcError, RunDirectoryError, SettingsError
+from dasf_hpc.launch.call_stacks import stack_sampling
 from dasf_hpc.launch.choice import choose_launcher
 from dasf_hpc.launch.credentials import credentials_in
 from dasf_hpc.launch.gpu_metrics import OPTIONS, Sampling, sampling_words
@@ -58,7 +59,12 @@ def dry_run(settings: Settings, job: str, arguments: Sequence[str], detached: bo
         sampling = Sampling(words)
     profile = nsys_command(
         settings.nsys_path or "nsys",
-        choose_nsys(settings.nsys_arg, True, sampling),
+        choose_nsys(
+            settings.nsys_arg,
+            True,
+            sampling,
+            stack_sampling(settings.nsys_arg, True) if settings.stacks == "nsys" else None,
+        ),
         str(place.directory / "nsight" / "HOST-JOBID"),
         ["WORKER COMMAND"],
     )

@@ -28,6 +28,7 @@ from dasf_hpc import __version__
 from dasf_hpc.errors import DasfHpcError, RunDirectoryError, SettingsError, TraceFileError
 from dasf_hpc.manifest import Heartbeat, Manifest, git_revision, make_directory, versions
 from dasf_hpc.profile.attach import TOKEN, Block, SchedulerHold, worker_plugin
+from dasf_hpc.profile.frames import script_name
 
 if TYPE_CHECKING:
     from dasf_hpc.trace.open import Trace
@@ -72,6 +73,7 @@ def record(
     *,
     name: str | None = None,
     sample_interval: float = 100.0,
+    stacks: str = "dask",
     report: bool = True,
 ) -> RecordedRun:
     """Record what a block does on a Dask cluster that is already there, whoever started it.
@@ -86,6 +88,9 @@ def record(
         The middle of its name; by default that of the script.
     sample_interval
         Milliseconds between samples of the nodes.
+    stacks
+        Whether to sample the Python calls of tasks and event loops, as often as Dask's own profile
+        does: ``"dask"``, or ``"off"``.
     report
         Whether to write ``report.html``.
 
@@ -98,7 +103,7 @@ def record(
     Raises
     ------
     SettingsError
-        If there is no client.
+        If there is no client, or `stacks` is something else.
 
     Examples
     --------
@@ -106,6 +111,10 @@ def record(
     ...     frame.groupby("x").mean().compute()
     >>> run.trace.tasks  # doctest: +SKIP
     """
+    if stacks not in ("dask", "off"):
+        raise SettingsError(
+            f"stacks is {stacks!r}; of a cluster that is already there it may be 'dask' or 'off'."
+        )
     if client is None:
         try:
             client = default_client()
@@ -114,7 +123,7 @@ def record(
                 "There is no Dask client to record: make one before, or give it: "
                 "dasf_hpc.record(client)."
             ) from None
-    return RecordedRun(client, Path(directory), name or _program(), sample_interval, report)
+    return RecordedRun(client, Path(directory), name or _program(), sample_interval, report, stacks)
 
 
 def _program() -> str:
@@ -149,11 +158,18 @@ class RecordedRun:
     """
 
     def __init__(
-        self, client: Client, parent: Path, name: str, sample_interval: float, report: bool
+        self,
+        client: Client,
+        parent: Path,
+        name: str,
+        sample_interval: float,
+        report: bool,
+        stacks: str = "dask",
     ) -> None:
         self._client = client
         self._parent, self._name = parent, name
         self._sample_interval, self._wants_report = sample_interval, report
+        self._stacks = stacks
         self.problems: list[str] = []
         self.summary: Summary | None = None
         self._told = 0
@@ -299,6 +315,8 @@ class RecordedRun:
             client=self._client.id,
             interval=self._sample_interval,
             version=__version__,
+            stacks=self._stacks,
+            script=script_name() or "",
         )
         try:
             (journals / TOKEN).write_text(self._block.token)

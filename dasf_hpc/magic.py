@@ -23,6 +23,12 @@ class RecordMagics(Magics):
     @argument("directory", nargs="?", default="runs", help="where the run's directory is made")
     @argument("--client", help="name of the Dask client's variable; default: the current client")
     @argument("--run", default="run", help="name of the variable for the run; default: run")
+    @argument(
+        "--stacks",
+        choices=("dask", "off"),
+        default="dask",
+        help="whether to sample the Python calls of tasks and event loops; default: dask",
+    )
     @argument("--no-report", action="store_true", help="write no report.html")
     @needs_local_scope
     @cell_magic
@@ -35,7 +41,13 @@ class RecordMagics(Magics):
         if given.client is not None and given.client not in names:
             raise UsageError(f"%%record --client {given.client}: there is no such variable")
         client = None if given.client is None else names[given.client]
-        with record(client, given.directory, name="notebook", report=not given.no_report) as run:
+        with record(
+            client,
+            given.directory,
+            name="notebook",
+            stacks=given.stacks,
+            report=not given.no_report,
+        ) as run:
             self.shell.user_ns[given.run] = run
             self._execute(cell)
         return run

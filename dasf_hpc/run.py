@@ -68,6 +68,7 @@ from dasf_hpc.launch.script_environment import (
     OWN_CLUSTER_VARIABLE,
     RUN_VARIABLE,
     SCHEDULER_FILE_VARIABLE,
+    STACKS_VARIABLE,
     WORKERS_VARIABLE,
 )
 from dasf_hpc.launch.script_notes import script_notes
@@ -325,7 +326,7 @@ def _run_job(
         if address := launcher.dashboard():
             told(Step("Submitting node jobs", said=f"Dashboard: {address}"))
         threading.Thread(target=_load_what_merges, name="dasf-hpc-load", daemon=True).start()
-        recorder = _attach_recording(launcher)
+        recorder = _attach_recording(launcher, program.path.name)
         manifest.update(state="waiting", batch_jobs=launcher.job_ids())
         wanted = min(
             launcher.settings.min_workers or launcher.shape.workers, launcher.shape.workers
@@ -406,11 +407,11 @@ def _heed_request(directory: Path) -> None:
         raise KeyboardInterrupt
 
 
-def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
+def _attach_recording(launcher: Launcher, script: str) -> SchedulerRecorder:
     """Register the plugins: the scheduler hands them to every worker, also to late ones."""
     journals = launcher.place.directory / "journals"
     settings = launcher.settings
-    recorder = SchedulerRecorder(journals, clock_port(settings.scheduler_port))
+    recorder = SchedulerRecorder(journals, clock_port(settings.scheduler_port), settings.stacks)
     scheduler = launcher.cluster.scheduler
 
     async def attach() -> None:
@@ -421,7 +422,9 @@ def _attach_recording(launcher: Launcher) -> SchedulerRecorder:
     plugins: list[WorkerPlugin] = [
         EndBeforeWalltime(),
         *([TidyWorker()] if launcher.security is not None else []),
-        WorkerTaskPlugin(directory=journals, probe_clock=True),
+        WorkerTaskPlugin(
+            directory=journals, probe_clock=True, stacks=settings.stacks, script=script
+        ),
         GPUAnnotationPlugin(directory=journals, message=settings.nvtx_message),
         ResourceMonitor.for_workers(settings.sample_interval, directory=journals),
     ]
@@ -441,6 +444,7 @@ def _job_environment(launcher: Launcher, directory: Path) -> dict[str, str]:
         RUN_VARIABLE: str(directory),
         WORKERS_VARIABLE: str(launcher.shape.workers),
         OWN_CLUSTER_VARIABLE: launcher.settings.own_cluster,
+        STACKS_VARIABLE: launcher.settings.stacks,
         FOLDER_VARIABLE: str(directory / ENVIRONMENT),
         SCHEDULER_FILE_VARIABLE: str(directory / SCHEDULER_FILE),
     }

@@ -379,6 +379,12 @@ class Settings(BaseSettings):
         description="Milliseconds between samples of the nodes' resources.",
         json_schema_extra=shown(RECORDING, "MS"),
     )
+    stacks: Literal["off", "dask", "nsys"] = Field(
+        "dask",
+        description="Which Python calls run in tasks and event loops is sampled: dask, as often as "
+        "Dask's own profile does it; nsys, by nsys where that can; off: not at all.",
+        json_schema_extra=shown(RECORDING, "BY"),
+    )
     report: bool = Field(
         True,
         description="Write report.html, a page that shows the run, at its end.",
@@ -756,6 +762,7 @@ OF_RECORDING = OF_WORKERS | frozenset(
         "report",
         "runs_dir",
         "sample_interval",
+        "stacks",
     }
 )
 

@@ -28,6 +28,8 @@ NAMED_SHARE = 1.0
 ALL = "all, for each task"
 #: What ranges around tasks are called.
 RANGES = "NVTX ranges around tasks"
+#: Samples of Python's calls.
+STACKS = "call stacks"
 #: And CUDA's calls.
 CALLS = "CUDA calls under nsys"
 
@@ -47,6 +49,11 @@ _TIMED = "counted in this run; timed on this machine, not on the run's nodes, wa
 _RANGES = (
     "at least: tasks' time outside their range, measured in this run (median); in addition, at "
     "most: the call without nsys, timed on this machine with cold caches"
+)
+
+_SAMPLES = (
+    "counted in this run; timed on this machine, not on the run's nodes, with one thread to look "
+    "at: warm, to cold with the wake-up; a thread of its own does it, which needs the GIL meanwhile"
 )
 
 #: What is recorded of some tasks: how it is called, its table, and what it is timed as.
@@ -114,6 +121,8 @@ def overhead(trace: Trace) -> Answer:
         how = _RANGES if more else f"{_RANGES.partition(';')[0]}; nvtx cannot be timed here"
         rows.append(_Row(RANGES, count, Cost(lag, lag + more), how))
     calls = "a report does not tell; compare with a run of --no-nsys (`dasf-hpc compare`)"
+    if count := trace.rows("call_samples"):
+        rows.append(_Row(STACKS, count, timed.get("sample"), _SAMPLES if timed else how))
     if count := trace.rows("cuda_api"):
         rows.append(_Row(CALLS, count, None, f"not told: {calls}"))
     costs = _table(rows, len(runs), int(runs.duration.sum()))

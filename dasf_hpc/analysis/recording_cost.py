@@ -17,6 +17,7 @@ import io
 import pickle
 import pprint
 import tempfile
+import threading
 import time
 import tokenize
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dasf_hpc.profile.call_stacks import Sampled, StackSampler
 from dasf_hpc.profile.execution import Executions, _watched, _wrap_thread
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.profile.plugins import WorkerTaskPlugin, _Ranges, _ThreadRecorder
@@ -39,6 +41,9 @@ WARM, ROUNDS = 1500, 3
 COLD = 40
 #: Of cold calls this share counts, the fastest: others were interrupted.
 COUNTED = 0.9
+
+#: Calls of a task that is sampled.
+DEPTH = 20
 
 #: What a task that is computed, held and let go goes through.
 LIFE = (
@@ -82,7 +87,8 @@ def time_recording() -> dict[str, Cost]:
         ``transition``: a transition of a task, in the mean of a life; ``dependency``;
         ``execution``: start and stop of a task in its thread; ``range``: an NVTX range around it,
         without nsys, absent where the package nvtx cannot be used; ``activity``; ``transfer``;
-        ``reschedule``.
+        ``reschedule``; ``sample``: a sample of a thread's calls, of which there are `DEPTH`, cold
+        with what it takes to wake up for it.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -94,6 +100,7 @@ def time_recording() -> dict[str, Cost]:
                 costs = _transitions(journal)
                 costs |= _executions(journal)
                 costs |= _rarer(journal)
+                costs["sample"] = _sample(journal)
             finally:
                 journal.close({"time": time.monotonic_ns()})
         return costs
@@ -276,6 +283,55 @@ def _rarer(journal: Journal) -> dict[str, Cost]:
         "reschedule": lambda: plugin._on_rescheduled("key", key, time.monotonic_ns()),
     }
     return {name: _both_ways(call) for name, call in calls.items()}
+
+
+def _sample(journal: Journal) -> Cost:
+    """Time a look at one thread that runs a task; it costs the sampling thread, not the task."""
+    stop = threading.Event()
+    module: dict[str, Any] = {"__name__": "distributed.worker", "call": _call_deep}
+    exec("def _run_task(depth, stop): call(depth, stop)", module)
+    thread = threading.Thread(target=module["_run_task"], args=(DEPTH, stop), daemon=True)
+    thread.start()
+    try:
+        worker: Any = _Busy({thread.ident: "key"})
+        sampler = StackSampler()
+        sampler._all = (Sampled(journal, 0, -1, worker, None),)
+        looks = partial(sampler._look, 0)
+        cost = _both_ways(looks)
+    finally:
+        stop.set()
+        thread.join()
+    return Cost(cost.low, cost.high + _wake())
+
+
+@dataclass
+class _Busy:
+    """A worker, as far as it says which threads run tasks."""
+
+    active_threads: dict[int | None, str]
+
+
+def _call_deep(depth: int, stop: threading.Event) -> None:
+    if depth > 2:  # with `_run_task` and the wait
+        _call_deep(depth - 1, stop)
+    else:
+        stop.wait()
+
+
+def _wake() -> float:
+    """Give the CPU time of a thread that sleeps and wakes up, ns."""
+    spent: list[int] = []
+
+    def sleep() -> None:
+        for _ in range(COLD):
+            begin = time.thread_time_ns()
+            time.sleep(0.001)
+            spent.append(time.thread_time_ns() - begin)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    thread.join()
+    return _mean(spent)
 
 
 def _both_ways(call: Callable[[], Any]) -> Cost:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from dasf_hpc.launch.call_stacks import python_sampling, stack_sampling
 from dasf_hpc.launch.deadline import set_deadline
 from dasf_hpc.launch.gpu_metrics import Claims, Sampling, ask_nsys, choose_sampling
 from dasf_hpc.launch.late import RUN_OVER, run_is_over
@@ -162,28 +163,38 @@ def decide(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     command = list(arguments.command)
     if arguments.nsys is False:
         record["notes"].append("the workers run without nsys")
-        return command, record
+        return command, _without_stacks(arguments, record)
     nsys = find_nsys(arguments.nsys_path)
     if not nsys.profiles or nsys.version is None or nsys.path is None:
         if arguments.nsys:
             raise NsysUnusable(nsys.sentence)
         record["notes"].append(nsys.sentence)
-        return command, record
+        return command, _without_stacks(arguments, record)
     if lacks := no_room():
         if arguments.nsys:
             raise NsysUnusable(lacks)
         record["notes"].append(f"{lacks}: the workers run without it")
-        return command, record
+        return command, _without_stacks(arguments, record)
     has_gpu = has_nvidia_driver()
     sampling = _sampling(arguments, nsys.path, has_gpu)
     record["gpu_metrics"] = bool(sampling is not None and sampling.words)
-    choice = choose_nsys(arguments.nsys_arg, has_gpu, sampling)
+    stacks = None
+    if arguments.stacks_by_nsys:
+        stacks = stack_sampling(arguments.nsys_arg, python_sampling(nsys.path))
+    choice = choose_nsys(arguments.nsys_arg, has_gpu, sampling, stacks)
     report = claim_report(arguments.run / "nsight", host, job)
     record["notes"] += choice.reductions
     record["report"] = f"nsight/{report.name}.nsys-rep"
     record["nsys_version"] = nsys.version_text
     record["nsys_state"] = nsys.sentence
     return nsys_command(str(nsys.path), choice, str(report), command), record
+
+
+def _without_stacks(arguments: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
+    """Say of a node without nsys that calls are not sampled, if nsys was to do it."""
+    if arguments.stacks_by_nsys:
+        record["notes"].append("no calls are sampled: with --stacks nsys that is nsys's")
+    return record
 
 
 def read_node_records(run_directory: Path) -> list[dict[str, Any]]:
@@ -215,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     parsed.add_argument("--nsys", action=argparse.BooleanOptionalAction, default=None)
     parsed.add_argument("--nsys-path", default=None)
     parsed.add_argument("--nsys-arg", action="append", default=[])
+    parsed.add_argument("--stacks-by-nsys", action="store_true")
     parsed.add_argument("--gpu-metrics", type=int, default=None, help="samples a second")
     parsed.add_argument("--walltime", type=float, default=None, help="seconds")
     parsed.add_argument("--margin", type=float, default=0.0, help="seconds")
@@ -570,6 +582,9 @@ def work(arguments: argparse.Namespace, umask: int, asked: AskedToEnd) -> int:
                     arguments.gpu_metrics = None
                     _CLAIMS.give_up()
                     failures.append("no GPU metrics: nsys did not start with them")
+                elif arguments.stacks_by_nsys and attempt:
+                    arguments.stacks_by_nsys = False
+                    failures.append("no calls are sampled: nsys did not start with it")
         if asked.by is not None:
             _asked_too_early(arguments.run, record, asked.by)
             return ended.code or 128 + asked.by

@@ -56,6 +56,7 @@ class NodeScripts(ABC):
                 None if self.local else (walltime, margin),
                 place.container.words() if place.container else (),
                 settings.gpu_metrics_frequency if settings.gpu_metrics else None,
+                settings.stacks,
             ),
             "job_script_prologue": [
                 f"export {STARTED_VARIABLE}=${{EPOCHSECONDS:-$(date +%s)}}",

@@ -39,6 +39,7 @@ from dasf_hpc.launch.script_environment import (
     OWN_CLUSTER_VARIABLE,
     RUN_VARIABLE,
     SCHEDULER_FILE_VARIABLE,
+    STACKS_VARIABLE,
     WORKERS_VARIABLE,
 )
 from dasf_hpc.launch.script_messages import keep_dasks_own
@@ -270,7 +271,7 @@ class _Script:
         )
         tasks, ranges, samples = PLUGINS
         for plugin in (
-            WorkerTaskPlugin(tasks, journals),
+            WorkerTaskPlugin(tasks, journals, stacks=os.environ.get(STACKS_VARIABLE, "dask")),
             GPUAnnotationPlugin(ranges, journals),
             ResourceMonitor.for_workers(100, samples, journals),
         ):

@@ -20,11 +20,12 @@ FOLDER_VARIABLE = "DASF_HPC_ENVIRONMENT"
 VALUES = "values.json"
 
 #: What the script's process is told of its run: the scheduler's address (Dask's own variable), the
-#: run's directory, how many workers were asked for, and the setting ``own_cluster``.
+#: run's directory, how many workers were asked for, and the settings ``own_cluster``, ``stacks``.
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 RUN_VARIABLE = "DASF_HPC_RUN"
 WORKERS_VARIABLE = "DASF_HPC_RUN_WORKERS"
 OWN_CLUSTER_VARIABLE = "DASF_HPC_RUN_OWN_CLUSTER"
+STACKS_VARIABLE = "DASF_HPC_RUN_STACKS"
 #: For programs that want a scheduler file: its path.
 SCHEDULER_FILE_VARIABLE = "DASF_HPC_SCHEDULER_FILE"
 

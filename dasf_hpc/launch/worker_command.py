@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dasf_hpc.launch.call_stacks import StackSampling
 from dasf_hpc.launch.gpu_metrics import OPTIONS, Sampling
 from dasf_hpc.launch.quoting import nsys_output
 
@@ -97,7 +98,10 @@ def asks_for_gpu_metrics(extra: Sequence[str]) -> bool:
 
 
 def choose_nsys(
-    extra: Sequence[str], has_gpu: bool, sampling: Sampling | None = None
+    extra: Sequence[str],
+    has_gpu: bool,
+    sampling: Sampling | None = None,
+    stacks: StackSampling | None = None,
 ) -> NsysChoice:
     """Choose nsys's arguments for a node.
 
@@ -109,6 +113,8 @@ def choose_nsys(
         Whether the node has an NVIDIA driver.
     sampling
         What to sample on GPUs, where that is asked for.
+    stacks
+        How to sample stacks of calls, where that is asked for.
     """
     arguments: list[str] = []
     reductions: list[str] = []
@@ -118,7 +124,10 @@ def choose_nsys(
             traces.remove("cuda")
             reductions.append("no CUDA trace: there is no NVIDIA driver on this node")
         arguments.append("--trace=" + ",".join(traces))
-    if not _sets(extra, "--sample", "-s"):
+    if stacks is not None:
+        arguments += stacks.words
+        reductions += stacks.sentences
+    elif not _sets(extra, "--sample", "-s"):
         arguments.append(NO_CPU[0])
     if not _sets(extra, "--cpuctxsw", None):
         arguments.append(NO_CPU[1])
@@ -155,6 +164,7 @@ def node_command(
     walltime: tuple[float, float] | None,
     container: Sequence[str] = (),
     gpu_metrics: int | None = None,
+    stacks: str = "dask",
 ) -> str:
     """Give what dask-jobqueue takes as its ``python``: the node step in front of the worker.
 
@@ -162,7 +172,7 @@ def node_command(
     quoted for the shell here. ``walltime`` is the job's time limit and the margin before it, in
     seconds; None where there is no limit. ``container`` are the words that run a command inside an
     image: then the node step, nsys and the workers are inside. ``gpu_metrics`` is how often in
-    a second GPUs are sampled; None: they are not.
+    a second GPUs are sampled; None: they are not. ``stacks`` is the setting of that name.
     """
     words = [
         *container,
@@ -181,6 +191,8 @@ def node_command(
     words += [f"--nsys-arg={argument}" for argument in nsys_arg]
     if gpu_metrics is not None:
         words.append(f"--gpu-metrics={gpu_metrics}")
+    if stacks == "nsys":
+        words.append("--stacks-by-nsys")
     if walltime is not None:
         words += ["--walltime", f"{walltime[0]:g}", "--margin", f"{walltime[1]:g}"]
     return shlex.join([*words, "--", python])

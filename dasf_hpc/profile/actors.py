@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import distributed.worker
 from distributed.utils import iscoroutinefunction
 
-from dasf_hpc.profile.execution import Executions
+from dasf_hpc.profile.execution import Executions, coroutines
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -171,7 +172,8 @@ def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
                 )
             finally:
                 watched.running -= 1
-        stopped = _started(watched.executions, named, False)
+        frame = id(sys._getframe()) if watched.executions.sampled else 0
+        stopped = _started(watched.executions, named, False, frame)
         watched.running += 1
         answer: Any = None
         try:
@@ -181,6 +183,7 @@ def _wrap_handler(worker: Worker, watched: _Watched) -> Callable[..., Any]:
             return answer
         finally:
             watched.running -= 1
+            coroutines.pop(frame, None)
             stopped(*_outcome(answer))
 
     return actor_execute
@@ -214,12 +217,17 @@ def _wrap_thread(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _started(
-    executions: Executions, named: _Named, nested: bool
+    executions: Executions, named: _Named, nested: bool, frame: int = 0
 ) -> Callable[[Any, BaseException | None], None]:
-    """Tell of a call's start; gives what tells of its stop."""
+    """Tell of a call's start; gives what tells of its stop.
+
+    The ``id()`` of its frame is given where it is on the event loop and wanted in `coroutines`.
+    """
     told = getattr(executions.threads, "nested" if nested else "loose", None)
     starts, stops = told or executions.enter(nested)
     sequence = next(executions.sequence)
+    if frame:
+        coroutines[frame] = executions, sequence
     call = ActorCall.of(named.kind, named.method, named.actor, sequence)
     at = 0
     for started in starts:

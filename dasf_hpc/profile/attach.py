@@ -64,6 +64,8 @@ class Block:
         Milliseconds between samples of a node.
     version
         The client's dasf-hpc.
+    stacks, script
+        See `WorkerTaskPlugin`.
     """
 
     name: str
@@ -72,6 +74,8 @@ class Block:
     client: str
     interval: float
     version: str
+    stacks: str = "dask"
+    script: str = ""
 
 
 def folder_for_journals(block: Block, *others: str) -> Path:
@@ -191,7 +195,9 @@ class WorkerHold(_Folder):
         super().__init__(block, folder_for_journals(block, worker.local_directory))
         self._worker = worker
         folder = self.folder
-        self._tasks = WorkerTaskPlugin(f"{block.name}-tasks", folder, probe_clock=True)
+        self._tasks = WorkerTaskPlugin(
+            f"{block.name}-tasks", folder, True, block.stacks, block.script
+        )
         self._ranges = GPUAnnotationPlugin(f"{block.name}-ranges", folder)
         self._samples = ResourceMonitor.for_workers(block.interval, f"{block.name}-samples", folder)
         recording = join_recording(worker, folder)
@@ -288,7 +294,7 @@ class SchedulerHold(SchedulerPlugin):
             If no folder can be written.
         """
         self._folder = _Folder(self._block, folder_for_journals(self._block))
-        self._recorder = SchedulerRecorder(self._folder.folder)
+        self._recorder = SchedulerRecorder(self._folder.folder, stacks=self._block.stacks)
         await self._recorder.start(scheduler)
         for address in list(scheduler.workers):
             self._recorder.add_worker(scheduler, address)

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import logging
 import secrets
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -58,6 +59,8 @@ class Executions:
         any two do is 1 in 8000.
     failures
         Number of observer calls that raised; their records are missing.
+    sampled
+        How many want to know, by `coroutines`, which one the event loop runs.
     sequence
         Counts the executions.
     threads
@@ -68,6 +71,7 @@ class Executions:
     def __init__(self) -> None:
         self.base = secrets.randbits(38) << 24
         self.failures = 0
+        self.sampled = 0
         self.sequence = itertools.count(1)
         self.threads = threading.local()
         self._observers: tuple[Observer, ...] = ()
@@ -102,6 +106,10 @@ class Executions:
         if self.failures == 1:
             logger.warning("dasf-hpc could not record a task", exc_info=True)
 
+
+#: The executions of event loops that have begun, of workers whose calls are sampled: whose, and
+#: their numbers, by the id() of the frame of `run_task_async`, or of what runs an actor's method.
+coroutines: dict[int, tuple[Executions, int]] = {}
 
 #: By the worker's id(): a look-up by weak reference takes 300 ns in place of 50 (measured).
 _watched: dict[int, Executions] = {}
@@ -231,10 +239,15 @@ def _wrap_coroutine(original: Callable[..., Any]) -> Callable[..., Any]:
             except Exception:
                 executions.failed()
         message: dict[str, Any] | None = None
+        frame = id(sys._getframe()) if executions.sampled else 0
+        if frame:
+            coroutines[frame] = executions, sequence
         try:
             message = await original(task, *args, **kwargs)
             return message
         finally:
+            if frame:
+                coroutines.pop(frame, None)
             for stopped in stops:
                 try:
                     stopped(sequence, message)

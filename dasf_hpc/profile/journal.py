@@ -100,7 +100,11 @@ MAX_KEY = 900
 
 
 class Stream(IntEnum):
-    """What a block holds. The numbers are part of the format."""
+    """What a block holds. The numbers are part of the format.
+
+    One that is new needs no new version of it: a reader that does not know it counts its blocks as
+    damaged and reads all the others.
+    """
 
     META = 0
     STRINGS = 1
@@ -118,13 +122,16 @@ class Stream(IntEnum):
     NODE_SAMPLES = 13
     GPU_SAMPLES = 14
     PROCESS_SAMPLES = 15
+    STACKS = 16
+    CALL_SAMPLES = 17
 
 
 TEXT_STREAMS = frozenset({Stream.META, Stream.STRINGS, Stream.KEYS})
 
 #: Fields of each record stream, in order: name and struct code. ``dt`` is the time since the
 #: block's base time, which the reader turns into ``time``; ``what`` of TRANSITIONS holds the key,
-#: relative to the block's base key, and the pair of states (``key << 8 | start << 4 | finish``).
+#: relative to the block's base key, and the pair of states (``key << 8 | start << 4 | finish``);
+#: that of CALL_SAMPLES the µs for which it stands and its role (``us << 2 | role``).
 RECORDS: dict[Stream, tuple[tuple[str, str], ...]] = {
     Stream.TRANSITIONS: (("dt", "I"), ("what", "I")),
     Stream.STARTS: (("dt", "I"), ("sequence", "I"), ("key", "I"), ("thread", "I")),
@@ -189,6 +196,8 @@ RECORDS: dict[Stream, tuple[tuple[str, str], ...]] = {
         ("threads", "I"),
         ("memory", "Q"),
     ),
+    Stream.STACKS: (("stack", "I"), ("parent", "I"), ("frame", "I"), ("line", "I")),
+    Stream.CALL_SAMPLES: (("dt", "I"), ("stack", "I"), ("thread", "I"), ("what", "I")),
 }
 
 _STRUCTS = {s: struct.Struct("<" + "".join(c for _, c in f)) for s, f in RECORDS.items()}

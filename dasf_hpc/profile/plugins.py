@@ -27,8 +27,10 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
 from dasf_hpc.profile.actors import ActorCall
+from dasf_hpc.profile.call_stacks import start_sampling, unusable
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
 from dasf_hpc.profile.execution import Started, Stopped
+from dasf_hpc.profile.frames import script_name
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import STATES, Journal, Stream, Then
 from dasf_hpc.profile.link import RecorderLink
@@ -91,6 +93,13 @@ class WorkerTaskPlugin(RecordingPlugin):
     probe_clock
         Whether to ask the scheduler for its clock, which only a scheduler with a
         `SchedulerRecorder` answers; without, hosts are lined up by UTC.
+    stacks
+        Whether to sample the Python calls of task threads and of the event loop: ``"dask"``, as
+        often as Dask's own profile does (``distributed.worker.profile.interval``), or ``"off"``;
+        with ``"nsys"`` they are left to that.
+    script
+        Name of the file whose functions are sent to the workers by value; Dask says of them only
+        that they are of ``__main__``. The default is what the process runs that makes the plugin.
     """
 
     def __init__(
@@ -98,21 +107,31 @@ class WorkerTaskPlugin(RecordingPlugin):
         name: str = "TracePlugin",
         directory: str | Path | None = None,
         probe_clock: bool = False,
+        stacks: str = "dask",
+        script: str | None = None,
     ) -> None:
+        if why := unusable(stacks):
+            raise ValueError(why)
         self.name = name
         self.directory = Path(directory) if directory else default_directory()
         self.probe_clock = probe_clock
+        self.stacks = stacks
+        self.script = script_name() if script is None else script
         self._recording: Recording | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.directory, self.probe_clock)
+        return type(self), self._arguments()
+
+    def _arguments(self) -> tuple[Any, ...]:
+        script = self.script or ""
+        return self.name, self.directory, self.probe_clock, self.stacks, script
 
     def setup(self, worker: Worker) -> None:
         """Open the worker's journal and start to record."""
         if self._recording is not None:
             # Dask tells a plugin of a transition but not of which worker, so that an object given
             # to several workers of one process is replaced by its twin on all but the first.
-            twin = type(self)(self.name, self.directory, self.probe_clock)
+            twin = type(self)(*self._arguments())
             for name in [name for name, plugin in worker.plugins.items() if plugin is self]:
                 worker.plugins[name] = twin
             twin.setup(worker)
@@ -151,6 +170,9 @@ class WorkerTaskPlugin(RecordingPlugin):
         self._executions.add(self._threads)
         self.__dict__["transition"] = self._transition_listener()
         answer_running(worker, self._journal)
+        self._end_sampling = start_sampling(
+            self._journal, self.stacks, worker, self._executions, self.script
+        )
         self._outside: tuple[Callable[..., None], Callable[..., None]] | None = None
         self._background = [
             asyncio.ensure_future(self._keep_clock()),
@@ -164,6 +186,7 @@ class WorkerTaskPlugin(RecordingPlugin):
         recording, self._recording = self._recording, None
         del self.__dict__["transition"]
         recording.task_plugin = None
+        self._end_sampling()
         if recording.journal is not None:
             for task in self._background:
                 task.cancel()

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from dasf_hpc.profile.call_stacks import start_sampling
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor
 from dasf_hpc.profile.identity import journal_path, process_document
 from dasf_hpc.profile.journal import Journal, Stream
@@ -47,9 +49,12 @@ class SchedulerRecorder(SchedulerPlugin):
         Folder of the run's journals.
     clock_port
         Where the clock responder listens; 0 for any free port.
+    stacks
+        Whether to sample what the scheduler's event loop calls, see `WorkerTaskPlugin`.
     """
 
-    def __init__(self, directory: Path, clock_port: int = 0) -> None:
+    def __init__(self, directory: Path, clock_port: int = 0, stacks: str = "dask") -> None:
+        self._stacks = stacks
         self.name = "dasf-hpc-scheduler"
         self._clock_port = clock_port
         self._directory = directory
@@ -58,6 +63,7 @@ class SchedulerRecorder(SchedulerPlugin):
         self._anchor = self._journal.recorder(Stream.ANCHORS)
         self._task: asyncio.Task[None] | None = None
         self._scheduler: Scheduler | None = None
+        self._end_sampling: Callable[[], None] | None = None
         #: Address of every worker that ever joined, with its name.
         self.joined: dict[str, str] = {}
 
@@ -73,6 +79,7 @@ class SchedulerRecorder(SchedulerPlugin):
             where = f" at port {self._clock_port}" if self._clock_port else ""
             logger.warning("dasf-hpc: no clock responder%s: %s", where, error)
         self._task = asyncio.ensure_future(self._keep_anchors())
+        self._end_sampling = start_sampling(self._journal, self._stacks)
 
     async def _keep_anchors(self) -> None:
         while True:
@@ -109,6 +116,8 @@ class SchedulerRecorder(SchedulerPlugin):
         """End the clock responder and close the journal."""
         if self._task is not None:
             self._task.cancel()
+        if self._end_sampling is not None:
+            self._end_sampling()
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             _answering[scheduler] -= 1

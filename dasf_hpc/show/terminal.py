@@ -45,6 +45,8 @@ def show_summary(console: Console, summary: Summary, manifest: dict[str, Any]) -
             f"{count_text(number)} {state}" for state, number in summary.tasks.items() if number
         )
         facts.add_row("Tasks", f"{count_text(count)} ({states or 'none'})")
+    if summary.call_samples:
+        facts.add_row("Call stacks", f"{count_text(summary.call_samples)} samples of Python calls")
     if summary.unused:
         facts.add_row("Unused", summary.unused)
     if summary.work >= 0:

@@ -62,7 +62,7 @@ _SAMPLES, _MOST_SAMPLES, _LEAST_SAMPLES = 1 << 18, 512, 8
 _GOLDEN = 0.6180339887498949
 
 #: Dictionaries whose codes are the same in every part.
-FIXED = frozenset({"keys", "states", "task_states", "directions"})
+FIXED = frozenset({"keys", "states", "task_states", "directions", "thread_roles"})
 
 #: Columns of rows of another table that a part cannot know: the name under which `Source.codes`
 #: has them.
@@ -70,6 +70,7 @@ REFERENCES = {
     ("transfers", "peer_process"): "peers",
     ("gpu_samples", "gpu"): "gpus",
     ("process_samples", "process"): "pids",
+    ("call_samples", "stack"): "stacks",
 }
 
 #: How far a correction's inverse is off at most, ns: both round.
@@ -732,7 +733,12 @@ def _column(
     if name == "node":
         return np.full(rows, source.node, np.int32)
     values = columns.read(f"{table}.{name}")
-    if column.unit == "ns":
+    if (table, name) == ("call_samples", "task"):
+        known = values >= 0
+        tasks = np.full(len(values), -1, np.int32)
+        tasks[known] = layout.rows("tasks", member.number, values[known])
+        return tasks
+    if column.unit == "ns" and name != "span":
         times = source.time(values)
         if (table, name) == ("tasks", "stop"):
             times[columns.read("tasks.ended") == 0] = -1

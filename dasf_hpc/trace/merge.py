@@ -38,6 +38,7 @@ from dasf_hpc.trace.blocks import (
     tasks_of,
     unexecuted_keys,
 )
+from dasf_hpc.trace.call_stacks import ROLES, Tree
 from dasf_hpc.trace.causality import check_causality
 from dasf_hpc.trace.layout import (
     REFERENCES,
@@ -459,6 +460,7 @@ def _sources(run: _Run) -> list[Source]:
     texts_of = {c.dictionary for t in ROW_COUNTS for c in TABLES[t].columns} - {None, "keys"}
     for name in sorted(filter(None, texts_of)):
         run.dictionary(name)
+    stacks = _stacks(run)
     sources = []
     for process in run.processes:
         part = process.journal
@@ -473,6 +475,8 @@ def _sources(run: _Run) -> list[Source]:
             if name == "peers":
                 texts = part.texts.get("addresses", [])
                 found[name] = codes(by_address.get(text, -1) for text in texts)
+            elif name == "stacks":
+                found[name] = stacks[process.row]
             elif name == "gpus":
                 found[name] = codes(run.gpu_rows.get((process.node, i), -1) for i in numbers)
             else:
@@ -481,6 +485,18 @@ def _sources(run: _Run) -> list[Source]:
             Source(part, process.row, process.node, process.correction, run.origin, found)
         )
     return sources
+
+
+def _stacks(run: _Run) -> list[Array]:
+    """Make table ``stacks`` of all parts'; gives, for each process, the rows of its own."""
+    tree = Tree()
+    rows = [np.array([-1], np.int32)] * len(run.processes)
+    for process in run.processes:
+        if process.journal.stacks:
+            with process.journal.opened() as columns:
+                rows[process.row] = tree.add(columns)
+    run.merged.tables["stacks"] = tree.table(run.dictionary)
+    return rows
 
 
 # ------------------------------------------------------------------------------ the run so far
@@ -535,6 +551,7 @@ class _Run:
             "states": Strings(STATES),
             "task_states": Strings(TASK_STATES),
             "directions": Strings(DIRECTIONS),
+            "thread_roles": Strings(ROLES),
         }
 
     def dictionary(self, name: str) -> Strings:
@@ -814,6 +831,14 @@ def _process_table(run: _Run, times: dict[int, list[int]]) -> None:
     run.merged.tables["processes"] = _rows(run, rows, "processes")
 
 
+#: What a journal counts of samples of calls that it could not hold whole.
+_CALLS_CUT = {
+    "cut": "stacks of calls that were too deep, or new when there was no more room for new ones",
+    "unnamed": "functions that were new when there was no more room for new names",
+    "failures": "looks at the threads' calls that failed",
+}
+
+
 def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropped: int) -> None:
     """Name what a process's journal says, or shows, that it does not hold."""
     journal = process.journal
@@ -842,6 +867,10 @@ def _name_losses(run: _Run, process: _Process, end: dict[str, Any] | None, dropp
             count=journal.damaged,
             reason="part of the journal failed its checks",
         )
+    for document in journal.documents("stacks-end"):
+        for name, why in _CALLS_CUT.items():
+            if (count := whole_number(document.get(name), 0)) > 0:
+                run.gap("calls cut short", process, count=count, reason=why)
     for document in journal.documents("unavailable"):
         if document.get("what") == "executions":
             run.gap("executions from transitions", process, reason=str(document.get("why")))
@@ -956,4 +985,11 @@ def _gaps(run: _Run) -> None:
             run.gap("stops without start", process, count=part.lone_stops)
         if part.unknown_keys:
             run.gap("unknown keys", process, count=part.unknown_keys)
+        if part.unknown_stacks:
+            run.gap(
+                "unknown calls",
+                process,
+                count=part.unknown_stacks,
+                reason="samples of calls whose calls, or the outer ones of them, were lost",
+            )
     run.merged.tables["gaps"] = _rows(run, run.gaps, "gaps")

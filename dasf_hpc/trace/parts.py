@@ -33,6 +33,7 @@ from dasf_hpc.profile.journal import (
     Stream,
     read_journal,
 )
+from dasf_hpc.trace import call_stacks
 from dasf_hpc.trace.store import Strings, storable
 
 Array = NDArray[Any]
@@ -100,6 +101,10 @@ class Part:
         Executions of which the key is not known.
     repeats
         Executions that are not the first one of a known key.
+    stacks
+        Calls within calls, see `dasf_hpc.trace.call_stacks`.
+    unknown_stacks
+        Samples of calls of which the calls are not known, or not all.
     known_keys
         Where in the file the digests of the keys lie, and with each a `KNOWN_KEY`.
     """
@@ -122,6 +127,8 @@ class Part:
     lone_stops: int = 0
     unknown_keys: int = 0
     repeats: int = 0
+    stacks: int = 0
+    unknown_stacks: int = 0
     known_keys: Index = field(default_factory=dict)
 
     def documents(self, kind: str) -> list[dict[str, Any]]:
@@ -151,6 +158,7 @@ ROW_COUNTS = {
     "node_samples": "time",
     "gpu_samples": "time",
     "process_samples": "time",
+    "call_samples": "start",
 }
 
 
@@ -294,6 +302,7 @@ class _Maker:
         self._transitions_and_memory()
         self._spans()
         self._samples()
+        self._calls()
         part.texts = {name: strings.list() for name, strings in self.texts.items()}
         part.known_keys = {n: self.out.columns[n] for n in ("digests.digest", "digests.rest")}
         self.out.close()
@@ -613,6 +622,15 @@ class _Maker:
                 self.part.numbers[numbers] = distinct.tolist()
                 columns["gpu" if coded == "gpu" else "process"] = inverse.astype(np.int32)
             self._put(table, columns)
+
+    def _calls(self) -> None:
+        """Put the samples of calls, each with its task, and the calls within calls beside them."""
+        stops = np.full(len(self.starts), -1, np.int64)
+        stops[self.at] = self.stops["time"]
+        found = call_stacks.calls_of(self.contents, self.starts, stops)
+        self._put("call_samples", found.samples)
+        self.part.stacks, self.part.unknown_stacks = len(found.stacks["parent"]), found.unknown
+        self._put("stacks", found.stacks)
 
 
 # ------------------------------------------------------------------------------ records

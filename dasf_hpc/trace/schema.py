@@ -604,6 +604,7 @@ _TABLES = (
                     "node_samples",
                     "gpu_samples",
                     "process_samples",
+                    "call_samples",
                 )
             ),
         ),
@@ -615,10 +616,11 @@ _TABLES = (
             _text(
                 "kind",
                 "records dropped, blocks damaged, journal unreadable, journal duplicated, "
-                "stops without start, unknown keys, worker without journal, clock not aligned, "
-                "executions from transitions (start and stop are Dask's readings of its own "
-                "clock, threads are not known, lost and rescheduled ones are missing), not heard "
-                "by nsys (a worker that ran under nsys and is in no report), lost by nsys (as it "
+                "stops without start, unknown keys, unknown calls (of samples of them), calls cut "
+                "short, worker without journal, clock not aligned, executions from transitions "
+                "(start and stop are Dask's readings of its own clock, threads are not known, "
+                "lost and rescheduled ones are missing), not heard by nsys (a worker that ran "
+                "under nsys and is in no report), lost by nsys (as it "
                 "says itself, or as calls show of which nothing ran) or not available",
                 "gap_kinds",
                 "int16",

@@ -212,6 +212,8 @@ class Summary:
         Names of the GPUs, none twice.
     own_axis
         Reports whose times are not the trace's, for nothing ties their clocks.
+    call_samples
+        Samples of what Python calls ran in tasks and event loops.
     """
 
     nodes: list[str] = field(default_factory=list)
@@ -233,6 +235,7 @@ class Summary:
     work: int = -1
     before: int = 0
     after: int = 0
+    call_samples: int = 0
     first_task_utc: int = -1
 
 
@@ -284,6 +287,7 @@ def summarise(trace: Trace) -> Summary:
         work=ended - begun if tasks.times else -1,
         before=begun - first,
         after=last - ended,
+        call_samples=trace.rows("call_samples"),
         first_task_utc=origin + begun if tasks.times and origin > 0 else -1,
     )
 

@@ -109,7 +109,7 @@ def worker(name: str, folder: Path, nsys: Path | None) -> Iterator[Client]:
                 time.sleep(0.1)
             if name in (PLUGINS, WITH_NSYS):
                 for plugin in (
-                    WorkerTaskPlugin(directory=folder),
+                    WorkerTaskPlugin(directory=folder, stacks="off"),
                     ResourceMonitor.for_workers(100, directory=folder),
                     GPUAnnotationPlugin(directory=folder),
                 ):

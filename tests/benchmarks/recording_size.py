@@ -96,7 +96,7 @@ def measure(workload: Callable[[Client, int], None], tasks: int, folder: Path) -
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.register_plugin(WorkerTaskPlugin(directory=directory))
+        client.register_plugin(WorkerTaskPlugin(directory=directory, stacks="off"))
         workload(client, tasks)
     [path] = directory.glob("worker-*.journal")
     count = len(read_journal(path).records[Stream.STARTS])

@@ -3,7 +3,7 @@
 Client, scheduler, worker and sampler share one core, as the figure is meant: what recording costs
 cannot hide on an idle one. In each round the same storm of tasks runs bare, bare again (A/A: what
 the method cannot tell apart) and with the plugins, in an order that changes; a round's ratio is
-taken within the round.
+taken within the round. Calls are not sampled here: `recording_stacks.py` measures that.
 
     python tests/benchmarks/recording_throughput.py [--rounds 12] [--tasks 2000] [--json FILE]
 """
@@ -33,11 +33,11 @@ VARIANTS: dict[str, Plugins] = {
     "bare": lambda folder: [],
     "bare again": lambda folder: [],
     "all three": lambda folder: [
-        WorkerTaskPlugin(directory=folder),
+        WorkerTaskPlugin(directory=folder, stacks="off"),
         ResourceMonitor.for_workers(100, directory=folder),
         GPUAnnotationPlugin(directory=folder),
     ],
-    "tasks only": lambda folder: [WorkerTaskPlugin(directory=folder)],
+    "tasks only": lambda folder: [WorkerTaskPlugin(directory=folder, stacks="off")],
     "ranges only": lambda folder: [GPUAnnotationPlugin(directory=folder)],
     "monitor only": lambda folder: [ResourceMonitor.for_workers(100, directory=folder)],
 }

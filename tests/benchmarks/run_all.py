@@ -100,6 +100,38 @@ BENCHMARKS = (
         quick=("--rounds", "300"),
     ),
     Benchmark(
+        "recording_stacks.py",
+        (
+            Figure("sampling calls of one thread, at most", "% of a core", "one", 1, scale=100),
+            Figure(
+                "throughput of tasks of 1 ms with sampled calls, over without",
+                "",
+                "throughput.dask.ratio.median",
+                0.985,
+                least=True,
+                low="throughput.dask.ratio.low",
+                high="throughput.dask.ratio.high",
+            ),
+            Figure(
+                "the same, without over without",
+                "",
+                "throughput.off again.ratio.median",
+                low="throughput.off again.ratio.low",
+                high="throughput.off again.ratio.high",
+            ),
+            Figure(
+                "CPU of the worker a task of 1 ms with sampled calls, over without",
+                "",
+                "throughput.dask.cpu.median",
+                low="throughput.dask.cpu.low",
+                high="throughput.dask.cpu.high",
+            ),
+            Figure("a sample of calls in the journal", "bytes", "bytes.journal"),
+            Figure("a sample of calls in the trace", "bytes", "bytes.trace"),
+        ),
+        quick=("--rounds", "3", "--seconds", "1"),
+    ),
+    Benchmark(
         "recording_throughput.py",
         (
             Figure(
