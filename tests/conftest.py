@@ -93,6 +93,13 @@ def why_no_zsh() -> str | None:
     return _why_not_running("zsh")
 
 
+def why_no_speedscope() -> str | None:
+    """Say what keeps the pages of speedscope from being there, ``None`` if nothing does."""
+    from speedscope_page import why_not
+
+    return why_not()
+
+
 def why_no_gpu() -> str | None:
     """Say why there is no GPU that CUDA can use, ``None`` if there is one."""
     try:
@@ -127,6 +134,7 @@ WHY_NOT: dict[str, Callable[[], str | None]] = {
     "environments": functools.cache(why_no_environments),
     "mpi": functools.cache(why_no_mpi),
     "zsh": functools.cache(why_no_zsh),
+    "speedscope": functools.cache(why_no_speedscope),
     "gpu": functools.cache(why_no_gpu),
 }
 """Every name `needs` and the environment variable know, and how to find out about it."""

@@ -16,27 +16,28 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 #: The folder of the package, where it lies elsewhere than npm installs for all.
 VARIABLE = "DASF_HPC_SPEEDSCOPE"
 
 
-def package() -> Path:
-    """Give the folder of the package speedscope; without one the test is skipped."""
-    named = os.environ.get(VARIABLE)
+def why_not() -> str | None:
+    """Say what keeps the application from being there, ``None`` if nothing does."""
     try:
-        folder = named or subprocess.run(
-            ["npm", "root", "--global"], capture_output=True, text=True, check=True, timeout=60,
-        ).stdout.strip() + "/speedscope"  # fmt: skip
+        folder = package()
     except (OSError, subprocess.SubprocessError):
-        pytest.skip(f"npm is not installed; to get it: npm install speedscope, {VARIABLE}=its path")
-    if not (Path(folder) / "package.json").exists():
-        pytest.skip(
-            f"speedscope is not installed; to get it: npm install --global speedscope, or into any "
-            f"folder and {VARIABLE}=FOLDER/node_modules/speedscope"
-        )
-    return Path(folder)
+        return f"npm is not installed, and {VARIABLE} names no folder"
+    return None if (folder / "package.json").exists() else f"speedscope is not in {folder}"
+
+
+@functools.cache
+def package() -> Path:
+    """Give the folder of the package, whether it is there or not."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    told = subprocess.run(
+        ["npm", "root", "--global"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return Path(told.stdout.strip()) / "speedscope"
 
 
 @contextmanager

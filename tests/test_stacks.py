@@ -695,8 +695,9 @@ def test_other_formats_take_no_choice(small: Path) -> None:
     assert "there is no worker nobody" in done.output
 
 
+@pytest.mark.needs("speedscope", "browser")
 @pytest.mark.parametrize("to", OF_STACKS)
-def test_speedscopes_own_application_opens_it(small: Path, to: Format, request: Any) -> None:
+def test_speedscopes_own_application_opens_it(small: Path, to: Format, browser: Any) -> None:
     from speedscope_page import opened, package
 
     folder = package()
@@ -705,7 +706,6 @@ def test_speedscopes_own_application_opens_it(small: Path, to: Format, request: 
         jsonschema = pytest.importorskip("jsonschema")
         schema = json.loads((folder / "dist/release/file-format-schema.json").read_text())
         jsonschema.validate(json.loads(path.read_text()), schema)
-    browser = request.getfixturevalue("browser")
     with opened(browser, path) as text:
         assert path.name in text
         browser.execute_script(

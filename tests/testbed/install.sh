@@ -2,7 +2,7 @@
 #
 # Installs the system programs that tests need, on Debian or Ubuntu, without asking anything:
 #
-#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser] [zsh]
+#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser] [zsh] [speedscope]
 #
 # Without arguments: slurm nsys. What is there already is only checked, which takes a second and
 # no root. Package sources are added for the length of one command only and are derived from the
@@ -343,11 +343,19 @@ install_zsh() {
     say "zsh is there: $(zsh --version)"
 }
 
+install_speedscope() {
+    have npm || fail "speedscope needs npm, which comes with Node.js"
+    if ! [ -e "$(npm root --global)/speedscope/package.json" ]; then
+        npm install --global speedscope >"$log" 2>&1 || fail "npm cannot install speedscope: $(tail -n 1 "$log")"
+    fi
+    say "speedscope is there: $(npm list --global --depth 0 speedscope | grep -o 'speedscope@.*')"
+}
+
 [ $# -gt 0 ] || set -- slurm nsys
 for program in "$@"; do
     case $program in
-    slurm | nsys | apptainer | browser | zsh) ;;
-    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser zsh" ;;
+    slurm | nsys | apptainer | browser | zsh | speedscope) ;;
+    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser zsh speedscope" ;;
     esac
 done
 for program in "$@"; do

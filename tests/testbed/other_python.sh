@@ -24,9 +24,11 @@ FAST=(
     tests/test_align.py tests/test_analysis_functions.py tests/test_analysis_gpu.py
     tests/test_analysis_path.py tests/test_analysis_where.py tests/test_attribute.py
     tests/test_bad_files.py tests/test_causality.py tests/test_compare.py tests/test_devices.py
-    tests/test_export.py tests/test_join.py tests/test_journal.py tests/test_merge.py
-    tests/test_nsight.py tests/test_plugins.py tests/test_pool.py tests/test_runs.py
-    tests/test_sampler.py tests/test_settings.py tests/test_trace.py tests/test_watch.py
+    tests/test_efficiencies.py tests/test_export.py tests/test_join.py tests/test_journal.py
+    tests/test_layers.py tests/test_memory.py tests/test_merge.py tests/test_nsight.py
+    tests/test_plugins.py tests/test_pool.py tests/test_runs.py tests/test_sampler.py
+    tests/test_settings.py tests/test_stacks.py tests/test_stacks_record.py tests/test_trace.py
+    tests/test_watch.py
 )
 
 # Where this machine's own packages come from.
