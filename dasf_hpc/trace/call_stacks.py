@@ -26,6 +26,10 @@ Array = NDArray[Any]
 #: Codes of dictionary ``thread_roles``.
 ROLES = ("task", "event loop", "other")
 
+#: What is unusually long between two looks, in medians of that. Twice as long comes by chance, and
+#: a GIL that somebody holds puts off many by one or two: those say as much as the others.
+LONG = 5
+
 _NONE = 0xFFFFFFFF
 
 
@@ -87,7 +91,7 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         time[in_thread],
     )
     own = task >= 0
-    span[own] = np.minimum(span[own], np.maximum(0, time[own] - starts["time"][task[own]]))
+    span[own] = _bounded(span[own], time[own] - starts["time"][task[own]])
     role = np.full(len(records), ROLES.index("other"), np.int8)
     role[coroutine | in_thread] = ROLES.index("task")
     role[kind == LOOP] = ROLES.index("event loop")
@@ -101,6 +105,28 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         "task": task.astype(np.int32),
     }
     return Calls(samples, stacks, unknown)
+
+
+def _bounded(span: Array, since: Array) -> Array:
+    """Give for what time samples of tasks stand, where it may have been long since the one before.
+
+    A look comes anywhere in its interval, whatever a thread does then. So samples times interval
+    are the time in expectation, for what takes less than an interval, too; to count from the task's
+    start on would make the beginning of each task too short. Only where threads could not be looked
+    at for long (one held the GIL, say) a task that has just begun does not get all of that.
+
+    Parameters
+    ----------
+    span
+        Since the look before, ns.
+    since
+        Since the task's start, ns.
+    """
+    if not len(span):
+        return span
+    usual = int(np.median(span))
+    bounded: Array = np.where(span > LONG * usual, np.minimum(span, np.maximum(since, usual)), span)
+    return bounded
 
 
 def _stacks(contents: JournalContents) -> tuple[Array, dict[str, Array], Array]:

@@ -1054,8 +1054,8 @@ _TABLES = (
                 "span",
                 "int64",
                 "ns",
-                "the time for which it stands, which ends with it: since this process' threads "
-                "were sampled before, or since the thread's task began where that is later",
+                "the time for which it stands: since this process' threads were sampled before. Of "
+                "a task's, where that was unusually long: since the task began",
             ),
             _row("stack", "stacks", "the innermost call"),
             _text(
