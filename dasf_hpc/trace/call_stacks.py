@@ -28,6 +28,11 @@ ROLES = ("task", "event loop", "other")
 
 _NONE = 0xFFFFFFFF
 
+#: A sample that stands for more than so many times what one of its journal mostly does came late,
+#: for the interpreter was somebody else's: looks are anywhere in an interval each, and so less
+#: than two intervals apart.
+_LATE = 2
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -86,8 +91,13 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         thread[in_thread],
         time[in_thread],
     )
-    own = task >= 0
-    span[own] = np.minimum(span[own], np.maximum(0, time[own] - starts["time"][task[own]]))
+    # A sample stands for the time since the last look even where its task began after that: with a
+    # shorter one a task's first steps would count less than its last ones, and short tasks less
+    # than long ones. Of a look that came late the task's own time is known better.
+    own = np.flatnonzero(task >= 0)
+    late = _LATE * np.median(span).astype(np.int64) if len(span) else 0
+    ran = time[own] - starts["time"][task[own]]
+    span[own] = np.minimum(span[own], np.maximum(late, ran))
     role = np.full(len(records), ROLES.index("other"), np.int8)
     role[coroutine | in_thread] = ROLES.index("task")
     role[kind == LOOP] = ROLES.index("event loop")
