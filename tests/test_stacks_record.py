@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import hashlib
 import json
 import shutil
@@ -13,6 +14,8 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -633,6 +636,112 @@ def test_a_deep_recursion_is_cut_in_the_middle_and_that_is_counted(tmp_path: Pat
     assert contents.documents("stacks-end")[0]["cut"] == 1
 
 
+def test_deep_stacks_take_no_more_memory_than_what_is_kept_of_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.journal", {"role": "worker"})
+    sampled, codes = call_stacks.Sampled(journal, 0, -1, None, None), call_stacks._Codes()
+    call = codes.meet(recursing(1).__code__, "m") << 32
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            sampled.record(1, 1, TASK, [call + number] + [call + n for n in range(10_000)], codes)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    journal.close()
+    # whole they are 40 MB
+    assert taken < 4e6
+    assert len(read_journal(journal.path).records[Stream.CALL_SAMPLES]) == 100
+
+
+def test_a_look_that_fails_keeps_nothing_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large:
+        """Stands for an array."""
+
+    alive: list[weakref.ref[Large]] = []
+    walked = call_stacks._walk
+
+    def fail(frame: Any, codes: Any) -> Any:
+        walked(frame, codes)
+        raise RuntimeError("no room")
+
+    def task(there: threading.Event, go_on: threading.Event) -> None:
+        large = Large()
+        alive.append(weakref.ref(large))
+        there.set()
+        go_on.wait()
+
+    monkeypatch.setattr(call_stacks, "_walk", fail)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            there, go_on = threading.Event(), threading.Event()
+            thread = threading.Thread(target=task, args=(there, go_on))
+            thread.start()
+            there.wait()
+            sampler = StackSampler()
+            worker: Any = Threads(thread)
+            journal = Journal(tmp_path / f"{len(alive)}.journal", {"role": "worker"})
+            sampled = call_stacks.Sampled(journal, 0, -1, worker, None)
+            sampler._all = (sampled,)
+            with pytest.raises(RuntimeError, match="no room"):
+                sampler._look(0)
+            go_on.set()
+            thread.join()
+            journal.close()
+        assert [one() for one in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_names_run_nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy:
+        """Stands for a module that is imported when something of it is asked for."""
+
+        def __getattribute__(self, name: str) -> Any:
+            raise ImportError(f"asked for {name}")
+
+    class Globals(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            raise ImportError(f"asked for {key}")
+
+    monkeypatch.setitem(sys.modules, "lazy_thing", Lazy())
+    made = Globals(__name__="lazy_thing.inner")
+    exec("def made(there, go_on):\n there.set()\n go_on.wait()", made)
+    contents = look(tmp_path, [made["made"]])
+    assert len(contents.records[Stream.CALL_SAMPLES]) == 1
+    names = [unpacked(text) for text in contents.strings.values()]
+    assert Frame("made", "lazy_thing.inner", "<string>", Origin.OWN) in names
+
+
+def test_the_end_waits_no_longer_than_it_has_to_for_a_look_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> Any:
+        hangs.set()
+        go_on.wait()
+        return [1], None
+
+    monkeypatch.setattr(call_stacks, "_walk", hang)
+    monkeypatch.setattr(call_stacks, "_PATIENCE_S", 0.05)
+    journal = Journal(tmp_path / "a.journal", {"role": "worker"})
+    sampler = StackSampler()
+    sampled = sampler.add(journal)
+    try:
+        assert hangs.wait(30)
+        ended = threading.Thread(target=sampler.remove, args=(sampled,))
+        ended.start()
+        ended.join(30)
+        assert not ended.is_alive()
+    finally:
+        go_on.set()
+    journal.close()
+
+
 def test_code_without_end_fills_no_memory_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +787,14 @@ def test_a_look_that_fails_is_counted_and_ends_it_in_the_end(
     contents = read_journal(journal.path)
     assert "failed" in contents.documents("unavailable")[0]["why"]
     assert contents.documents("stacks-end")[0]["failures"] >= 20
+    # who comes later is told, too
+    monkeypatch.setattr(call_stacks, "_sampler", sampler)
+    later = Journal(tmp_path / "b.journal", {"role": "worker"})
+    call_stacks.start_sampling(later, "dask")()
+    later.close()
+    contents = read_journal(later.path)
+    assert "failed" in contents.documents("unavailable")[0]["why"]
+    assert not contents.documents("stacks")
 
 
 # ------------------------------------------------------------------------------ merging

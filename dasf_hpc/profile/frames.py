@@ -204,8 +204,8 @@ class Namer:
                 return Origin.STANDARD
             # what was made at run time is of whoever made it
             maker = sys.modules.get(module.partition(".")[0]) if module != "__main__" else None
-            file = getattr(maker, "__file__", None)
-            if not isinstance(file, str):
+            file = _file_of(maker)
+            if file is None:
                 builtin = module.partition(".")[0] in sys.stdlib_module_names
                 return Origin.STANDARD if builtin else Origin.OWN
             path = file
@@ -218,6 +218,15 @@ class Namer:
         if path.startswith(self._standard):
             return Origin.STANDARD
         return Origin.OWN
+
+
+def _file_of(module: object) -> str | None:
+    """Give a module's file, and run nothing of its own: one that is lazy would be imported here."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except Exception:  # anything may stand in `sys.modules`
+        return None
+    return file if isinstance(file, str) else None
 
 
 def _folders(paths: Iterable[str | Path | None]) -> tuple[str, ...]:
