@@ -47,7 +47,7 @@ from typer.testing import CliRunner
 
 from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.answer import Severity
-from dasf_hpc.analysis.event_loops import IDLE
+from dasf_hpc.analysis.event_loops import IDLE, KEPT
 from dasf_hpc.analysis.stacks import LOOPS, SCHEDULER, chosen_of, half_width, hot_rows
 from dasf_hpc.cli import app
 from dasf_hpc.errors import TraceFileError
@@ -326,6 +326,54 @@ def test_one_sample_that_came_late_blocks_nothing(tmp_path: Path) -> None:
     assert not len(
         loop_of(tmp_path, stacks, [STEP] * 60 + [500 * MS] + [STEP] * 3).tables["blocked"]
     )
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it_was_in(
+    tmp_path: Path, late: bool
+) -> None:
+    task = Task("parse-1", 0, 0, 2000 * MS)
+    held = [*POOL, own("parse", 33), library("loads", "json")]
+    samples = []
+    for n in range(10):
+        end = (n + 1) * 200 * MS
+        busy = [*STREAM, library("read", "io", 4)]
+        samples.append(Sample(0, end, held, 200 * MS, task="parse-1", late=late))
+        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=late))
+        # late too, but no task of its process runs: it holds the interpreter itself
+        samples.append(Sample(1, end, busy, 200 * MS, thread=4, role="event loop", late=late))
+        samples.append(Sample(2, end, busy, 200 * MS, thread=5, role="event loop", late=late))
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    blocked = answer.tables["blocked"].set_index("worker")
+    (kept,) = [place for place in blocked.index if "0" in place]
+    told = [one.sentence for one in answer.findings if "event loop" in one.sentence]
+    of_read = [text for text in told if "was blocked by io.read: " in text]
+    if late:
+        assert blocked["what"][kept] == KEPT
+        assert (blocked["frame"][kept], blocked["called_from"][kept]) == ("json.loads", "job.py:33")
+        assert (blocked.drop(kept)["frame"] == "io.read").all()
+        sentence = "kept from the interpreter (GIL), most likely by json.loads (job.py:33): 2 s"
+        assert sum(sentence in text for text in told) == 1
+        assert len(of_read) == 2
+        did = answer.tables["event_loops"].set_index(["role", "what"])
+        assert did["time"]["worker", KEPT] == 2000 * MS
+        assert did["frame"]["worker", KEPT] == "json.loads"
+    else:
+        assert (blocked["frame"] == "io.read").all()
+        assert not any("GIL" in text for text in told)
+
+
+def test_no_share_of_a_short_while_is_above_all_of_it(tmp_path: Path) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    calls = [*STREAM, library("read", "io", 4)]
+    samples = [
+        Sample(0, n * 200 * MS, calls, 200 * MS, thread=2, role="event loop") for n in range(1, 11)
+    ]
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        did = analyse("stacks", trace, between=(0.95, 1.01)).tables["event_loops"]
+    assert did["time"].tolist() == [50 * MS]
+    assert did["span_share"].max() <= 100
 
 
 @pytest.mark.parametrize(

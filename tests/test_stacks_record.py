@@ -35,7 +35,7 @@ from dasf_hpc.errors import SettingsError
 from dasf_hpc.launch.call_stacks import python_sampling, stack_sampling
 from dasf_hpc.launch.worker_command import choose_nsys
 from dasf_hpc.profile import call_stacks
-from dasf_hpc.profile.call_stacks import LOOP, TASK, StackSampler
+from dasf_hpc.profile.call_stacks import LATE, LOOP, TASK, StackSampler
 from dasf_hpc.profile.frames import Frame, Namer, Origin, packed, unpacked
 from dasf_hpc.profile.journal import BLOCK, Journal, JournalError, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
@@ -256,7 +256,9 @@ def test_a_call_that_never_gives_up_the_gil_is_one_long_sample(
         samples = samples_of(trace)
         samples = samples[samples["of"] == "held_gil"]
         assert samples["span"].max() > 500 * MS
-        assert samples.sort_values("span")["calls"].iloc[-1][0] == "held_gil"
+        longest = samples.sort_values("span").iloc[-1]
+        assert longest["calls"][0] == "held_gil"
+        assert longest["late"] == 1
 
 
 @both
@@ -820,7 +822,9 @@ def write_samples(folder: Path, workers: int = 3, samples: int = 400) -> None:
             if row % 10 == 0:
                 start(now - 2 * MS, row // 10, journal.key(f"task-{number}-{row}"), 7)
             role = LOOP if row % 3 == 0 else TASK
-            sample(now, row % 20, 8 if role == LOOP else 7, 10_000 << 2 | role)
+            late = row % 40 == 5
+            what = 10_000 + 2_000 * late << 3 | LATE * late | role
+            sample(now, row % 20, 8 if role == LOOP else 7, what)
             if row % 10 == 8:
                 stop(now + MS, row // 10, journal.string("int||"), 0, 8)
         journal.close()
@@ -847,6 +851,9 @@ def test_trees_fall_together_and_samples_are_in_their_tasks(tmp_path: Path) -> N
         tasks = trace.tasks.sort_index()
         of_tasks = samples["role"] == "task"
         assert (samples["task"][~of_tasks] == -1).all()
+        assert set(samples["role"]) == {"task", "event loop"}
+        assert sorted(set(samples["late"])) == [0, 1]
+        assert (samples["late"] == (samples["span"] > 10 * MS)).all()
         for row in np.flatnonzero(of_tasks):
             process, when, span, task = (
                 int(samples[name].iloc[row]) for name in ("process", "start", "span", "task")
@@ -855,7 +862,7 @@ def test_trees_fall_together_and_samples_are_in_their_tasks(tmp_path: Path) -> N
             inside &= (tasks["stop"] >= when) | (tasks["stop"] < 0)
             assert task == (np.flatnonzero(inside)[0] if inside.any() else -1)
             if task >= 0:
-                assert span == 10 * MS
+                assert span == (12 if samples["late"].iloc[row] else 10) * MS
         assert len(trace.gaps[trace.gaps["kind"] == "unknown calls"]) == 0
 
 
@@ -896,7 +903,7 @@ def write_looks(path: Path, seconds: list[float], pause: float, count: int) -> N
         half = now - begins[row] > seconds[row % len(seconds)] / 2
         span = int((now - before) * 1e6)
         stack = 2 * (row % len(seconds)) + half
-        sample(10_000 * MS + int(now * 1e9), stack, 7, span << 2 | TASK)
+        sample(10_000 * MS + int(now * 1e9), stack, 7, span << 3 | TASK)
         before = now
     journal.close()
 

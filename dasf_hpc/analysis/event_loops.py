@@ -28,6 +28,8 @@ IDLE = "waiting for something to do"
 RECORDING = "the recording"
 USER = "own code"
 OTHER = "other"
+#: It could go on, but a task held the interpreter; the samples of such looks come late.
+KEPT = "waiting for the interpreter (GIL)"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ ACTIVITIES = (
 
 _ADVICE = {one.words: one.advice for one in ACTIVITIES} | {
     USER: "Move what takes long out of asynchronous tasks and plugins into ordinary tasks.",
+    KEPT: "Call what gives up the interpreter (GIL), as NumPy does for most of its work, or have "
+    "more workers with fewer threads each.",
     RECORDING: "Record less: `dasf-hpc analyze overhead` says what costs most.",
 }
 
@@ -128,7 +132,7 @@ class Calls:
 
 def read_calls(stacks: Stacks) -> Calls:
     """Tell what each row means to an event loop."""
-    words = [*(one.words for one in ACTIVITIES), USER, RECORDING, OTHER]
+    words = [*(one.words for one in ACTIVITIES), USER, RECORDING, OTHER, KEPT]
     frames = stacks.frames
     short = [str(name).rsplit(".", 1)[-1] for name in frames["function"]]
     modules = [str(name) for name in frames["module"]]

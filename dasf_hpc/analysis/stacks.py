@@ -19,7 +19,7 @@ from dasf_hpc.analysis.answer import (
     most_severe_first,
     told_as_one,
 )
-from dasf_hpc.analysis.event_loops import IDLE, advice, blocked, read_calls
+from dasf_hpc.analysis.event_loops import IDLE, KEPT, advice, blocked, read_calls
 from dasf_hpc.analysis.executions import (
     Ints,
     Span,
@@ -113,7 +113,11 @@ EVENT_LOOPS: Columns = {
     "time": ("ns", "that samples stand for"),
     "share": ("%", "of the time in which they were busy"),
     "span_share": ("%", "of their whole time from first task to last"),
-    "frame": ("", "the innermost call in which most of it was spent"),
+    "frame": (
+        "",
+        f"the innermost call in which most of it was spent; of {KEPT}: what tasks of the process "
+        "ran most meanwhile",
+    ),
     "samples": ("", "samples"),
 }
 BLOCKED: Columns = {
@@ -122,9 +126,14 @@ BLOCKED: Columns = {
     "node": ("", "its node"),
     "start": ("ns", "when it began"),
     "duration": ("ns", "how long it was seen in this call and no other"),
-    "frame": ("", "the call; what is called again at once from the same line looks as one"),
+    "frame": (
+        "",
+        "the call; what is called again at once from the same line looks as one. Where the loop "
+        "could go on but looks came late and tasks ran in its process: what those ran most, which "
+        "most likely held the interpreter",
+    ),
     "called_from": ("", "the innermost line of own code around it"),
-    "what": ("", "what that is for"),
+    "what": ("", f"what that is for; {KEPT}: the call is a task's"),
     "samples": ("", "samples in a row"),
 }
 THREADS: Columns = {
@@ -525,6 +534,14 @@ def _lanes(samples: pd.DataFrame) -> Ints:
     return lanes
 
 
+def _machines(trace: Trace) -> Ints:
+    """Number the process of each row of ``processes``; several rows may be of one, as in a test."""
+    pids, nodes = (trace.processes[name].to_numpy(np.int64) for name in ("pid", "node"))
+    numbers = np.arange(len(pids))
+    _, first, which = np.unique([nodes, pids], axis=1, return_index=True, return_inverse=True)
+    return np.append(np.where(pids >= 0, first[which.reshape(-1)], numbers), -1)
+
+
 class _Loops:
     """Event loops of workers and the scheduler, in a stretch of time."""
 
@@ -540,12 +557,20 @@ class _Loops:
         self._trace, self._tree, self._groups, self._span = trace, tree, groups, span
         self._calls = read_calls(tree)
         within = Chosen(None, chosen.process, span.start, span.stop + 1)
-        parts = []
+        self._own, self._called = hot_rows(tree)
+        self._machine = _machines(trace)
+        parts, held = [], []
         idle: dict[int, list[int]] = {}
         loops: set[tuple[int, int]] = set()
         for part in read_samples(trace, Source.CALLS, within):
+            # none stands for more than what is looked at
+            most = np.maximum(0, part["start"] - span.start)
+            part = part.assign(weight=np.minimum(part["weight"], most))
+            part["machine"] = self._machine[part["process"].to_numpy()]
+            of_loops = np.isin(_lanes(part), threads)
+            held.append(part[~of_loops & part["late"] & (part["role"] == ROLES.index(Role.TASK))])
             # also what asynchronous tasks did, which run in an event loop's thread
-            part = part[np.isin(_lanes(part), threads)]
+            part = part[of_loops]
             part = part.assign(group=groups.of(part.assign(role=ROLES.index(Role.LOOP))))
             waits = self._calls.idle[part["stack"].to_numpy()]
             for group, some in part[waits].groupby("group"):
@@ -556,6 +581,11 @@ class _Loops:
             loops |= set(zip(pairs["process"].tolist(), pairs["group"].tolist(), strict=True))
             parts.append(part[~waits])
         self._busy, self._idle, self._loops = pd.concat(parts), idle, loops
+        self._held = pd.concat(held)
+        looks = ["machine", "start"]
+        self._busy["kept"] = self._busy["late"] & pd.MultiIndex.from_frame(self._busy[looks]).isin(
+            pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
+        )
         # those that always waited may be in no sample
         workers = int((trace.processes["role"] == "worker").sum())
         self._workers = workers if chosen.process is None else 1
@@ -580,7 +610,9 @@ class _Loops:
             stack = some["stack"].to_numpy()
             parts = pd.DataFrame(
                 {
-                    "activity": self._calls.activity[stack],
+                    "activity": np.where(
+                        some["kept"], self._calls.words.index(KEPT), self._calls.activity[stack]
+                    ),
                     "frame": self._tree.frame[stack],
                     "weight": some["weight"].to_numpy(),
                     "samples": 1,
@@ -592,14 +624,19 @@ class _Loops:
                 by_frame.groupby("activity"), key=lambda pair: -int(pair[1]["weight"].sum())
             ):
                 time = int(one["weight"].sum())
+                what, frame = self._calls.words[int(str(activity))], int(one["frame"].iloc[0])
+                if what == KEPT:
+                    looks = pd.MultiIndex.from_frame(some.loc[some["kept"], ["machine", "start"]])
+                    meanwhile = pd.MultiIndex.from_frame(self._held[["machine", "start"]])
+                    frame = int(self._tree.frame[self._most(meanwhile.isin(looks))])
                 rows.append(
                     {
                         "role": role,
-                        "what": self._calls.words[int(str(activity))],
+                        "what": what,
                         "time": time,
                         "share": 100.0 * time / max(1, busy),
                         "span_share": 100.0 * time / whole,
-                        "frame": names[int(one["frame"].iloc[0])],
+                        "frame": names[frame],
                         "samples": int(one["samples"].sum()),
                     }
                 )
@@ -616,10 +653,20 @@ class _Loops:
         found["duration"] = found["stop"] - found["start"]
         found = found.sort_values("duration", ascending=False, kind="stable").head(STRETCHES)
         names, nodes = _named(self._trace)
-        own, _ = hot_rows(self._tree)
-        frames = self._tree.names()
+        own, frames = self._own, self._tree.names()
         scheduler = np.append(self._groups.scheduler, False)
-        rows = found["stack"].to_numpy()
+        rows = found["stack"].to_numpy().copy()
+        what = self._calls.activity[rows]
+        for place, (process, start, stop) in enumerate(
+            zip(found["process"], found["start"], found["stop"], strict=True)
+        ):
+            busy = self._busy[self._busy["process"] == process]
+            busy = busy[(busy["start"] > start) & (busy["start"] <= stop)]
+            if 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum():
+                what[place] = self._calls.words.index(KEPT)
+                at = self._held["start"]
+                meanwhile = self._held["machine"] == self._machine[process]
+                rows[place] = self._most(meanwhile & (at > start) & (at <= stop))
         result = pd.DataFrame(
             {
                 "role": ["scheduler" if scheduler[p] else "worker" for p in found["process"]],
@@ -631,7 +678,7 @@ class _Loops:
                 "called_from": [
                     self._tree.place(int(own[row])) if own[row] >= 0 else None for row in rows
                 ],
-                "what": [self._calls.words[self._calls.activity[row]] for row in rows],
+                "what": [self._calls.words[one] for one in what],
                 "samples": found["samples"].to_numpy(),
             },
             columns=list(BLOCKED),
@@ -639,10 +686,17 @@ class _Loops:
         self._process_of = found["process"].to_numpy()
         return result
 
+    def _most(self, which: Any) -> int:
+        """Give the row of ``stacks`` of what tasks ran most in some of the late looks."""
+        held = self._held[which]
+        of_frame = held.groupby(self._tree.frame[self._called[held["stack"].to_numpy()]])
+        heaviest = of_frame.get_group(of_frame["weight"].sum().idxmax())
+        return int(self._called[heaviest["stack"].iloc[0]])
+
     def findings(self, did: pd.DataFrame, blocks: pd.DataFrame) -> list[Finding]:
         """Tell of a busy scheduler, and of event loops that were blocked."""
         found = []
-        busy = did[(did["role"] == "scheduler") & (did["what"] != IDLE)]
+        busy = did[(did["role"] == "scheduler") & ~did["what"].isin([IDLE, KEPT])]
         share = float(busy["span_share"].sum())
         if share >= BUSY:
             named = [
@@ -662,7 +716,7 @@ class _Loops:
                 )
             )
         # what holds up most, first
-        kinds = [some for _, some in blocks.groupby(["role", "frame"], sort=False)]
+        kinds = [some for _, some in blocks.groupby(["role", "frame", "what"], sort=False)]
         for some in sorted(kinds, key=lambda some: -int(some["duration"].sum())):
             role, frame = some["role"].iloc[0], some["frame"].iloc[0]
             whole = int(some["duration"].sum())
@@ -681,9 +735,11 @@ class _Loops:
             )
             place = longest["called_from"]
             times = f"{len(some)} times, " if len(some) > 1 else ""
+            kept = longest["what"] == KEPT
+            by = f"kept from the interpreter (GIL), most likely by {frame}"
             sentence = (
-                f"{whose} was blocked by {frame}"
-                + (f" (called from {place})" if isinstance(place, str) else "")
+                f"{whose} was {by if kept else f'blocked by {frame}'}"
+                + (f" ({'' if kept else 'called from '}{place})" if isinstance(place, str) else "")
                 + f": {times}{duration_text(whole)} in all, the longest "
                 f"{duration_text(longest['duration'])} from "
                 f"{(longest['start'] - self._origin) / 1e9:,.3f} s."
@@ -700,7 +756,7 @@ class _Loops:
                     start=int(longest["start"]),
                     stop=int(longest["start"] + longest["duration"]),
                     process=int(self._process_of[some.index[0]]),
-                    cause=f"{frame} blocks an event loop",
+                    cause=f"{frame} " + ("holds the GIL" if kept else "blocks an event loop"),
                 )
             )
         return found[:TOLD]

@@ -86,7 +86,11 @@ _PLAIN, _RUNS_TASK, _RUNS_COROUTINE = 0, 1, 2
 #: Codes of a sample's role, in the two lowest bits of its last field; with `COROUTINE` the field
 #: ``thread`` holds the number of the execution, which knows its thread.
 TASK, LOOP, OTHER, COROUTINE = 0, 1, 2, 3
-_MOST_SPAN_US = (1 << 30) - 1
+#: The bit above says that the look came so many seconds or more after it was due: another thread
+#: held the GIL, which it gives up after 5 ms if it can, or the CPU was somebody else's.
+LATE = 4
+LATE_S = 0.02
+_MOST_SPAN_US = (1 << 29) - 1
 
 _NONE = 0xFFFFFFFF
 
@@ -210,7 +214,7 @@ class Sampled:
         thread
             Native id of the thread, or of a coroutine the number of its execution.
         what
-            µs for which it stands, shifted by two bits, and its role.
+            µs for which it stands, shifted by three bits, whether it came late, and its role.
         calls
             Number and position of each call's code, the innermost first.
         codes
@@ -381,12 +385,14 @@ class StackSampler:
             now = time.monotonic()
             if cell < now - interval:  # the GIL or the CPU was somebody else's for longer
                 cell = now
-            if not _sleep(cell + interval * shift() - now, end):
+            due = cell + interval * shift()
+            if not _sleep(due - now, end):
                 return
+            late = time.monotonic() - due >= LATE_S
             cell += interval
             try:
                 with self._lock:
-                    before = self._look(before)
+                    before = self._look(before, late)
                 self._failed = 0
             except Exception:
                 self._failures += 1
@@ -410,7 +416,7 @@ class StackSampler:
             with contextlib.suppress(Exception):
                 sampled.journal.meta({"kind": "unavailable", "what": "call stacks", "why": why})
 
-    def _look(self, before: int) -> int:
+    def _look(self, before: int, late: bool = False) -> int:
         """Sample all threads that are wanted; gives the time of it."""
         every, codes = self._all, self._codes
         if codes.full:
@@ -443,7 +449,7 @@ class StackSampler:
             # them: after a failure they would hold each other until the cycle collector comes.
             frame = worker = None
             frames.clear()
-        what = min((now - before) // 1000, _MOST_SPAN_US) << 2
+        what = min((now - before) // 1000, _MOST_SPAN_US) << 3 | LATE * late
         for sampled, threads in busy:
             for ident in threads:
                 found = wanted[ident]

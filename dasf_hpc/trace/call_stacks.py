@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dasf_hpc.profile.call_stacks import COROUTINE, LOOP, TASK
+from dasf_hpc.profile.call_stacks import COROUTINE, LATE, LOOP, TASK
 from dasf_hpc.profile.frames import unpacked
 from dasf_hpc.profile.journal import JournalContents, Stream
 from dasf_hpc.trace.store import Strings, storable
@@ -31,7 +31,7 @@ _NONE = 0xFFFFFFFF
 #: A sample that stands for more than so many times what one of its journal mostly does came late,
 #: for the interpreter was somebody else's: looks are anywhere in an interval each, and so less
 #: than two intervals apart.
-_LATE = 2
+_LONG = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
     time = records["time"].astype(np.int64)
     stack = _looked_up(rows, records["stack"])
     what = records["what"].astype(np.int64)
-    kind, span = what & 3, (what >> 2) * 1000
+    kind, late, span = what & 3, what & LATE != 0, (what >> 3) * 1000
     thread = records["thread"].astype(np.int64)
     task = np.full(len(records), -1, np.int64)
 
@@ -95,9 +95,9 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
     # shorter one a task's first steps would count less than its last ones, and short tasks less
     # than long ones. Of a look that came late the task's own time is known better.
     own = np.flatnonzero(task >= 0)
-    late = _LATE * np.median(span).astype(np.int64) if len(span) else 0
+    most = _LONG * np.median(span).astype(np.int64) if len(span) else 0
     ran = time[own] - starts["time"][task[own]]
-    span[own] = np.minimum(span[own], np.maximum(late, ran))
+    span[own] = np.minimum(span[own], np.maximum(most, ran))
     role = np.full(len(records), ROLES.index("other"), np.int8)
     role[coroutine | in_thread] = ROLES.index("task")
     role[kind == LOOP] = ROLES.index("event loop")
@@ -108,6 +108,7 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         "span": span,
         "stack": stack.astype(np.int32),
         "role": role,
+        "late": late.astype(np.int8),
         "task": task.astype(np.int32),
     }
     return Calls(samples, stacks, unknown)

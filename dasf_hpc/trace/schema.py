@@ -1067,6 +1067,13 @@ _TABLES = (
                 "int8",
             ),
             _row("task", "tasks", "the task that the thread ran then; -1: none"),
+            Column(
+                "late",
+                "int8",
+                "",
+                "1: it was taken 20 ms or more after it was due, for another thread held the "
+                "interpreter (GIL) or the CPU was somebody else's; 0: it was not; -1: not known",
+            ),
         ),
         order="start",
     ),
