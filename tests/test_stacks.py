@@ -353,7 +353,7 @@ def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it
         assert blocked["what"][kept] == KEPT
         assert (blocked["frame"][kept], blocked["called_from"][kept]) == ("json.loads", "job.py:33")
         assert (blocked.drop(kept)["frame"] == "io.read").all()
-        sentence = "kept from the interpreter (GIL), most likely by json.loads (job.py:33): 2 s"
+        sentence = f"was kept {KEPT}, most likely by json.loads (job.py:33): 2 s"
         assert sum(sentence in text for text in told) == 1
         assert len(of_read) == 2
         did = answer.tables["event_loops"].set_index(["role", "what"])

@@ -28,8 +28,9 @@ IDLE = "waiting for something to do"
 RECORDING = "the recording"
 USER = "own code"
 OTHER = "other"
-#: It could go on, but a task held the interpreter; the samples of such looks come late.
-KEPT = "waiting for the interpreter (GIL)"
+#: It could go on, but did not: a task held the interpreter, mostly, or threads are more than CPUs.
+#: Samples then come late.
+KEPT = "waiting for the interpreter (GIL) or a CPU"
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ ACTIVITIES = (
 
 _ADVICE = {one.words: one.advice for one in ACTIVITIES} | {
     USER: "Move what takes long out of asynchronous tasks and plugins into ordinary tasks.",
-    KEPT: "Call what gives up the interpreter (GIL), as NumPy does for most of its work, or have "
-    "more workers with fewer threads each.",
+    KEPT: "Call what gives up the interpreter (GIL), as NumPy does for most of its work, have more "
+    "workers with fewer threads each, and no more threads than CPUs.",
     RECORDING: "Record less: `dasf-hpc analyze overhead` says what costs most.",
 }
 

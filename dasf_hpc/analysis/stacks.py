@@ -130,7 +130,7 @@ BLOCKED: Columns = {
         "",
         "the call; what is called again at once from the same line looks as one. Where the loop "
         "could go on but looks came late and tasks ran in its process: what those ran most, which "
-        "most likely held the interpreter",
+        "most likely held the interpreter or the CPUs",
     ),
     "called_from": ("", "the innermost line of own code around it"),
     "what": ("", f"what that is for; {KEPT}: the call is a task's"),
@@ -736,7 +736,7 @@ class _Loops:
             place = longest["called_from"]
             times = f"{len(some)} times, " if len(some) > 1 else ""
             kept = longest["what"] == KEPT
-            by = f"kept from the interpreter (GIL), most likely by {frame}"
+            by = f"kept {KEPT}, most likely by {frame}"
             sentence = (
                 f"{whose} was {by if kept else f'blocked by {frame}'}"
                 + (f" ({'' if kept else 'called from '}{place})" if isinstance(place, str) else "")
@@ -756,7 +756,7 @@ class _Loops:
                     start=int(longest["start"]),
                     stop=int(longest["start"] + longest["duration"]),
                     process=int(self._process_of[some.index[0]]),
-                    cause=f"{frame} " + ("holds the GIL" if kept else "blocks an event loop"),
+                    cause=f"{frame} {'holds up' if kept else 'blocks'} an event loop",
                 )
             )
         return found[:TOLD]
