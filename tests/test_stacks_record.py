@@ -718,6 +718,28 @@ def test_names_run_nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.Monk
     assert Frame("made", "lazy_thing.inner", "<string>", Origin.OWN) in names
 
 
+def test_a_name_does_not_wait_for_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # while it is made a thread's frames are held
+    monkeypatch.syspath_prepend(tmp_path)
+    code = compile("pass", str(tmp_path / "inside" / "one.py"), "exec")
+    namer = Namer()
+
+    def stall(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the file system was asked")
+
+    with monkeypatch.context() as stalled:
+        for name in ("stat", "lstat", "readlink", "listdir", "scandir"):
+            stalled.setattr("os." + name, stall)
+        assert namer.name(code, "other").file == "inside/one.py"
+        stalled.setattr(sys, "path", [str(tmp_path / "inside"), *sys.path])
+        assert namer.name(code, "other").file == "inside/one.py"
+    monkeypatch.syspath_prepend(tmp_path / "inside")
+    namer.look_at_path()
+    assert namer.name(code, "other").file == "one.py"
+
+
 def test_the_end_waits_no_longer_than_it_has_to_for_a_look_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

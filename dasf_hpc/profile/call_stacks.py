@@ -423,6 +423,7 @@ class StackSampler:
             codes.forget()
             for sampled in every:
                 sampled.forget_codes()
+        codes.namer.look_at_path()
         busy: list[tuple[Sampled, list[int]]] = []
         wanted: dict[int, Any] = {}
         frame = worker = None
