@@ -364,6 +364,30 @@ def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it
         assert not any("GIL" in text for text in told)
 
 
+def test_workers_of_one_process_share_a_loop_and_the_interpreter(tmp_path: Path) -> None:
+    task = Task("parse-1", 1, 0, 2000 * MS)
+    held = [*POOL, own("parse", 33)]
+    busy = [*STREAM, library("read", "io", 4)]
+    samples = []
+    for n in range(10):
+        end = (n + 1) * 200 * MS
+        samples.append(Sample(1, end, held, 200 * MS, task="parse-1", late=True))
+        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=True))
+    make_sampled(tmp_path / "trace.h5", samples, [task]).close()
+    shares = []
+    for pid in (None, 7):
+        if pid is not None:
+            with h5py.File(tmp_path / "trace.h5", "r+") as file:
+                file["processes"]["pid"][:] = pid
+                file["processes"]["node"][:] = 0
+        with Trace(tmp_path / "trace.h5") as trace:
+            answer = analyse("stacks", trace)
+        (did,) = answer.tables["event_loops"].to_dict("records")
+        shares.append((did["what"] == KEPT, did["span_share"]))
+        assert ("most likely by parse" in answer.findings[0].sentence) == (pid is not None)
+    assert shares == [(False, 50.0), (True, 100.0)]
+
+
 def test_no_share_of_a_short_while_is_above_all_of_it(tmp_path: Path) -> None:
     task = Task("f-1", 0, 0, 2000 * MS)
     calls = [*STREAM, library("read", "io", 4)]

@@ -535,7 +535,7 @@ def _lanes(samples: pd.DataFrame) -> Ints:
 
 
 def _machines(trace: Trace) -> Ints:
-    """Number the process of each row of ``processes``; several rows may be of one, as in a test."""
+    """Number the process of each row of ``processes``; workers of a script's own may share one."""
     pids, nodes = (trace.processes[name].to_numpy(np.int64) for name in ("pid", "node"))
     numbers = np.arange(len(pids))
     _, first, which = np.unique([nodes, pids], axis=1, return_index=True, return_inverse=True)
@@ -587,8 +587,10 @@ class _Loops:
             pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
         )
         # those that always waited may be in no sample
-        workers = int((trace.processes["role"] == "worker").sum())
-        self._workers = workers if chosen.process is None else 1
+        workers = (trace.processes["role"] == "worker").to_numpy()
+        # workers of one process share its loop
+        alone = len(np.unique(self._machine[:-1][workers]))
+        self._workers = alone if chosen.process is None else 1
 
     @property
     def of_scheduler(self) -> bool:
