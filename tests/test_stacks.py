@@ -328,9 +328,9 @@ def test_one_sample_that_came_late_blocks_nothing(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("late", [2, 1, 0])
 def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it_was_in(
-    tmp_path: Path, late: bool
+    tmp_path: Path, late: int
 ) -> None:
     task = Task("parse-1", 0, 0, 2000 * MS)
     held = [*POOL, own("parse", 33), library("loads", "json")]
@@ -349,7 +349,7 @@ def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it
     (kept,) = [place for place in blocked.index if "0" in place]
     told = [one.sentence for one in answer.findings if "event loop" in one.sentence]
     of_read = [text for text in told if "was blocked by io.read: " in text]
-    if late:
+    if late == 2:
         assert blocked["what"][kept] == KEPT
         assert (blocked["frame"][kept], blocked["called_from"][kept]) == ("json.loads", "job.py:33")
         assert (blocked.drop(kept)["frame"] == "io.read").all()
@@ -364,6 +364,27 @@ def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it
         assert not any("GIL" in text for text in told)
 
 
+def test_a_call_that_never_waits_is_a_wait_for_the_interpreter(tmp_path: Path) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    send = package("IOStream.write_to_fd", "tornado.iostream")
+    shares = {}
+    for late, name in ((1, "late"), (0, "in time")):
+        samples = []
+        for n in range(1, 101):
+            samples.append(Sample(0, n * STEP, [*POOL, own("f", 3)], task="f-1", late=late))
+            calls = [*STREAM, send if n <= 50 else library("read", "io")]
+            samples.append(Sample(0, n * STEP, calls, thread=2, role="event loop", late=late))
+        with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+            answer = analyse("stacks", trace)
+        did = answer.tables["event_loops"].set_index("what")["time"].to_dict()
+        shares[name] = did.get(KEPT, 0)
+        told = [one.sentence for one in answer.findings]
+        assert any("write_to_fd" in text for text in told) == (not late)
+        assert any("blocked by io.read" in text for text in told)
+        (tmp_path / "trace.h5").unlink()
+    assert shares == {"late": 500 * MS, "in time": 0}
+
+
 def test_workers_of_one_process_share_a_loop_and_the_interpreter(tmp_path: Path) -> None:
     task = Task("parse-1", 1, 0, 2000 * MS)
     held = [*POOL, own("parse", 33)]
@@ -371,8 +392,8 @@ def test_workers_of_one_process_share_a_loop_and_the_interpreter(tmp_path: Path)
     samples = []
     for n in range(10):
         end = (n + 1) * 200 * MS
-        samples.append(Sample(1, end, held, 200 * MS, task="parse-1", late=True))
-        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=True))
+        samples.append(Sample(1, end, held, 200 * MS, task="parse-1", late=2))
+        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=2))
     make_sampled(tmp_path / "trace.h5", samples, [task]).close()
     shares = []
     for pid in (None, 7):

@@ -24,6 +24,14 @@ IN_A_ROW = 3
 #: first, in parts of that time.
 SLACK = 0.5
 
+#: Calls of the system that do not wait, by the functions around them: those of sockets that are not
+#: to, and of locks that are given back.
+_QUICK = {
+    "tornado.iostream": ("write_to_fd", "read_from_fd"),
+    "asyncio.selector_events": ("_read_from_self", "_write_to_self"),
+    "threading": ("notify",),
+}
+
 IDLE = "waiting for something to do"
 RECORDING = "the recording"
 USER = "own code"
@@ -123,12 +131,16 @@ class Calls:
         What it does.
     below
         How many calls it lies below that which the loop itself made.
+    quick
+        Whether the innermost call itself gives up the GIL for a moment and never waits: where a
+        loop is seen in it time and again it waits for the GIL.
     """
 
     idle: NDArray[np.bool_]
     activity: Ints
     words: list[str]
     below: Ints
+    quick: NDArray[np.bool_]
 
 
 def read_calls(stacks: Stacks) -> Calls:
@@ -149,6 +161,9 @@ def read_calls(stacks: Stacks) -> Calls:
             for name, module in zip(short, modules, strict=True)
         ],
         bool,
+    )
+    quick = np.array(
+        [name in _QUICK.get(module, ()) for name, module in zip(short, modules, strict=True)], bool
     )
     called = np.array(
         [
@@ -182,7 +197,7 @@ def read_calls(stacks: Stacks) -> Calls:
         recording[rows] = ours[frame] | (library[frame] & np.where(level, recording[parent], False))
     activity[activity < 0] = words.index(OTHER)
     activity[recording] = words.index(RECORDING)
-    return Calls(waits[stacks.frame], activity, words, below)
+    return Calls(waits[stacks.frame], activity, words, below, quick[stacks.frame])
 
 
 def _activity(name: str, module: str, origin: str, words: list[str]) -> int:

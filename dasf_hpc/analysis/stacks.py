@@ -568,7 +568,8 @@ class _Loops:
             part = part.assign(weight=np.minimum(part["weight"], most))
             part["machine"] = self._machine[part["process"].to_numpy()]
             of_loops = np.isin(_lanes(part), threads)
-            held.append(part[~of_loops & part["late"] & (part["role"] == ROLES.index(Role.TASK))])
+            of_tasks = part["role"] == ROLES.index(Role.TASK)
+            held.append(part[~of_loops & (part["late"] > 0) & of_tasks])
             # also what asynchronous tasks did, which run in an event loop's thread
             part = part[of_loops]
             part = part.assign(group=groups.of(part.assign(role=ROLES.index(Role.LOOP))))
@@ -583,7 +584,9 @@ class _Loops:
         self._busy, self._idle, self._loops = pd.concat(parts), idle, loops
         self._held = pd.concat(held)
         looks = ["machine", "start"]
-        self._busy["kept"] = self._busy["late"] & pd.MultiIndex.from_frame(self._busy[looks]).isin(
+        quick = self._calls.quick[self._busy["stack"].to_numpy()]
+        late = (self._busy["late"] > 1) | ((self._busy["late"] > 0) & quick)
+        self._busy["kept"] = late & pd.MultiIndex.from_frame(self._busy[looks]).isin(
             pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
         )
         # those that always waited may be in no sample
@@ -664,11 +667,14 @@ class _Loops:
         ):
             busy = self._busy[self._busy["process"] == process]
             busy = busy[(busy["start"] > start) & (busy["start"] <= stop)]
-            if 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum():
+            at = self._held["start"]
+            meanwhile = (self._held["machine"] == self._machine[process]) & (at > start)
+            meanwhile &= at <= stop
+            mostly = 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum()
+            # a task may end just before a look that it had made wait
+            if mostly or (self._calls.quick[rows[place]] and meanwhile.any()):
                 what[place] = self._calls.words.index(KEPT)
-                at = self._held["start"]
-                meanwhile = self._held["machine"] == self._machine[process]
-                rows[place] = self._most(meanwhile & (at > start) & (at <= stop))
+                rows[place] = self._most(meanwhile)
         result = pd.DataFrame(
             {
                 "role": ["scheduler" if scheduler[p] else "worker" for p in found["process"]],

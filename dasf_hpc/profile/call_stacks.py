@@ -86,11 +86,14 @@ _PLAIN, _RUNS_TASK, _RUNS_COROUTINE = 0, 1, 2
 #: Codes of a sample's role, in the two lowest bits of its last field; with `COROUTINE` the field
 #: ``thread`` holds the number of the execution, which knows its thread.
 TASK, LOOP, OTHER, COROUTINE = 0, 1, 2, 3
-#: The bit above says that the look came so many seconds or more after it was due: another thread
-#: held the GIL, which it gives up after 5 ms if it can, or the CPU was somebody else's.
-LATE = 4
-LATE_S = 0.02
-_MOST_SPAN_US = (1 << 29) - 1
+#: The two bits above say how late the look came: they count the times, in seconds, that it did not
+#: come before, once due. Another thread held the GIL, which it gives up after 5 ms if it can, and
+#: else when it has done its call; or the CPU was somebody else's.
+LATE = 1 << 2
+LATE_S = (0.004, 0.02)
+#: The rest of the field is the time for which a sample stands, in so many ns.
+SPAN_AT, SPAN_NS = 4, 4000
+_MOST_SPAN = (1 << 32 - SPAN_AT) - 1
 
 _NONE = 0xFFFFFFFF
 
@@ -214,7 +217,7 @@ class Sampled:
         thread
             Native id of the thread, or of a coroutine the number of its execution.
         what
-            µs for which it stands, shifted by three bits, whether it came late, and its role.
+            The time for which it stands, how late it came and its role, see `LATE`.
         calls
             Number and position of each call's code, the innermost first.
         codes
@@ -388,7 +391,8 @@ class StackSampler:
             due = cell + interval * shift()
             if not _sleep(due - now, end):
                 return
-            late = time.monotonic() - due >= LATE_S
+            came = time.monotonic() - due
+            late = sum(came >= least for least in LATE_S)
             cell += interval
             try:
                 with self._lock:
@@ -416,7 +420,7 @@ class StackSampler:
             with contextlib.suppress(Exception):
                 sampled.journal.meta({"kind": "unavailable", "what": "call stacks", "why": why})
 
-    def _look(self, before: int, late: bool = False) -> int:
+    def _look(self, before: int, late: int = 0) -> int:
         """Sample all threads that are wanted; gives the time of it."""
         every, codes = self._all, self._codes
         if codes.full:
@@ -450,7 +454,7 @@ class StackSampler:
             # them: after a failure they would hold each other until the cycle collector comes.
             frame = worker = None
             frames.clear()
-        what = min((now - before) // 1000, _MOST_SPAN_US) << 3 | LATE * late
+        what = min((now - before) // SPAN_NS, _MOST_SPAN) << SPAN_AT | LATE * late
         for sampled, threads in busy:
             for ident in threads:
                 found = wanted[ident]

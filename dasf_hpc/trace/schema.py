@@ -1071,8 +1071,9 @@ _TABLES = (
                 "late",
                 "int8",
                 "",
-                "1: it was taken 20 ms or more after it was due, for another thread held the "
-                "interpreter (GIL) or the CPU was somebody else's; 0: it was not; -1: not known",
+                "how late it was taken, for another thread held the interpreter (GIL) or the CPU "
+                "was somebody else's: 2: 20 ms or more after it was due, 1: 4 ms or more, 0: less, "
+                "-1: not known",
             ),
         ),
         order="start",

@@ -294,7 +294,7 @@ def read_samples(
         So many rows at once, of samples with calls: ``process``, ``thread``, ``start``, ``weight``
         (ns, or 1 of each), ``stack``, ``task`` (row of ``tasks``, -1: none), ``function``
         (position among those of `functions_of`, -1: none), ``role`` (position in `ROLES`) and
-        ``late`` (whether it is known to have come late).
+        ``late`` (how late it came, as in ``call_samples``).
     """
     source = source or source_of(trace)
     if source is None:
@@ -325,7 +325,7 @@ def read_samples(
             if source.timed
             else np.where(known, 0, 2)
         )
-        part["late"] = (piece["late"].to_numpy() == 1) if source.timed else False
+        part["late"] = piece["late"].to_numpy(np.int64) if source.timed else -1
         at, stack = part["start"].to_numpy(), part["stack"].to_numpy()
         used = (stack >= 0) & (stack < stacks)
         if chosen.start is not None:
