@@ -385,6 +385,26 @@ def test_a_call_that_never_waits_is_a_wait_for_the_interpreter(tmp_path: Path) -
     assert shares == {"late": 500 * MS, "in time": 0}
 
 
+@pytest.mark.parametrize("late", [1, 0])
+def test_short_tasks_hold_up_a_loop_though_each_look_is_between_two(
+    tmp_path: Path, late: int
+) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    send = [*STREAM, package("IOStream.write_to_fd", "tornado.iostream")]
+    samples = [
+        Sample(0, n * STEP, send, thread=2, role="event loop")
+        if 50 < n <= 70
+        else Sample(0, n * STEP, [*POOL, own("f", 3)], task="f-1", late=late)
+        for n in range(1, 201)
+    ]
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    (row,) = answer.tables["blocked"].to_dict("records")
+    assert row["duration"] == 20 * STEP
+    assert (row["what"] == KEPT) == bool(late)
+    assert row["frame"] == ("f" if late else "tornado.iostream.IOStream.write_to_fd")
+
+
 def test_workers_of_one_process_share_a_loop_and_the_interpreter(tmp_path: Path) -> None:
     task = Task("parse-1", 1, 0, 2000 * MS)
     held = [*POOL, own("parse", 33)]

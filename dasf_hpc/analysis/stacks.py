@@ -68,6 +68,9 @@ BUSY, OVERLOADED = 50.0, 80.0
 #: Blocked this long, ns, an event loop keeps others waiting noticeably; or so much in all, in %.
 LONG_BLOCK, MUCH_BLOCKED = 1_000_000_000, 1.0
 
+#: Where a call that never waits seems to block one, ns: so near are looks at tasks that held it up.
+NEAR = 1_000_000_000
+
 #: Stretches that are listed, and findings of event loops that are told.
 STRETCHES, TOLD = 200, 4
 
@@ -667,12 +670,14 @@ class _Loops:
         ):
             busy = self._busy[self._busy["process"] == process]
             busy = busy[(busy["start"] > start) & (busy["start"] <= stop)]
-            at = self._held["start"]
-            meanwhile = (self._held["machine"] == self._machine[process]) & (at > start)
-            meanwhile &= at <= stop
             mostly = 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum()
-            # a task may end just before a look that it had made wait
-            if mostly or (self._calls.quick[rows[place]] and meanwhile.any()):
+            # a short task may end just before each look that it had made wait: then those around
+            # tell what tasks do
+            near = 0 if mostly else NEAR
+            at = self._held["start"]
+            meanwhile = (self._held["machine"] == self._machine[process]) & (at > start - near)
+            meanwhile &= at <= stop + near
+            if mostly or (self._calls.quick[rows[place]] and meanwhile.sum() >= len(busy)):
                 what[place] = self._calls.words.index(KEPT)
                 rows[place] = self._most(meanwhile)
         result = pd.DataFrame(
