@@ -588,10 +588,12 @@ class _Loops:
         self._held = pd.concat(held)
         looks = ["machine", "start"]
         quick = self._calls.quick[self._busy["stack"].to_numpy()]
-        late = (self._busy["late"] > 1) | ((self._busy["late"] > 0) & quick)
-        self._busy["kept"] = late & pd.MultiIndex.from_frame(self._busy[looks]).isin(
+        late = ((self._busy["late"] > 1) | ((self._busy["late"] > 0) & quick)).to_numpy()
+        kept = late.copy()
+        kept[late] = pd.MultiIndex.from_frame(self._busy.loc[late, looks]).isin(
             pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
         )
+        self._busy["kept"] = kept
         # those that always waited may be in no sample
         workers = (trace.processes["role"] == "worker").to_numpy()
         # workers of one process share its loop
@@ -665,11 +667,17 @@ class _Loops:
         scheduler = np.append(self._groups.scheduler, False)
         rows = found["stack"].to_numpy().copy()
         what = self._calls.activity[rows]
+        of_process = {
+            process: some.sort_values("start")
+            for process, some in self._busy[
+                self._busy["process"].isin(found["process"].unique())
+            ].groupby("process")
+        }
         for place, (process, start, stop) in enumerate(
             zip(found["process"], found["start"], found["stop"], strict=True)
         ):
-            busy = self._busy[self._busy["process"] == process]
-            busy = busy[(busy["start"] > start) & (busy["start"] <= stop)]
+            busy = of_process[process]
+            busy = busy.iloc[slice(*np.searchsorted(busy["start"], (start, stop), "right"))]
             mostly = 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum()
             # a short task may end just before each look that it had made wait: then those around
             # tell what tasks do
