@@ -385,6 +385,31 @@ def test_a_call_that_never_waits_is_a_wait_for_the_interpreter(tmp_path: Path) -
     assert shares == {"late": 500 * MS, "in time": 0}
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (own("hook", 70, "plug.py", "plug"), "plug.hook"),
+        (dask("loads", "distributed.protocol.pickle"), "distributed.protocol.pickle.loads"),
+    ],
+)
+def test_a_loop_that_may_hold_the_interpreter_itself_is_blocked_by_that(
+    tmp_path: Path, call: Call, name: str
+) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    samples = []
+    for n in range(1, 11):
+        samples.append(Sample(0, n * 200 * MS, [*POOL, own("f", 3)], task="f-1", late=2))
+        calls = [*STREAM, call]
+        samples.append(
+            Sample(0, n * 200 * MS, calls, 200 * MS, thread=2, role="event loop", late=2)
+        )
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    (row,) = answer.tables["blocked"].to_dict("records")
+    assert (row["frame"], row["duration"]) == (name, 2000 * MS)
+    assert KEPT not in set(answer.tables["event_loops"]["what"])
+
+
 @pytest.mark.parametrize("late", [1, 0])
 def test_short_tasks_hold_up_a_loop_though_each_look_is_between_two(
     tmp_path: Path, late: int

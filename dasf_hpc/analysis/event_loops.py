@@ -32,6 +32,9 @@ _QUICK = {
     "threading": ("notify",),
 }
 
+#: Modules in which a call of a C function may hold the GIL for as long as the data is large.
+_HOLDS = ("distributed.protocol", "pickle", "cloudpickle", "json", "msgpack", "copy")
+
 IDLE = "waiting for something to do"
 RECORDING = "the recording"
 USER = "own code"
@@ -134,6 +137,9 @@ class Calls:
     quick
         Whether the innermost call itself gives up the GIL for a moment and never waits: where a
         loop is seen in it time and again it waits for the GIL.
+    holds
+        Whether it may itself be what holds the GIL for long: own code, and what reads or writes
+        data in one call.
     """
 
     idle: NDArray[np.bool_]
@@ -141,6 +147,7 @@ class Calls:
     words: list[str]
     below: Ints
     quick: NDArray[np.bool_]
+    holds: NDArray[np.bool_]
 
 
 def read_calls(stacks: Stacks) -> Calls:
@@ -165,6 +172,7 @@ def read_calls(stacks: Stacks) -> Calls:
     quick = np.array(
         [name in _QUICK.get(module, ()) for name, module in zip(short, modules, strict=True)], bool
     )
+    holds = np.array([any(_within(module, one) for one in _HOLDS) for module in modules], bool)
     called = np.array(
         [
             name == "_run" and module == "asyncio.events"
@@ -197,7 +205,19 @@ def read_calls(stacks: Stacks) -> Calls:
         recording[rows] = ours[frame] | (library[frame] & np.where(level, recording[parent], False))
     activity[activity < 0] = words.index(OTHER)
     activity[recording] = words.index(RECORDING)
-    return Calls(waits[stacks.frame], activity, words, below, quick[stacks.frame])
+    return Calls(
+        waits[stacks.frame],
+        activity,
+        words,
+        below,
+        quick[stacks.frame],
+        holds[stacks.frame] | (activity == words.index(USER)),
+    )
+
+
+def _within(module: str, other: str) -> bool:
+    """Say whether a module is another one, or lies in it."""
+    return module == other or module.startswith(f"{other}.")
 
 
 def _activity(name: str, module: str, origin: str, words: list[str]) -> int:
@@ -205,7 +225,7 @@ def _activity(name: str, module: str, origin: str, words: list[str]) -> int:
     if origin == OWN:
         return words.index(USER)
     for number, one in enumerate(ACTIVITIES):
-        if any(module == m or module.startswith(f"{m}.") for m in one.modules):
+        if any(_within(module, m) for m in one.modules):
             return number
         if name in one.functions and module.split(".")[0] in ("distributed", "dask"):
             return number

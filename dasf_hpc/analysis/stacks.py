@@ -587,8 +587,9 @@ class _Loops:
         self._busy, self._idle, self._loops = pd.concat(parts), idle, loops
         self._held = pd.concat(held)
         looks = ["machine", "start"]
-        quick = self._calls.quick[self._busy["stack"].to_numpy()]
-        late = ((self._busy["late"] > 1) | ((self._busy["late"] > 0) & quick)).to_numpy()
+        stack = self._busy["stack"].to_numpy()
+        late = (self._busy["late"] > 1) | ((self._busy["late"] > 0) & self._calls.quick[stack])
+        late = late.to_numpy() & ~self._calls.holds[stack]
         kept = late.copy()
         kept[late] = pd.MultiIndex.from_frame(self._busy.loc[late, looks]).isin(
             pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
