@@ -252,6 +252,24 @@ def test_samples_weigh_what_they_stand_for(tmp_path: Path) -> None:
         assert hot["half_width"].min() > 25  # one sample is nearly all that is known
 
 
+def test_it_is_told_where_samples_are_too_few(tmp_path: Path) -> None:
+    tasks = [Task(f"{name}-1", 0, 0, 2000 * MS, thread=n) for n, name in enumerate("abc")]
+    samples = []
+    for n in range(1, 201):
+        samples.append(Sample(0, n * STEP, [own("a", 1)], task="a-1", thread=0))
+        if n % 2:
+            samples.append(Sample(0, n * STEP, [own("b", 2)], task="b-1", thread=1))
+            # an asynchronous task, in the thread of the event loop
+            samples.append(Sample(0, n * STEP, [own("c", 3)], task="c-1", thread=9))
+        samples.append(Sample(0, n * STEP, WAITING, thread=9, role="event loop"))
+    with make_sampled(tmp_path / "trace.h5", samples, tasks) as trace:
+        told = [one for one in analyse("stacks", trace).unanswered if one.startswith("Lines of")]
+        assert len(told) == 1
+        assert told[0].startswith("Lines of b: its samples stand for 50 % of its time.")
+        within = analyse("stacks", trace, between=(0.5, 1.0)).unanswered
+        assert not any(one.startswith("Lines of") for one in within)
+
+
 # ------------------------------------------------------------------------------ event loops
 
 

@@ -57,6 +57,9 @@ MATTERS = 5.0
 #: ... and so many samples.
 ENOUGH = 50
 
+#: Samples that stand for less of the time in which a function's tasks ran, in %, do not tell it.
+SEEN = 70.0
+
 #: Lines, and frames, that are listed of each function.
 TOP = 10
 
@@ -262,7 +265,33 @@ def stacks(
             "Event loops: nsys samples threads only while they are on a CPU, and does not tell "
             "which are event loops."
         )
+    if source.timed and worker is None and between is None:
+        unanswered += _sampled_too_little(trace, groups, found)
     return Answer("stacks", tables, _TABLES, most_severe_first(findings), unanswered)
+
+
+def _sampled_too_little(trace: Trace, groups: Groups, found: pd.DataFrame) -> list[str]:
+    """Tell of functions that ran for much longer than their samples stand for."""
+    runs = read_executions(trace, ("prefix",))
+    sums = group_sums(runs.function, runs.duration, len(runs.functions)).tolist()
+    ran = dict(zip(map(str, runs.functions), sums, strict=True))
+    whole = max(1, sum(sums))
+    of_tasks = found[found["group"] < groups.functions]
+    # asynchronous tasks are sampled while they run, not while they wait
+    on_loops = set(of_tasks["group"][np.isin(_lanes(of_tasks), _loop_threads(found))])
+    told = []
+    for group, one in of_tasks.groupby("group")[["weight", "samples"]].sum().iterrows():
+        name = groups.names[int(str(group))]
+        time = ran.get(name, 0)
+        much = 100.0 * time >= MATTERS * whole and one["samples"] >= ENOUGH
+        if much and group not in on_loops and 100.0 * one["weight"] < SEEN * time:
+            seen = share_text(100.0 * one["weight"] / time)
+            told.append(
+                f"Lines of {name}: its samples stand for {seen} of its time. Tasks of some ms that "
+                "hold the interpreter (GIL) are mostly looked at after they ended: shares of their "
+                "first steps are too low."
+            )
+    return told
 
 
 def why_none(trace: Trace) -> str:
