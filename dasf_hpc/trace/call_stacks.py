@@ -26,12 +26,11 @@ Array = NDArray[Any]
 #: Codes of dictionary ``thread_roles``.
 ROLES = ("task", "event loop", "other")
 
-_NONE = 0xFFFFFFFF
+#: What is unusually long between two looks, in medians of that. Twice as long comes by chance, and
+#: a GIL that somebody holds puts off many by one or two: those say as much as the others.
+LONG = 5
 
-#: A sample that stands for more than so many times what one of its journal mostly does came late,
-#: for the interpreter was somebody else's: looks are anywhere in an interval each, and so less
-#: than two intervals apart.
-_LONG = 2
+_NONE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,8 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         thread[in_thread],
         time[in_thread],
     )
-    # A sample stands for the time since the last look even where its task began after that: with a
-    # shorter one a task's first steps would count less than its last ones, and short tasks less
-    # than long ones. Of a look that came late the task's own time is known better.
-    own = np.flatnonzero(task >= 0)
-    most = _LONG * np.median(span).astype(np.int64) if len(span) else 0
-    ran = time[own] - starts["time"][task[own]]
-    span[own] = np.minimum(span[own], np.maximum(most, ran))
+    own = task >= 0
+    span[own] = _bounded(span[own], time[own] - starts["time"][task[own]])
     role = np.full(len(records), ROLES.index("other"), np.int8)
     role[coroutine | in_thread] = ROLES.index("task")
     role[kind == LOOP] = ROLES.index("event loop")
@@ -112,6 +106,28 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         "task": task.astype(np.int32),
     }
     return Calls(samples, stacks, unknown)
+
+
+def _bounded(span: Array, since: Array) -> Array:
+    """Give for what time samples of tasks stand, where it may have been long since the one before.
+
+    A look comes anywhere in its interval, whatever a thread does then. So samples times interval
+    are the time in expectation, for what takes less than an interval, too; to count from the task's
+    start on would make the beginning of each task too short. Only where threads could not be looked
+    at for long (one held the GIL, say) a task that has just begun does not get all of that.
+
+    Parameters
+    ----------
+    span
+        Since the look before, ns.
+    since
+        Since the task's start, ns.
+    """
+    if not len(span):
+        return span
+    usual = int(np.median(span))
+    bounded: Array = np.where(span > LONG * usual, np.minimum(span, np.maximum(since, usual)), span)
+    return bounded
 
 
 def _stacks(contents: JournalContents) -> tuple[Array, dict[str, Array], Array]:

@@ -1054,10 +1054,8 @@ _TABLES = (
                 "span",
                 "int64",
                 "ns",
-                "the time for which it stands: since this process' threads were sampled before, so "
-                "that in sum what ran has its own time, however short its tasks were. After more "
-                "than twice the time between most samples (the interpreter was somebody else's) "
-                "no more than that, or the time since the thread's task began where that is longer",
+                "the time for which it stands: since this process' threads were sampled before. Of "
+                "a task's, where that was unusually long: since the task began",
             ),
             _row("stack", "stacks", "the innermost call"),
             _text(
