@@ -59,6 +59,7 @@ class Sample:
     role: str = "task"
     #: Key of the task.
     task: str = ""
+    late: int = 0
 
 
 @dataclass
@@ -94,6 +95,7 @@ def tables(samples: Sequence[Sample], tasks: Sequence[Task]) -> dict[str, dict[s
             "stack": [stacks.of(one.calls) for one in ordered],
             "role": [one.role for one in ordered],
             "task": [rows[one.task] if one.task else -1 for one in ordered],
+            "late": [one.late for one in ordered],
         },
         "stacks": stacks.columns(),
     }

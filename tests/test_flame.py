@@ -315,6 +315,31 @@ def test_of_many_samples_workers_and_times_are_known_apart(browser: Any, large: 
     assert "node2 worker-9" in said(browser)
 
 
+def test_of_very_many_functions_the_longest_stand_apart(browser: Any, tmp_path: Path) -> None:
+    from sampled import STEP, Sample, make_sampled, own
+
+    tasks, samples, at = [], [], 0
+    for n in range(70):
+        name = "f" + chr(97 + n // 26) + chr(97 + n % 26)
+        many = 70 - n
+        tasks.append(Task(f"{name}-1", 0, at, at + many * STEP))
+        for k in range(many):
+            samples.append(Sample(0, at + (k + 1) * STEP, [own(name, 5)], task=f"{name}-1"))
+        at += many * STEP
+    make_sampled(tmp_path / "trace.h5", samples, tasks).close()
+    opened(browser, write_report(tmp_path))
+    found, whole = bars(browser), 70 * 71 / 2
+    assert found["faa"][0] == pytest.approx(70 / whole)
+    assert found["fbx"][0] == pytest.approx(21 / whole)
+    assert "fby" not in found
+    assert found["20 more functions"][0] == pytest.approx(20 * 21 / 2 / whole)
+    assert sum(wide for _, wide, _, depth in browser.execute_script(BARS) if depth == 1) == (
+        pytest.approx(1)
+    )
+    choose(browser, "flame-of", "fby")
+    assert said(browser).startswith("200 ms in 20 samples")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_shows_all_of_it(browser: Any, large: Path, theme: str) -> None:
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}

@@ -47,7 +47,7 @@ from typer.testing import CliRunner
 
 from dasf_hpc.analysis import analyse
 from dasf_hpc.analysis.answer import Severity
-from dasf_hpc.analysis.event_loops import IDLE
+from dasf_hpc.analysis.event_loops import IDLE, KEPT
 from dasf_hpc.analysis.stacks import LOOPS, SCHEDULER, chosen_of, half_width, hot_rows
 from dasf_hpc.cli import app
 from dasf_hpc.errors import TraceFileError
@@ -252,6 +252,24 @@ def test_samples_weigh_what_they_stand_for(tmp_path: Path) -> None:
         assert hot["half_width"].min() > 25  # one sample is nearly all that is known
 
 
+def test_it_is_told_where_samples_are_too_few(tmp_path: Path) -> None:
+    tasks = [Task(f"{name}-1", 0, 0, 2000 * MS, thread=n) for n, name in enumerate("abc")]
+    samples = []
+    for n in range(1, 201):
+        samples.append(Sample(0, n * STEP, [own("a", 1)], task="a-1", thread=0))
+        if n % 2:
+            samples.append(Sample(0, n * STEP, [own("b", 2)], task="b-1", thread=1))
+            # an asynchronous task, in the thread of the event loop
+            samples.append(Sample(0, n * STEP, [own("c", 3)], task="c-1", thread=9))
+        samples.append(Sample(0, n * STEP, WAITING, thread=9, role="event loop"))
+    with make_sampled(tmp_path / "trace.h5", samples, tasks) as trace:
+        told = [one for one in analyse("stacks", trace).unanswered if one.startswith("Lines of")]
+        assert len(told) == 1
+        assert told[0].startswith("Lines of b: its samples stand for 50 % of its time.")
+        within = analyse("stacks", trace, between=(0.5, 1.0)).unanswered
+        assert not any(one.startswith("Lines of") for one in within)
+
+
 # ------------------------------------------------------------------------------ event loops
 
 
@@ -326,6 +344,144 @@ def test_one_sample_that_came_late_blocks_nothing(tmp_path: Path) -> None:
     assert not len(
         loop_of(tmp_path, stacks, [STEP] * 60 + [500 * MS] + [STEP] * 3).tables["blocked"]
     )
+
+
+@pytest.mark.parametrize("late", [2, 1, 0])
+def test_a_loop_that_a_task_keeps_from_the_interpreter_is_not_blocked_by_what_it_was_in(
+    tmp_path: Path, late: int
+) -> None:
+    task = Task("parse-1", 0, 0, 2000 * MS)
+    held = [*POOL, own("parse", 33), library("loads", "json")]
+    samples = []
+    for n in range(10):
+        end = (n + 1) * 200 * MS
+        busy = [*STREAM, library("read", "io", 4)]
+        samples.append(Sample(0, end, held, 200 * MS, task="parse-1", late=late))
+        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=late))
+        # late too, but no task of its process runs: it holds the interpreter itself
+        samples.append(Sample(1, end, busy, 200 * MS, thread=4, role="event loop", late=late))
+        samples.append(Sample(2, end, busy, 200 * MS, thread=5, role="event loop", late=late))
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    blocked = answer.tables["blocked"].set_index("worker")
+    (kept,) = [place for place in blocked.index if "0" in place]
+    told = [one.sentence for one in answer.findings if "event loop" in one.sentence]
+    of_read = [text for text in told if "was blocked by io.read: " in text]
+    if late == 2:
+        assert blocked["what"][kept] == KEPT
+        assert (blocked["frame"][kept], blocked["called_from"][kept]) == ("json.loads", "job.py:33")
+        assert (blocked.drop(kept)["frame"] == "io.read").all()
+        sentence = f"was kept {KEPT}, most likely by json.loads (job.py:33): 2 s"
+        assert sum(sentence in text for text in told) == 1
+        assert len(of_read) == 2
+        did = answer.tables["event_loops"].set_index(["role", "what"])
+        assert did["time"]["worker", KEPT] == 2000 * MS
+        assert did["frame"]["worker", KEPT] == "json.loads"
+    else:
+        assert (blocked["frame"] == "io.read").all()
+        assert not any("GIL" in text for text in told)
+
+
+def test_a_call_that_never_waits_is_a_wait_for_the_interpreter(tmp_path: Path) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    send = package("IOStream.write_to_fd", "tornado.iostream")
+    shares = {}
+    for late, name in ((1, "late"), (0, "in time")):
+        samples = []
+        for n in range(1, 101):
+            samples.append(Sample(0, n * STEP, [*POOL, own("f", 3)], task="f-1", late=late))
+            calls = [*STREAM, send if n <= 50 else library("read", "io")]
+            samples.append(Sample(0, n * STEP, calls, thread=2, role="event loop", late=late))
+        with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+            answer = analyse("stacks", trace)
+        did = answer.tables["event_loops"].set_index("what")["time"].to_dict()
+        shares[name] = did.get(KEPT, 0)
+        told = [one.sentence for one in answer.findings]
+        assert any("write_to_fd" in text for text in told) == (not late)
+        assert any("blocked by io.read" in text for text in told)
+        (tmp_path / "trace.h5").unlink()
+    assert shares == {"late": 500 * MS, "in time": 0}
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (own("hook", 70, "plug.py", "plug"), "plug.hook"),
+        (dask("loads", "distributed.protocol.pickle"), "distributed.protocol.pickle.loads"),
+    ],
+)
+def test_a_loop_that_may_hold_the_interpreter_itself_is_blocked_by_that(
+    tmp_path: Path, call: Call, name: str
+) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    samples = []
+    for n in range(1, 11):
+        samples.append(Sample(0, n * 200 * MS, [*POOL, own("f", 3)], task="f-1", late=2))
+        calls = [*STREAM, call]
+        samples.append(
+            Sample(0, n * 200 * MS, calls, 200 * MS, thread=2, role="event loop", late=2)
+        )
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    (row,) = answer.tables["blocked"].to_dict("records")
+    assert (row["frame"], row["duration"]) == (name, 2000 * MS)
+    assert KEPT not in set(answer.tables["event_loops"]["what"])
+
+
+@pytest.mark.parametrize("late", [1, 0])
+def test_short_tasks_hold_up_a_loop_though_each_look_is_between_two(
+    tmp_path: Path, late: int
+) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    send = [*STREAM, package("IOStream.write_to_fd", "tornado.iostream")]
+    samples = [
+        Sample(0, n * STEP, send, thread=2, role="event loop")
+        if 50 < n <= 70
+        else Sample(0, n * STEP, [*POOL, own("f", 3)], task="f-1", late=late)
+        for n in range(1, 201)
+    ]
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        answer = analyse("stacks", trace)
+    (row,) = answer.tables["blocked"].to_dict("records")
+    assert row["duration"] == 20 * STEP
+    assert (row["what"] == KEPT) == bool(late)
+    assert row["frame"] == ("f" if late else "tornado.iostream.IOStream.write_to_fd")
+
+
+def test_workers_of_one_process_share_a_loop_and_the_interpreter(tmp_path: Path) -> None:
+    task = Task("parse-1", 1, 0, 2000 * MS)
+    held = [*POOL, own("parse", 33)]
+    busy = [*STREAM, library("read", "io", 4)]
+    samples = []
+    for n in range(10):
+        end = (n + 1) * 200 * MS
+        samples.append(Sample(1, end, held, 200 * MS, task="parse-1", late=2))
+        samples.append(Sample(0, end, busy, 200 * MS, thread=2, role="event loop", late=2))
+    make_sampled(tmp_path / "trace.h5", samples, [task]).close()
+    shares = []
+    for pid in (None, 7):
+        if pid is not None:
+            with h5py.File(tmp_path / "trace.h5", "r+") as file:
+                file["processes"]["pid"][:] = pid
+                file["processes"]["node"][:] = 0
+        with Trace(tmp_path / "trace.h5") as trace:
+            answer = analyse("stacks", trace)
+        (did,) = answer.tables["event_loops"].to_dict("records")
+        shares.append((did["what"] == KEPT, did["span_share"]))
+        assert ("most likely by parse" in answer.findings[0].sentence) == (pid is not None)
+    assert shares == [(False, 50.0), (True, 100.0)]
+
+
+def test_no_share_of_a_short_while_is_above_all_of_it(tmp_path: Path) -> None:
+    task = Task("f-1", 0, 0, 2000 * MS)
+    calls = [*STREAM, library("read", "io", 4)]
+    samples = [
+        Sample(0, n * 200 * MS, calls, 200 * MS, thread=2, role="event loop") for n in range(1, 11)
+    ]
+    with make_sampled(tmp_path / "trace.h5", samples, [task]) as trace:
+        did = analyse("stacks", trace, between=(0.95, 1.01)).tables["event_loops"]
+    assert did["time"].tolist() == [50 * MS]
+    assert did["span_share"].max() <= 100
 
 
 @pytest.mark.parametrize(

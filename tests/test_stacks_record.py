@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import hashlib
 import json
 import shutil
@@ -13,6 +14,8 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +35,8 @@ from dasf_hpc.errors import SettingsError
 from dasf_hpc.launch.call_stacks import python_sampling, stack_sampling
 from dasf_hpc.launch.worker_command import choose_nsys
 from dasf_hpc.profile import call_stacks
-from dasf_hpc.profile.call_stacks import LOOP, TASK, StackSampler
-from dasf_hpc.profile.frames import Namer, Origin, packed, unpacked
+from dasf_hpc.profile.call_stacks import LATE, LOOP, SPAN_AT, SPAN_NS, TASK, StackSampler
+from dasf_hpc.profile.frames import Frame, Namer, Origin, packed, unpacked
 from dasf_hpc.profile.journal import BLOCK, Journal, JournalError, Stream, read_journal
 from dasf_hpc.profile.plugins import WorkerTaskPlugin
 from dasf_hpc.trace import layout, merge
@@ -286,7 +289,9 @@ def test_a_call_that_never_gives_up_the_gil_is_one_long_sample(
         samples = samples_of(trace)
         samples = samples[samples["of"] == "held_gil"]
         assert samples["span"].max() > 500 * MS
-        assert samples.sort_values("span")["calls"].iloc[-1][0] == "held_gil"
+        longest = samples.sort_values("span").iloc[-1]
+        assert longest["calls"][0] == "held_gil"
+        assert longest["late"] == 2
 
 
 @both
@@ -666,6 +671,134 @@ def test_a_deep_recursion_is_cut_in_the_middle_and_that_is_counted(tmp_path: Pat
     assert contents.documents("stacks-end")[0]["cut"] == 1
 
 
+def test_deep_stacks_take_no_more_memory_than_what_is_kept_of_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "a.journal", {"role": "worker"})
+    sampled, codes = call_stacks.Sampled(journal, 0, -1, None, None), call_stacks._Codes()
+    call = codes.meet(recursing(1).__code__, "m") << 32
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            sampled.record(1, 1, TASK, [call + number] + [call + n for n in range(10_000)], codes)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    journal.close()
+    # whole they are 40 MB
+    assert taken < 4e6
+    assert len(read_journal(journal.path).records[Stream.CALL_SAMPLES]) == 100
+
+
+def test_a_look_that_fails_keeps_nothing_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large:
+        """Stands for an array."""
+
+    alive: list[weakref.ref[Large]] = []
+    walked = call_stacks._walk
+
+    def fail(frame: Any, codes: Any) -> Any:
+        walked(frame, codes)
+        raise RuntimeError("no room")
+
+    def task(there: threading.Event, go_on: threading.Event) -> None:
+        large = Large()
+        alive.append(weakref.ref(large))
+        there.set()
+        go_on.wait()
+
+    monkeypatch.setattr(call_stacks, "_walk", fail)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            there, go_on = threading.Event(), threading.Event()
+            thread = threading.Thread(target=task, args=(there, go_on))
+            thread.start()
+            there.wait()
+            sampler = StackSampler()
+            worker: Any = Threads(thread)
+            journal = Journal(tmp_path / f"{len(alive)}.journal", {"role": "worker"})
+            sampled = call_stacks.Sampled(journal, 0, -1, worker, None)
+            sampler._all = (sampled,)
+            with pytest.raises(RuntimeError, match="no room"):
+                sampler._look(0)
+            go_on.set()
+            thread.join()
+            journal.close()
+        assert [one() for one in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_names_run_nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy:
+        """Stands for a module that is imported when something of it is asked for."""
+
+        def __getattribute__(self, name: str) -> Any:
+            raise ImportError(f"asked for {name}")
+
+    class Globals(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            raise ImportError(f"asked for {key}")
+
+    monkeypatch.setitem(sys.modules, "lazy_thing", Lazy())
+    made = Globals(__name__="lazy_thing.inner")
+    exec("def made(there, go_on):\n there.set()\n go_on.wait()", made)
+    contents = look(tmp_path, [made["made"]])
+    assert len(contents.records[Stream.CALL_SAMPLES]) == 1
+    names = [unpacked(text) for text in contents.strings.values()]
+    assert Frame("made", "lazy_thing.inner", "<string>", Origin.OWN) in names
+
+
+def test_a_name_does_not_wait_for_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # while it is made a thread's frames are held
+    monkeypatch.syspath_prepend(tmp_path)
+    code = compile("pass", str(tmp_path / "inside" / "one.py"), "exec")
+    namer = Namer()
+
+    def stall(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the file system was asked")
+
+    with monkeypatch.context() as stalled:
+        for name in ("stat", "lstat", "readlink", "listdir", "scandir"):
+            stalled.setattr("os." + name, stall)
+        assert namer.name(code, "other").file == "inside/one.py"
+        stalled.setattr(sys, "path", [str(tmp_path / "inside"), *sys.path])
+        assert namer.name(code, "other").file == "inside/one.py"
+    monkeypatch.syspath_prepend(tmp_path / "inside")
+    namer.look_at_path()
+    assert namer.name(code, "other").file == "one.py"
+
+
+def test_the_end_waits_no_longer_than_it_has_to_for_a_look_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> Any:
+        hangs.set()
+        go_on.wait()
+        return [1], None
+
+    monkeypatch.setattr(call_stacks, "_walk", hang)
+    monkeypatch.setattr(call_stacks, "_PATIENCE_S", 0.05)
+    journal = Journal(tmp_path / "a.journal", {"role": "worker"})
+    sampler = StackSampler()
+    sampled = sampler.add(journal)
+    try:
+        assert hangs.wait(30)
+        ended = threading.Thread(target=sampler.remove, args=(sampled,))
+        ended.start()
+        ended.join(30)
+        assert not ended.is_alive()
+    finally:
+        go_on.set()
+    journal.close()
+
+
 def test_code_without_end_fills_no_memory_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -711,6 +844,14 @@ def test_a_look_that_fails_is_counted_and_ends_it_in_the_end(
     contents = read_journal(journal.path)
     assert "failed" in contents.documents("unavailable")[0]["why"]
     assert contents.documents("stacks-end")[0]["failures"] >= 20
+    # who comes later is told, too
+    monkeypatch.setattr(call_stacks, "_sampler", sampler)
+    later = Journal(tmp_path / "b.journal", {"role": "worker"})
+    call_stacks.start_sampling(later, "dask")()
+    later.close()
+    contents = read_journal(later.path)
+    assert "failed" in contents.documents("unavailable")[0]["why"]
+    assert not contents.documents("stacks")
 
 
 # ------------------------------------------------------------------------------ merging
@@ -737,9 +878,8 @@ def write_samples(folder: Path, workers: int = 3, samples: int = 400) -> None:
                 start(now - 2 * MS, row // 10, journal.key(f"task-{number}-{row}"), 7)
             role = LOOP if row % 3 == 0 else TASK
             late = row % 50 in (10, 25)
-            sample(
-                now, row % 20, 8 if role == LOOP else 7, (100_000 if late else 10_000) << 2 | role
-            )
+            what = (100 if late else 10) * MS // SPAN_NS << SPAN_AT | LATE * late | role
+            sample(now, row % 20, 8 if role == LOOP else 7, what)
             if row % 10 == 8:
                 stop(now + MS, row // 10, journal.string("int||"), 0, 8)
         journal.close()
@@ -766,6 +906,8 @@ def test_trees_fall_together_and_samples_are_in_their_tasks(tmp_path: Path) -> N
         tasks = trace.tasks.sort_index()
         of_tasks = samples["role"] == "task"
         assert (samples["task"][~of_tasks] == -1).all()
+        assert set(samples["role"]) == {"task", "event loop"}
+        assert sorted(set(samples["late"])) == [0, 1]
         for row in np.flatnonzero(of_tasks):
             process, when, span, task = (
                 int(samples[name].iloc[row]) for name in ("process", "start", "span", "task")
@@ -777,8 +919,85 @@ def test_trees_fall_together_and_samples_are_in_their_tasks(tmp_path: Path) -> N
                 # where the look before was long ago a task gets no more than it had run
                 since = when - int(tasks["start"].iloc[task])
                 late = row // 3 % 50 in (10, 25)
+                assert samples["late"].iloc[row] == late
                 assert span == (max(10 * MS, since) if late else 10 * MS)
         assert len(trace.gaps[trace.gaps["kind"] == "unknown calls"]) == 0
+
+
+def write_looks(path: Path, seconds: list[float], pause: float, count: int) -> None:
+    """Write a journal of a thread that runs tasks without a pause, and of looks at it.
+
+    Parameters
+    ----------
+    path
+        The journal.
+    seconds
+        How long the tasks last, in turns.
+    pause
+        Seconds that the first task takes besides, without a look at it.
+    count
+        Number of turns.
+    """
+    first = {"role": "worker", "hostname": "a", "pid": 1, "clock": "c", "task_id_base": 0}
+    journal = Journal(path, first, alone=False)
+    start, stop = journal.timed_recorder(Stream.STARTS), journal.timed_recorder(Stream.STOPS)
+    call = journal.recorder(Stream.STACKS)
+    sample = journal.timed_recorder(Stream.CALL_SAMPLES)
+    for stack in range(2 * len(seconds)):  # of each kind of task one for each half of it
+        text = packed(Frame(f"half {stack % 2} of kind {stack // 2}", "m", "m.py", Origin.OWN))
+        call(stack, 0xFFFFFFFF, journal.string(text), 1)
+    ends = np.cumsum([pause * (n == 0) + seconds[n % len(seconds)] for n in range(count)])
+    begins = np.append(0, ends[:-1])
+    for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        key = journal.key(f"kind{number % len(seconds)}-{number}")
+        start(10_000 * MS + int(begin * 1e9), number, key, 7)
+        stop(10_000 * MS + int(end * 1e9), number, journal.string("int||"), 0, 8)
+    shift = np.random.default_rng(15).random(int(ends[-1] / 0.01) + 1)
+    before = 0.0
+    for now in (np.arange(len(shift)) + shift) * 0.01:
+        if not pause + seconds[0] * bool(pause) < now < ends[-1]:
+            continue
+        row = int(np.searchsorted(ends, now))
+        half = now - begins[row] > seconds[row % len(seconds)] / 2
+        span = int((now - before) * 1e9) // SPAN_NS
+        stack = 2 * (row % len(seconds)) + half
+        sample(10_000 * MS + int(now * 1e9), stack, 7, span << SPAN_AT | TASK)
+        before = now
+    journal.close()
+
+
+@pytest.mark.parametrize("ms", [(1.03, 1.71), (1.03, 7.1), (5.3, 40.7), (16.1, 203)])
+def test_short_tasks_and_their_first_steps_count_as_much_as_others(
+    tmp_path: Path, ms: tuple[float, float]
+) -> None:
+    (tmp_path / "journals").mkdir()
+    seconds = [n / 1000 for n in ms]
+    count = 2 * round(40 / sum(seconds))
+    write_looks(tmp_path / "journals" / "worker.journal", seconds, 0.0, count)
+    merge_journals(tmp_path / "journals").write(tmp_path / "trace.h5")
+    with open_trace(tmp_path) as trace:
+        samples = samples_of(trace)
+    whole = samples["span"].sum()
+    assert abs(whole / 40e9 - 1) < 0.01
+    found = samples.groupby(samples["calls"].map(lambda calls: calls[0]))["span"].sum() / whole
+    for kind, length in enumerate(seconds):
+        share = length / sum(seconds) / 2
+        # 1.17 samples say as much as one of equal weight: they are up to two intervals apart
+        bound = 4 * np.sqrt(1.17 * share * (1 - share) / len(samples))
+        for half in (0, 1):
+            name = f"half {half} of kind {kind}"
+            assert abs(found[name] - share) < bound, (name, found[name], share)
+
+
+def test_a_task_that_began_after_a_long_pause_does_not_stand_for_that(tmp_path: Path) -> None:
+    (tmp_path / "journals").mkdir()
+    # a task held the GIL for 30 s: the next look is at the one after it
+    write_looks(tmp_path / "journals" / "worker.journal", [0.004, 0.3], 30.0, 40)
+    merge_journals(tmp_path / "journals").write(tmp_path / "trace.h5")
+    with open_trace(tmp_path) as trace:
+        samples = samples_of(trace)
+    assert samples["span"].max() < 50 * MS
+    assert len(samples) > 300
 
 
 def test_a_merge_in_processes_and_in_many_blocks_gives_the_same(

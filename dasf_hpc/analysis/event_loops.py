@@ -24,10 +24,24 @@ IN_A_ROW = 3
 #: first, in parts of that time.
 SLACK = 0.5
 
+#: Calls of the system that do not wait, by the functions around them: those of sockets that are not
+#: to, and of locks that are given back.
+_QUICK = {
+    "tornado.iostream": ("write_to_fd", "read_from_fd"),
+    "asyncio.selector_events": ("_read_from_self", "_write_to_self"),
+    "threading": ("notify",),
+}
+
+#: Modules in which a call of a C function may hold the GIL for as long as the data is large.
+_HOLDS = ("distributed.protocol", "pickle", "cloudpickle", "json", "msgpack", "copy")
+
 IDLE = "waiting for something to do"
 RECORDING = "the recording"
 USER = "own code"
 OTHER = "other"
+#: It could go on, but did not: a task held the interpreter, mostly, or threads are more than CPUs.
+#: Samples then come late.
+KEPT = "waiting for the interpreter (GIL) or a CPU"
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,8 @@ ACTIVITIES = (
 
 _ADVICE = {one.words: one.advice for one in ACTIVITIES} | {
     USER: "Move what takes long out of asynchronous tasks and plugins into ordinary tasks.",
+    KEPT: "Call what gives up the interpreter (GIL), as NumPy does for most of its work, have more "
+    "workers with fewer threads each, and no more threads than CPUs.",
     RECORDING: "Record less: `dasf-hpc analyze overhead` says what costs most.",
 }
 
@@ -118,17 +134,25 @@ class Calls:
         What it does.
     below
         How many calls it lies below that which the loop itself made.
+    quick
+        Whether the innermost call itself gives up the GIL for a moment and never waits: where a
+        loop is seen in it time and again it waits for the GIL.
+    holds
+        Whether it may itself be what holds the GIL for long: own code, and what reads or writes
+        data in one call.
     """
 
     idle: NDArray[np.bool_]
     activity: Ints
     words: list[str]
     below: Ints
+    quick: NDArray[np.bool_]
+    holds: NDArray[np.bool_]
 
 
 def read_calls(stacks: Stacks) -> Calls:
     """Tell what each row means to an event loop."""
-    words = [*(one.words for one in ACTIVITIES), USER, RECORDING, OTHER]
+    words = [*(one.words for one in ACTIVITIES), USER, RECORDING, OTHER, KEPT]
     frames = stacks.frames
     short = [str(name).rsplit(".", 1)[-1] for name in frames["function"]]
     modules = [str(name) for name in frames["module"]]
@@ -145,6 +169,10 @@ def read_calls(stacks: Stacks) -> Calls:
         ],
         bool,
     )
+    quick = np.array(
+        [name in _QUICK.get(module, ()) for name, module in zip(short, modules, strict=True)], bool
+    )
+    holds = np.array([any(_within(module, one) for one in _HOLDS) for module in modules], bool)
     called = np.array(
         [
             name == "_run" and module == "asyncio.events"
@@ -177,7 +205,19 @@ def read_calls(stacks: Stacks) -> Calls:
         recording[rows] = ours[frame] | (library[frame] & np.where(level, recording[parent], False))
     activity[activity < 0] = words.index(OTHER)
     activity[recording] = words.index(RECORDING)
-    return Calls(waits[stacks.frame], activity, words, below)
+    return Calls(
+        waits[stacks.frame],
+        activity,
+        words,
+        below,
+        quick[stacks.frame],
+        holds[stacks.frame] | (activity == words.index(USER)),
+    )
+
+
+def _within(module: str, other: str) -> bool:
+    """Say whether a module is another one, or lies in it."""
+    return module == other or module.startswith(f"{other}.")
 
 
 def _activity(name: str, module: str, origin: str, words: list[str]) -> int:
@@ -185,7 +225,7 @@ def _activity(name: str, module: str, origin: str, words: list[str]) -> int:
     if origin == OWN:
         return words.index(USER)
     for number, one in enumerate(ACTIVITIES):
-        if any(module == m or module.startswith(f"{m}.") for m in one.modules):
+        if any(_within(module, m) for m in one.modules):
             return number
         if name in one.functions and module.split(".")[0] in ("distributed", "dask"):
             return number

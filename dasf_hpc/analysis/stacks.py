@@ -19,7 +19,7 @@ from dasf_hpc.analysis.answer import (
     most_severe_first,
     told_as_one,
 )
-from dasf_hpc.analysis.event_loops import IDLE, advice, blocked, read_calls
+from dasf_hpc.analysis.event_loops import IDLE, KEPT, advice, blocked, read_calls
 from dasf_hpc.analysis.executions import (
     Ints,
     Span,
@@ -57,6 +57,9 @@ MATTERS = 5.0
 #: ... and so many samples.
 ENOUGH = 50
 
+#: Samples that stand for less of the time in which a function's tasks ran, in %, do not tell it.
+SEEN = 70.0
+
 #: Lines, and frames, that are listed of each function.
 TOP = 10
 
@@ -67,6 +70,9 @@ BUSY, OVERLOADED = 50.0, 80.0
 
 #: Blocked this long, ns, an event loop keeps others waiting noticeably; or so much in all, in %.
 LONG_BLOCK, MUCH_BLOCKED = 1_000_000_000, 1.0
+
+#: Where a call that never waits seems to block one, ns: so near are looks at tasks that held it up.
+NEAR = 1_000_000_000
 
 #: Stretches that are listed, and findings of event loops that are told.
 STRETCHES, TOLD = 200, 4
@@ -113,7 +119,11 @@ EVENT_LOOPS: Columns = {
     "time": ("ns", "that samples stand for"),
     "share": ("%", "of the time in which they were busy"),
     "span_share": ("%", "of their whole time from first task to last"),
-    "frame": ("", "the innermost call in which most of it was spent"),
+    "frame": (
+        "",
+        f"the innermost call in which most of it was spent; of {KEPT}: what tasks of the process "
+        "ran most meanwhile",
+    ),
     "samples": ("", "samples"),
 }
 BLOCKED: Columns = {
@@ -122,9 +132,14 @@ BLOCKED: Columns = {
     "node": ("", "its node"),
     "start": ("ns", "when it began"),
     "duration": ("ns", "how long it was seen in this call and no other"),
-    "frame": ("", "the call; what is called again at once from the same line looks as one"),
+    "frame": (
+        "",
+        "the call; what is called again at once from the same line looks as one. Where the loop "
+        "could go on but looks came late and tasks ran in its process: what those ran most, which "
+        "most likely held the interpreter or the CPUs",
+    ),
     "called_from": ("", "the innermost line of own code around it"),
-    "what": ("", "what that is for"),
+    "what": ("", f"what that is for; {KEPT}: the call is a task's"),
     "samples": ("", "samples in a row"),
 }
 THREADS: Columns = {
@@ -250,7 +265,33 @@ def stacks(
             "Event loops: nsys samples threads only while they are on a CPU, and does not tell "
             "which are event loops."
         )
+    if source.timed and worker is None and between is None:
+        unanswered += _sampled_too_little(trace, groups, found)
     return Answer("stacks", tables, _TABLES, most_severe_first(findings), unanswered)
+
+
+def _sampled_too_little(trace: Trace, groups: Groups, found: pd.DataFrame) -> list[str]:
+    """Tell of functions that ran for much longer than their samples stand for."""
+    runs = read_executions(trace, ("prefix",))
+    sums = group_sums(runs.function, runs.duration, len(runs.functions)).tolist()
+    ran = dict(zip(map(str, runs.functions), sums, strict=True))
+    whole = max(1, sum(sums))
+    of_tasks = found[found["group"] < groups.functions]
+    # asynchronous tasks are sampled while they run, not while they wait
+    on_loops = set(of_tasks["group"][np.isin(_lanes(of_tasks), _loop_threads(found))])
+    told = []
+    for group, one in of_tasks.groupby("group")[["weight", "samples"]].sum().iterrows():
+        name = groups.names[int(str(group))]
+        time = ran.get(name, 0)
+        much = 100.0 * time >= MATTERS * whole and one["samples"] >= ENOUGH
+        if much and group not in on_loops and 100.0 * one["weight"] < SEEN * time:
+            seen = share_text(100.0 * one["weight"] / time)
+            told.append(
+                f"Lines of {name}: its samples stand for {seen} of its time. Tasks of some ms that "
+                "hold the interpreter (GIL) are mostly looked at after they ended: shares of their "
+                "first steps are too low."
+            )
+    return told
 
 
 def why_none(trace: Trace) -> str:
@@ -525,6 +566,14 @@ def _lanes(samples: pd.DataFrame) -> Ints:
     return lanes
 
 
+def _machines(trace: Trace) -> Ints:
+    """Number the process of each row of ``processes``; workers of a script's own may share one."""
+    pids, nodes = (trace.processes[name].to_numpy(np.int64) for name in ("pid", "node"))
+    numbers = np.arange(len(pids))
+    _, first, which = np.unique([nodes, pids], axis=1, return_index=True, return_inverse=True)
+    return np.append(np.where(pids >= 0, first[which.reshape(-1)], numbers), -1)
+
+
 class _Loops:
     """Event loops of workers and the scheduler, in a stretch of time."""
 
@@ -540,12 +589,21 @@ class _Loops:
         self._trace, self._tree, self._groups, self._span = trace, tree, groups, span
         self._calls = read_calls(tree)
         within = Chosen(None, chosen.process, span.start, span.stop + 1)
-        parts = []
+        self._own, self._called = hot_rows(tree)
+        self._machine = _machines(trace)
+        parts, held = [], []
         idle: dict[int, list[int]] = {}
         loops: set[tuple[int, int]] = set()
         for part in read_samples(trace, Source.CALLS, within):
+            # none stands for more than what is looked at
+            most = np.maximum(0, part["start"] - span.start)
+            part = part.assign(weight=np.minimum(part["weight"], most))
+            part["machine"] = self._machine[part["process"].to_numpy()]
+            of_loops = np.isin(_lanes(part), threads)
+            of_tasks = part["role"] == ROLES.index(Role.TASK)
+            held.append(part[~of_loops & (part["late"] > 0) & of_tasks])
             # also what asynchronous tasks did, which run in an event loop's thread
-            part = part[np.isin(_lanes(part), threads)]
+            part = part[of_loops]
             part = part.assign(group=groups.of(part.assign(role=ROLES.index(Role.LOOP))))
             waits = self._calls.idle[part["stack"].to_numpy()]
             for group, some in part[waits].groupby("group"):
@@ -556,9 +614,21 @@ class _Loops:
             loops |= set(zip(pairs["process"].tolist(), pairs["group"].tolist(), strict=True))
             parts.append(part[~waits])
         self._busy, self._idle, self._loops = pd.concat(parts), idle, loops
+        self._held = pd.concat(held)
+        looks = ["machine", "start"]
+        stack = self._busy["stack"].to_numpy()
+        late = (self._busy["late"] > 1) | ((self._busy["late"] > 0) & self._calls.quick[stack])
+        late = late.to_numpy() & ~self._calls.holds[stack]
+        kept = late.copy()
+        kept[late] = pd.MultiIndex.from_frame(self._busy.loc[late, looks]).isin(
+            pd.MultiIndex.from_frame(self._held[looks].drop_duplicates())
+        )
+        self._busy["kept"] = kept
         # those that always waited may be in no sample
-        workers = int((trace.processes["role"] == "worker").sum())
-        self._workers = workers if chosen.process is None else 1
+        workers = (trace.processes["role"] == "worker").to_numpy()
+        # workers of one process share its loop
+        alone = len(np.unique(self._machine[:-1][workers]))
+        self._workers = alone if chosen.process is None else 1
 
     @property
     def of_scheduler(self) -> bool:
@@ -580,7 +650,9 @@ class _Loops:
             stack = some["stack"].to_numpy()
             parts = pd.DataFrame(
                 {
-                    "activity": self._calls.activity[stack],
+                    "activity": np.where(
+                        some["kept"], self._calls.words.index(KEPT), self._calls.activity[stack]
+                    ),
                     "frame": self._tree.frame[stack],
                     "weight": some["weight"].to_numpy(),
                     "samples": 1,
@@ -592,14 +664,19 @@ class _Loops:
                 by_frame.groupby("activity"), key=lambda pair: -int(pair[1]["weight"].sum())
             ):
                 time = int(one["weight"].sum())
+                what, frame = self._calls.words[int(str(activity))], int(one["frame"].iloc[0])
+                if what == KEPT:
+                    looks = pd.MultiIndex.from_frame(some.loc[some["kept"], ["machine", "start"]])
+                    meanwhile = pd.MultiIndex.from_frame(self._held[["machine", "start"]])
+                    frame = int(self._tree.frame[self._most(meanwhile.isin(looks))])
                 rows.append(
                     {
                         "role": role,
-                        "what": self._calls.words[int(str(activity))],
+                        "what": what,
                         "time": time,
                         "share": 100.0 * time / max(1, busy),
                         "span_share": 100.0 * time / whole,
-                        "frame": names[int(one["frame"].iloc[0])],
+                        "frame": names[frame],
                         "samples": int(one["samples"].sum()),
                     }
                 )
@@ -616,10 +693,31 @@ class _Loops:
         found["duration"] = found["stop"] - found["start"]
         found = found.sort_values("duration", ascending=False, kind="stable").head(STRETCHES)
         names, nodes = _named(self._trace)
-        own, _ = hot_rows(self._tree)
-        frames = self._tree.names()
+        own, frames = self._own, self._tree.names()
         scheduler = np.append(self._groups.scheduler, False)
-        rows = found["stack"].to_numpy()
+        rows = found["stack"].to_numpy().copy()
+        what = self._calls.activity[rows]
+        of_process = {
+            process: some.sort_values("start")
+            for process, some in self._busy[
+                self._busy["process"].isin(found["process"].unique())
+            ].groupby("process")
+        }
+        for place, (process, start, stop) in enumerate(
+            zip(found["process"], found["start"], found["stop"], strict=True)
+        ):
+            busy = of_process[process]
+            busy = busy.iloc[slice(*np.searchsorted(busy["start"], (start, stop), "right"))]
+            mostly = 2 * busy.loc[busy["kept"], "weight"].sum() > busy["weight"].sum()
+            # a short task may end just before each look that it had made wait: then those around
+            # tell what tasks do
+            near = 0 if mostly else NEAR
+            at = self._held["start"]
+            meanwhile = (self._held["machine"] == self._machine[process]) & (at > start - near)
+            meanwhile &= at <= stop + near
+            if mostly or (self._calls.quick[rows[place]] and meanwhile.sum() >= len(busy)):
+                what[place] = self._calls.words.index(KEPT)
+                rows[place] = self._most(meanwhile)
         result = pd.DataFrame(
             {
                 "role": ["scheduler" if scheduler[p] else "worker" for p in found["process"]],
@@ -631,7 +729,7 @@ class _Loops:
                 "called_from": [
                     self._tree.place(int(own[row])) if own[row] >= 0 else None for row in rows
                 ],
-                "what": [self._calls.words[self._calls.activity[row]] for row in rows],
+                "what": [self._calls.words[one] for one in what],
                 "samples": found["samples"].to_numpy(),
             },
             columns=list(BLOCKED),
@@ -639,10 +737,17 @@ class _Loops:
         self._process_of = found["process"].to_numpy()
         return result
 
+    def _most(self, which: Any) -> int:
+        """Give the row of ``stacks`` of what tasks ran most in some of the late looks."""
+        held = self._held[which]
+        of_frame = held.groupby(self._tree.frame[self._called[held["stack"].to_numpy()]])
+        heaviest = of_frame.get_group(of_frame["weight"].sum().idxmax())
+        return int(self._called[heaviest["stack"].iloc[0]])
+
     def findings(self, did: pd.DataFrame, blocks: pd.DataFrame) -> list[Finding]:
         """Tell of a busy scheduler, and of event loops that were blocked."""
         found = []
-        busy = did[(did["role"] == "scheduler") & (did["what"] != IDLE)]
+        busy = did[(did["role"] == "scheduler") & ~did["what"].isin([IDLE, KEPT])]
         share = float(busy["span_share"].sum())
         if share >= BUSY:
             named = [
@@ -662,7 +767,7 @@ class _Loops:
                 )
             )
         # what holds up most, first
-        kinds = [some for _, some in blocks.groupby(["role", "frame"], sort=False)]
+        kinds = [some for _, some in blocks.groupby(["role", "frame", "what"], sort=False)]
         for some in sorted(kinds, key=lambda some: -int(some["duration"].sum())):
             role, frame = some["role"].iloc[0], some["frame"].iloc[0]
             whole = int(some["duration"].sum())
@@ -681,9 +786,11 @@ class _Loops:
             )
             place = longest["called_from"]
             times = f"{len(some)} times, " if len(some) > 1 else ""
+            kept = longest["what"] == KEPT
+            by = f"kept {KEPT}, most likely by {frame}"
             sentence = (
-                f"{whose} was blocked by {frame}"
-                + (f" (called from {place})" if isinstance(place, str) else "")
+                f"{whose} was {by if kept else f'blocked by {frame}'}"
+                + (f" ({'' if kept else 'called from '}{place})" if isinstance(place, str) else "")
                 + f": {times}{duration_text(whole)} in all, the longest "
                 f"{duration_text(longest['duration'])} from "
                 f"{(longest['start'] - self._origin) / 1e9:,.3f} s."
@@ -700,7 +807,7 @@ class _Loops:
                     start=int(longest["start"]),
                     stop=int(longest["start"] + longest["duration"]),
                     process=int(self._process_of[some.index[0]]),
-                    cause=f"{frame} blocks an event loop",
+                    cause=f"{frame} {'holds up' if kept else 'blocks'} an event loop",
                 )
             )
         return found[:TOLD]

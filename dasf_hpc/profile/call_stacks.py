@@ -51,6 +51,9 @@ _LEAST_S = 0.001
 #: How long the thread sleeps at a time, seconds: it ends so soon.
 _NAP_S = 0.05
 
+#: Whoever ends the sampling waits no longer for a look to end, seconds.
+_PATIENCE_S = 1.0
+
 #: All looks may take so much of a core; where they take more, they become rarer.
 MOST_SHARE = 0.01
 #: How much the latest look says of what the next one takes; and what a single one, the first or one
@@ -61,6 +64,7 @@ _SURPRISE_S, _SURPRISE = 0.0001, 10
 #: Calls of a stack that are kept: so many of the outermost, and of the innermost.
 OUTER, INNER = 64, 136
 LEFT_OUT = Frame("(calls left out)", "", "", "")
+_LEFT_OUT = -1
 #: Stands for functions beyond the limit.
 UNNAMED = Frame("(one of many functions)", "", "", "")
 
@@ -82,7 +86,14 @@ _PLAIN, _RUNS_TASK, _RUNS_COROUTINE = 0, 1, 2
 #: Codes of a sample's role, in the two lowest bits of its last field; with `COROUTINE` the field
 #: ``thread`` holds the number of the execution, which knows its thread.
 TASK, LOOP, OTHER, COROUTINE = 0, 1, 2, 3
-_MOST_SPAN_US = (1 << 30) - 1
+#: The two bits above say how late the look came: they count the times, in seconds, that it did not
+#: come before, once due. Another thread held the GIL, which it gives up after 5 ms if it can, and
+#: else when it has done its call; or the CPU was somebody else's.
+LATE = 1 << 2
+LATE_S = (0.004, 0.02)
+#: The rest of the field is the time for which a sample stands, in so many ns.
+SPAN_AT, SPAN_NS = 4, 4000
+_MOST_SPAN = (1 << 32 - SPAN_AT) - 1
 
 _NONE = 0xFFFFFFFF
 
@@ -206,45 +217,42 @@ class Sampled:
         thread
             Native id of the thread, or of a coroutine the number of its execution.
         what
-            µs for which it stands, shifted by two bits, and its role.
+            The time for which it stands, how late it came and its role, see `LATE`.
         calls
             Number and position of each call's code, the innermost first.
         codes
             What knows the codes.
         """
-        key = tuple(calls)
+        if len(calls) > OUTER + INNER:  # what is kept of deep ones is no more than of others
+            key = (*calls[:INNER], _LEFT_OUT, *calls[-OUTER:])
+        else:
+            key = tuple(calls)
         stack = self._stacks.get(key)
         if stack is None:
-            stack = self._find(calls, codes)
+            stack = self._find(key, codes)
             if len(self._stacks) >= _MOST_STACKS:
                 self._stacks.clear()
             self._stacks[key] = stack
         self._sample(now, stack, thread, what)
         self.count += 1
 
-    def _find(self, calls: list[int], codes: _Codes) -> int:
+    def _find(self, calls: tuple[int, ...], codes: _Codes) -> int:
         """Give the number of a stack of calls, and store what of it is new."""
-        if len(calls) > OUTER + INNER:
-            self.cut += 1
-            outer, inner = calls[-OUTER:], calls[:INNER]
-        else:
-            outer, inner = calls, []
+        self.cut += len(calls) > OUTER + INNER
         steps = self._steps
         at = _NONE
-        for part in (outer, inner):
-            if part is inner and inner:
-                at = self._number(at, codes.named(LEFT_OUT), -1, codes)
-            for call in reversed(part):
-                step = (at, call)
-                found = steps.get(step)
-                if found is None:
-                    found = self._number(at, *codes.call(call), codes)
-                    if found == at:  # there is no room for more
-                        return at
-                    if len(steps) >= _MOST_STEPS:
-                        steps.clear()
-                    steps[step] = found
-                at = found
+        for call in reversed(calls):
+            step = (at, call)
+            found = steps.get(step)
+            if found is None:
+                named = (codes.named(LEFT_OUT), -1) if call == _LEFT_OUT else codes.call(call)
+                found = self._number(at, *named, codes)
+                if found == at:  # there is no room for more
+                    return at
+                if len(steps) >= _MOST_STEPS:
+                    steps.clear()
+                steps[step] = found
+            at = found
         return at
 
     def _number(self, parent: int, name: int, line: int, codes: _Codes) -> int:
@@ -289,6 +297,7 @@ class StackSampler:
         self._spent = 0
         #: Seconds that a look takes.
         self._cost = 0.0
+        self._given_up = ""
 
     # -- from the threads that record
 
@@ -315,6 +324,8 @@ class StackSampler:
             journal, threading.get_ident(), threading.get_native_id(), worker, executions
         )
         with self._changing:
+            if self._given_up:
+                raise RuntimeError(self._given_up)
             journal.meta({"kind": "stacks", "time": time.monotonic_ns(), "interval": self.interval})
             if self._thread is None:
                 self._end = []
@@ -323,8 +334,7 @@ class StackSampler:
                 )
                 thread.start()
                 self._thread = thread
-            with self._lock:
-                self._all = (*self._all, sampled)
+            self._all = (*self._all, sampled)
             if executions is not None:
                 executions.sampled += 1
         return sampled
@@ -334,9 +344,11 @@ class StackSampler:
         if os.getpid() != self._pid:
             return
         with self._changing:
-            with self._lock:
-                self._all = tuple(one for one in self._all if one is not sampled)
-                left = self._all
+            self._all = left = tuple(one for one in self._all if one is not sampled)
+            # A look that goes on may still record. What it lets go of may run code of the user's,
+            # which may wait for the event loop that calls this: so this does not wait for ever.
+            if self._lock.acquire(timeout=_PATIENCE_S):
+                self._lock.release()
             if sampled.executions is not None:
                 sampled.executions.sampled -= 1
             thread = self._thread
@@ -376,12 +388,15 @@ class StackSampler:
             now = time.monotonic()
             if cell < now - interval:  # the GIL or the CPU was somebody else's for longer
                 cell = now
-            if not _sleep(cell + interval * shift() - now, end):
+            due = cell + interval * shift()
+            if not _sleep(due - now, end):
                 return
+            came = time.monotonic() - due
+            late = sum(came >= least for least in LATE_S)
             cell += interval
             try:
                 with self._lock:
-                    before = self._look(before)
+                    before = self._look(before, late)
                 self._failed = 0
             except Exception:
                 self._failures += 1
@@ -400,40 +415,46 @@ class StackSampler:
 
     def _give_up(self) -> None:
         why = f"a look at the threads failed {_MOST_FAILURES} times, one after the other"
+        self._given_up = why
         for sampled in self._all:
             with contextlib.suppress(Exception):
                 sampled.journal.meta({"kind": "unavailable", "what": "call stacks", "why": why})
 
-    def _look(self, before: int) -> int:
+    def _look(self, before: int, late: int = 0) -> int:
         """Sample all threads that are wanted; gives the time of it."""
         every, codes = self._all, self._codes
         if codes.full:
             codes.forget()
             for sampled in every:
                 sampled.forget_codes()
-        frames = sys._current_frames()
-        now = time.monotonic_ns()
+        codes.namer.look_at_path()
         busy: list[tuple[Sampled, list[int]]] = []
         wanted: dict[int, Any] = {}
-        for sampled in every:
-            # a thread that ended may have left its number to another one
-            if _thread(sampled.loop) is sampled.thread:
-                wanted[sampled.loop] = None
-            worker = None if sampled.worker is None else sampled.worker()
-            if worker is not None:
-                threads = list(worker.active_threads)
-                if threads:
-                    busy.append((sampled, threads))
-                    wanted.update(dict.fromkeys(threads))
-        walk = _walk
-        for ident in wanted:
-            frame = frames.get(ident)
-            if frame is not None:
-                wanted[ident] = walk(frame, codes)
-        # Nothing of the threads is to live longer for our sake.
         frame = worker = None
-        frames.clear()
-        what = min((now - before) // 1000, _MOST_SPAN_US) << 2
+        frames = sys._current_frames()
+        try:
+            now = time.monotonic_ns()
+            for sampled in every:
+                # a thread that ended may have left its number to another one
+                if _thread(sampled.loop) is sampled.thread:
+                    wanted[sampled.loop] = None
+                worker = None if sampled.worker is None else sampled.worker()
+                if worker is not None:
+                    threads = list(worker.active_threads)
+                    if threads:
+                        busy.append((sampled, threads))
+                        wanted.update(dict.fromkeys(threads))
+            walk = _walk
+            for ident in wanted:
+                frame = frames.get(ident)
+                if frame is not None:
+                    wanted[ident] = walk(frame, codes)
+        finally:
+            # Nothing of the threads is to live longer for our sake. This call's own frame is among
+            # them: after a failure they would hold each other until the cycle collector comes.
+            frame = worker = None
+            frames.clear()
+        what = min((now - before) // SPAN_NS, _MOST_SPAN) << SPAN_AT | LATE * late
         for sampled, threads in busy:
             for ident in threads:
                 found = wanted[ident]
@@ -478,7 +499,8 @@ def _walk(frame: FrameType | None, codes: _Codes) -> tuple[list[int], Any]:
         code = frame.f_code
         met = known(id(code))
         if met is None:
-            met = codes.meet(code, frame.f_globals.get("__name__"))
+            # a class of somebody's may stand in for the dictionary: nothing of it is to run here
+            met = codes.meet(code, dict.get(frame.f_globals, "__name__"))
         add(met << 32 | frame.f_lasti & 0xFFFFFFFF)
         if met & 3:
             if met & 3 == _RUNS_TASK:

@@ -155,6 +155,14 @@ class Namer:
             if (file := getattr(sys.modules.get(name), "__file__", None))
         )
 
+        self.look_at_path()
+
+    def look_at_path(self) -> None:
+        """Read ``sys.path`` where it has changed; this asks the file system, `name` does not."""
+        if self._path != sys.path:
+            self._path = list(sys.path)
+            self._imported = _folders(p for p in self._path if isinstance(p, str))
+
     def name(self, code: CodeType, module: object) -> Frame:
         """Name a function, given its code and what its module calls itself."""
         said = module.rpartition("/")[2] if isinstance(module, str) else ""
@@ -183,17 +191,11 @@ class Namer:
                 if name == end or name.endswith(f"/{end}"):
                     return end
         if path.startswith(os.sep) and module != "__main__":
-            folders = (*self._installed, *self._standard, *self._on_path())
+            folders = (*self._installed, *self._standard, *self._imported)
             above = max((f for f in folders if path.startswith(f)), key=len, default=None)
             if above is not None:
                 return name[len(above) :]
         return name.rpartition("/")[2]
-
-    def _on_path(self) -> tuple[str, ...]:
-        if self._path != sys.path:
-            self._path = list(sys.path)
-            self._imported = _folders(p for p in self._path if isinstance(p, str))
-        return self._imported
 
     def _origin(self, path: str, module: str, name: str) -> str:
         """Tell whose code a file holds."""
@@ -204,8 +206,8 @@ class Namer:
                 return Origin.STANDARD
             # what was made at run time is of whoever made it
             maker = sys.modules.get(module.partition(".")[0]) if module != "__main__" else None
-            file = getattr(maker, "__file__", None)
-            if not isinstance(file, str):
+            file = _file_of(maker)
+            if file is None:
                 builtin = module.partition(".")[0] in sys.stdlib_module_names
                 return Origin.STANDARD if builtin else Origin.OWN
             path = file
@@ -218,6 +220,15 @@ class Namer:
         if path.startswith(self._standard):
             return Origin.STANDARD
         return Origin.OWN
+
+
+def _file_of(module: object) -> str | None:
+    """Give a module's file, and run nothing of its own: one that is lazy would be imported here."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except Exception:  # anything may stand in `sys.modules`
+        return None
+    return file if isinstance(file, str) else None
 
 
 def _folders(paths: Iterable[str | Path | None]) -> tuple[str, ...]:

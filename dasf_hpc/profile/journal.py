@@ -131,7 +131,8 @@ TEXT_STREAMS = frozenset({Stream.META, Stream.STRINGS, Stream.KEYS})
 #: Fields of each record stream, in order: name and struct code. ``dt`` is the time since the
 #: block's base time, which the reader turns into ``time``; ``what`` of TRANSITIONS holds the key,
 #: relative to the block's base key, and the pair of states (``key << 8 | start << 4 | finish``);
-#: that of CALL_SAMPLES the µs for which it stands and its role (``us << 2 | role``).
+#: that of CALL_SAMPLES the time for which it stands, in steps of 4 µs, how late it came, and its
+#: role (``steps << 4 | late << 2 | role``).
 RECORDS: dict[Stream, tuple[tuple[str, str], ...]] = {
     Stream.TRANSITIONS: (("dt", "I"), ("what", "I")),
     Stream.STARTS: (("dt", "I"), ("sequence", "I"), ("key", "I"), ("thread", "I")),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dasf_hpc.profile.call_stacks import COROUTINE, LOOP, TASK
+from dasf_hpc.profile.call_stacks import COROUTINE, LATE, LOOP, SPAN_AT, SPAN_NS, TASK
 from dasf_hpc.profile.frames import unpacked
 from dasf_hpc.profile.journal import JournalContents, Stream
 from dasf_hpc.trace.store import Strings, storable
@@ -72,7 +72,7 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
     time = records["time"].astype(np.int64)
     stack = _looked_up(rows, records["stack"])
     what = records["what"].astype(np.int64)
-    kind, span = what & 3, (what >> 2) * 1000
+    kind, late, span = what & 3, what // LATE & 3, (what >> SPAN_AT) * SPAN_NS
     thread = records["thread"].astype(np.int64)
     task = np.full(len(records), -1, np.int64)
 
@@ -102,6 +102,7 @@ def calls_of(contents: JournalContents, starts: Array, stops: Array) -> Calls:
         "span": span,
         "stack": stack.astype(np.int32),
         "role": role,
+        "late": late.astype(np.int8),
         "task": task.astype(np.int32),
     }
     return Calls(samples, stacks, unknown)

@@ -1065,6 +1065,14 @@ _TABLES = (
                 "int8",
             ),
             _row("task", "tasks", "the task that the thread ran then; -1: none"),
+            Column(
+                "late",
+                "int8",
+                "",
+                "how late it was taken, for another thread held the interpreter (GIL) or the CPU "
+                "was somebody else's: 2: 20 ms or more after it was due, 1: 4 ms or more, 0: less, "
+                "-1: not known",
+            ),
         ),
         order="start",
     ),

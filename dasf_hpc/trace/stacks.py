@@ -293,7 +293,8 @@ def read_samples(
     pandas.DataFrame
         So many rows at once, of samples with calls: ``process``, ``thread``, ``start``, ``weight``
         (ns, or 1 of each), ``stack``, ``task`` (row of ``tasks``, -1: none), ``function``
-        (position among those of `functions_of`, -1: none) and ``role`` (position in `ROLES`).
+        (position among those of `functions_of`, -1: none), ``role`` (position in `ROLES`) and
+        ``late`` (how late it came, as in ``call_samples``).
     """
     source = source or source_of(trace)
     if source is None:
@@ -308,7 +309,7 @@ def read_samples(
     stacks = trace.rows("stacks")
     columns = ["process", "thread", "start", "stack", "task"]
     pieces = (
-        trace.pieces(source, [*columns, "span", "role"])
+        trace.pieces(source, [*columns, "span", "role", "late"])
         if source.timed
         else samples_once(trace, columns)
     )
@@ -324,6 +325,7 @@ def read_samples(
             if source.timed
             else np.where(known, 0, 2)
         )
+        part["late"] = piece["late"].to_numpy(np.int64) if source.timed else -1
         at, stack = part["start"].to_numpy(), part["stack"].to_numpy()
         used = (stack >= 0) & (stack < stacks)
         if chosen.start is not None:

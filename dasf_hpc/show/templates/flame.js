@@ -1,6 +1,7 @@
 // The flame graph: calls within calls, as wide as their share of the time, the outermost on top.
 
-const CALL = 18, NARROW = 0.4;
+// Functions that stand apart, the longest; all others are one: each takes memory for all calls.
+const CALL = 18, NARROW = 0.4, APART = 50;
 const ORIGINS = {
   own: ['own code', '#e69f00', ''], package: ['packages', '#7cc4ee', ''], dask: ['Dask', '#5cc4a1', 'lines'],
   'standard library': ['standard library', '#c3c8ce', 'dots'], 'dasf-hpc': ['dasf-hpc', '#dda3c3', 'bars'],
@@ -168,8 +169,8 @@ class Flame {
   // Sums up by group and call: in itself, in all, samples; of one group or of each.
   sum({groups, process, bins, outside}) {
     const table = this.tables.find(one => (process < 0 || one.by.includes('process')) && (!bins || one.by.includes('bin')));
-    const place = new Map(groups.map((group, k) => [group, this.apart ? k : 0]));
-    const found = [...Array(this.apart ? groups.length : 1)].map((_, k) => ({
+    const place = new Map(groups.map((group, k) => [group, this.apart ? Math.min(k, APART) : 0]));
+    const found = [...Array(this.apart ? Math.min(groups.length, APART + 1) : 1)].map((_, k) => ({
       group: groups[k], own: new Float64Array(this.size), whole: new Float64Array(this.size),
       samples: new Float64Array(this.size), all: 0, count: 0,
     }));
@@ -235,7 +236,8 @@ class Flame {
 
   nameOf({part, node}) {
     if (part < 0) return this.sides[1] ? `${this.about}${this.names[0]} | ${this.names[1]}` : this.of;
-    if (node < 0) return this.told.groups[this.sides[0].parts[part].group][0];
+    if (node < 0) return part < APART ? this.told.groups[this.sides[0].parts[part].group][0]
+      : `${count(this.functions.length - APART)} more functions`;
     const [name] = this.told.frames[this.frame[node]], place = this.placeOf(node);
     return this.originOf(node) === 'own' && place ? `${name}  ${place}` : name;
   }
