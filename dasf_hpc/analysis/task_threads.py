@@ -70,7 +70,7 @@ def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFra
     found
         The workers, as `dasf_hpc.analysis.executions.workers` gives them for these executions.
     """
-    left = _left(trace, runs, graph)
+    left = left_threads(trace, runs, graph)
     native = runs.thread[graph.rows]
     first_row = _taken_over(trace, found)
     rows = found.index.to_numpy(np.int64)
@@ -99,7 +99,7 @@ def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFra
     )
 
 
-def _left(trace: Trace, runs: Executions, graph: Graph) -> Ints:
+def left_threads(trace: Trace, runs: Executions, graph: Graph) -> Ints:
     """Give when each execution ended or, where that was before, seceded."""
     moments = [
         piece[(piece["finish_state"] == SECEDED).to_numpy()]
