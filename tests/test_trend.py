@@ -513,6 +513,15 @@ def test_lines_that_are_damaged_cost_themselves_alone(tmp_path: Path) -> None:
         read_history(tmp_path / "other.jsonl")
 
 
+def test_each_line_of_a_history_is_json(tmp_path: Path) -> None:
+    history = tmp_path / HISTORY
+    add_to_history(history, [run_of(1), run_of(2)])
+    add_to_history(history, [run_of(3)])
+    assert [json.loads(line)["name"] for line in history.open()] == [
+        run_of(number).name for number in (1, 2, 3)
+    ]
+
+
 def _add(path: Path, numbers: Sequence[int]) -> None:
     for number in numbers:
         add_to_history(path, [run_of(number)])
