@@ -194,7 +194,7 @@ def test_one_worker_alone_is_told_of(run: Trace) -> None:
     assert _row(answer.tables["prefixes"], function="big")["peak"] == 40 * MB
     assert set(answer.tables["peak"]["worker"]) == {"worker-1"}
     assert memory(run, worker="node2 worker-1").tables["over_time"]["bytes"].max() == 40 * MB
-    with pytest.raises(ValueError, match=r"no worker w9; there are node1 worker-0"):
+    with pytest.raises(ValueError, match=r"no worker w9; the workers are node1 worker-0"):
         memory(run, worker="w9")
 
 

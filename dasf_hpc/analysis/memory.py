@@ -224,7 +224,7 @@ def _chosen(found: pd.DataFrame, worker: str | None) -> list[int]:
     ]
     if not rows:
         known = ", ".join(list(names.values())[:8])
-        raise ValueError(f"there is no worker {worker}; there are {known or 'none'}")
+        raise ValueError(f"there is no worker {worker}; the workers are {known or 'none'}")
     return rows
 
 
