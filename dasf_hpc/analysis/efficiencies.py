@@ -375,8 +375,12 @@ def _unanswered(trace: Trace, found: _Looked) -> list[str]:
             )
         away = run.graph.stop - found.hosts.threads.left
         if away.any():
+            count = int(np.count_nonzero(away))
+            who = (
+                "1 task did after it" if count == 1 else f"{count_text(count)} tasks did after they"
+            )
             reasons.append(
-                f"What {count_text(int(np.count_nonzero(away)))} task(s) did after they seceded: "
+                f"What {who} seceded: "
                 f"{duration_text(int(away.sum()))} in no task thread, which are not useful time."
             )
     if found.devices is None:
