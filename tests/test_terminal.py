@@ -152,6 +152,8 @@ def test_moments_are_told_from_the_first_task_and_durations_with_their_unit() ->
     assert value_text(5180, "") == "5,180"
     assert value_text(7.13, "%") == "7.1 %"
     assert value_text(0.23, "GB s") == "230 MB s"
+    kept = pd.DataFrame({"function": [LONG], "holder": ["a task that has not run yet"]})
+    assert "a task that has not run yet" in printed(60, show_answer, answer("kept", kept, {}))
     table = pd.DataFrame({"start": [2_000_000_000], "duration": [27_753]})
     text = printed(80, show_answer, answer("gaps", table, {"start": "ns", "duration": "ns"}))
     assert text.split()[-3:] == ["s", "27.8", "us"]

@@ -49,7 +49,7 @@ DRAWN = (("memory", "over_time"),)
 PROSE = ("meaning", "reason", "documentation", "next_step", "source", "hint")
 
 #: Columns of few words, which are never cut.
-WHOLE = ("part", "source", "target")
+WHOLE = ("part", "source", "target", "holder")
 
 _COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
@@ -101,8 +101,8 @@ def show_answer(
             show_tree(console, answer)
             continue
         if (answer.analysis, name) in DRAWN:
-            what = f"{table_name(answer.analysis, name)}: the report draws it; as numbers: "
-            console.print(Text(f"{what}--csv --table {name}\n", "dim"))
+            what = f"{table_name(answer.analysis, name)}: in the report, and as"
+            console.print(Text(f"{what} --csv --table {name}\n", "dim"))
             continue
         more = len(table) - rows
         left = [f"{count_text(more)} row{'' if more == 1 else 's'} (--rows, --csv)"]
