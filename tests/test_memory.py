@@ -22,11 +22,14 @@ from typer.testing import CliRunner
 from dasf_hpc.analysis.answer import Severity
 from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.communication import communication
+from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.analysis.held import held
 from dasf_hpc.analysis.memory import SCRIPT, TASK, memory
 from dasf_hpc.analysis.where import where
 from dasf_hpc.cli import app
 from dasf_hpc.profile.plugins import ResourceMonitor, WorkerTaskPlugin
+from dasf_hpc.show.page_data import Columns
+from dasf_hpc.show.picture import timeline
 from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
@@ -457,6 +460,8 @@ def test_what_took_long_in_memory_was_not_read_from_disk(
         lost = where(trace).tables["workers"]["disk"].sum()
         assert (lost >= 140 * MS) == read
         assert bool(causes(trace).of("disk")) == read
+        drawn = timeline(trace, read_executions(trace), Columns(), None)["tracks"]
+        assert ("disk" in json.dumps(drawn)) == read
 
 
 def test_what_no_disk_is_known_of_is_on_none(tmp_path: Path) -> None:
