@@ -194,7 +194,7 @@ def hosts(trace: Trace) -> Hosts:
     """Give a run's efficiencies and what they were made of, once for all that ask."""
     if trace not in _MADE:
         run = savings(trace)
-        threads = task_threads(trace, run.runs, run.graph, run.found)
+        threads = task_threads(trace, run.runs, run.graph, run.found, run.left)
         lengths = ideal_lengths(trace, threads)
         _MADE[trace] = Hosts(host_factors(threads, lengths), threads, lengths)
     return _MADE[trace]
