@@ -29,6 +29,11 @@ def rate_text(bytes_per_second: float) -> str:
     return f"{bytes_text(bytes_per_second)}/s"
 
 
+def byte_time_text(gigabyte_seconds: float) -> str:
+    """Write a size times a time, GB s, with a unit that suits it: ``230 MB s``."""
+    return f"{bytes_text(gigabyte_seconds * 1e9)} s"
+
+
 def moment_text(ns: float, origin: int = 0) -> str:
     """Write a moment as seconds since `origin`: ``12.346 s``."""
     return f"{(ns - origin) / 1e9:,.3f} s"

@@ -64,7 +64,12 @@ class Planted:
 
     def made(self) -> Made:
         workers = [Worker(node=n, memory_limit=1000 * MS) for n in (0, 0, 1, 1)]
-        samples = {"time": [0, S], "node": [0, 0], "process": [0, 1], "memory": [6, 690 * MS]}
+        samples = {
+            "time": [0, S],
+            "node": [0, 0],
+            "process": [0, 1],
+            "memory": [600 * MS, 690 * MS],
+        }
         more = {"activities": columns(self.disk), "process_samples": samples}
         return Made(self.tasks, workers, self.transitions, more=more)
 

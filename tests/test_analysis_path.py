@@ -18,7 +18,9 @@ from dasf_hpc import WorkerTaskPlugin
 from dasf_hpc.analysis.critical_path import critical_path
 from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.analysis.graph import Schedule, executed_graph
+from dasf_hpc.analysis.savings import savings
 from dasf_hpc.analysis.what_if import what_if
+from dasf_hpc.analysis.where import where
 from dasf_hpc.errors import SettingsError
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
@@ -170,6 +172,52 @@ def test_while_a_task_could_run_the_script_is_not_to_blame(
         path = critical_path(trace).tables["path"]
     assert path["kind"].tolist() == ["task", kind, "task"]
     assert path["start"].tolist() == [0, 100, 200]
+
+
+def test_threads_that_tasks_seceded_from_are_no_more_threads(tmp_path: Path) -> None:
+    """Two tasks wait for others, in threads of their own: the worker still runs two at once."""
+    tasks = [Task(f"outer-{i}", 0, 0, 4 * S, thread=i) for i in range(2)]
+    starts = range(S // 10, 4 * S, S // 10)
+    tasks += [Task(f"f-{i}-{s}", 0, s, s + S // 10, thread=i) for i in (2, 3) for s in starts]
+    tasks += [
+        Task(f"f-{i}-{s * S}", 0, s * S, (s + 2) * S, thread=i) for i in (0, 1) for s in (4, 6)
+    ]
+    known = [(0, 0, task.key, "released", "waiting") for task in tasks]
+    seceded = [(0, S // 10, f"outer-{i}", "executing", "long-running") for i in range(2)]
+    made = Made(tasks, [Worker(threads=2)], [*known, *seceded])
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        run = savings(trace)
+        assert not run.schedule.delays.any()  # both threads run tasks all the time
+        assert not [finding for finding in where(trace).findings if finding.saves]
+        start, stop = run.schedule.played(run.duration)
+        assert (start == run.graph.start).all()
+        assert (stop == run.graph.stop).all()
+        table = what_if(trace).table.set_index("function")
+    # 0.05 s of each 0.1 s, and 2 s of the last 4 s
+    assert table.loc["f", "saved"] == 39 * S // 20 + 2 * S
+
+
+@settings(max_examples=15, deadline=None)
+@given(_GRAPH, st.lists(st.integers(0, 40), min_size=12, max_size=12))
+def test_a_run_whose_tasks_seceded_plays_as_it_was_recorded(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[int, int, int, int, list[int], str]],
+    after: list[int],
+) -> None:
+    tasks = _scheduled(rows)
+    seceded = [
+        (t.worker, t.start + n, t.key, "executing", "long-running")
+        for t, n in zip(tasks, after, strict=False)
+    ]
+    made = Made(tasks, [Worker(threads=2)] * 3, seceded)
+    with make_trace(tmp_path_factory.mktemp("path") / "trace.h5", made) as trace:
+        run = savings(trace)
+        start, stop = run.schedule.played(run.duration)
+        assert (start == run.graph.start).all()
+        assert (stop == run.graph.stop).all()
+        half = run.schedule.played(run.duration // 2)[1]
+        assert (half <= run.graph.stop).all()
+        assert (run.graph.stop - half).max() <= (run.duration - run.duration // 2).sum()
 
 
 def test_a_merged_run_plays_as_it_was_recorded(tmp_path: Path) -> None:

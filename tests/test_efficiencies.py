@@ -173,7 +173,7 @@ def test_a_task_that_secedes_is_useful_until_then(tmp_path: Path) -> None:
     _check(found, 110, 1, 98, **whole, **split)
     with open_trace(tmp_path / "trace.h5") as trace:
         answer = efficiencies(trace)
-    assert any("1 task(s) did after they seceded: 92.2 ms" in why for why in answer.unanswered)
+    assert any("1 task did after it seceded: 92.2 ms" in why for why in answer.unanswered)
 
 
 def test_a_worker_that_runs_more_at_once_than_it_has_threads_has_more(tmp_path: Path) -> None:

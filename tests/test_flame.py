@@ -202,7 +202,7 @@ def test_everything_by_keyboard(browser: Any, small: Path) -> None:
     assert bars(browser)["filter_trace"][0] == 1.0
     assert said(browser).startswith("filter_trace  job.py:41 · module __main__ · at job.py:41")
     keys(browser, Keys.ARROW_DOWN)
-    assert "code of packages" in said(browser)
+    assert "origin packages" in said(browser)
     keys(browser, Keys.ARROW_UP, Keys.ARROW_RIGHT)
     assert "job.py:44" in said(browser)
     keys(browser, Keys.ARROW_LEFT, Keys.BACKSPACE)

@@ -282,6 +282,13 @@ def test_the_graph_in_a_browser(tmp_path: Path, browser: Any) -> None:
             assert browser.execute_script(
                 "return document.documentElement.scrollWidth <= innerWidth"
             ), "the page is wider than the screen"
+            told, wider = browser.execute_script(
+                "const pan = document.querySelector('#graph .pan');"
+                "const hint = pan.previousElementSibling;"
+                "return [!hint.hidden && hint.innerText, pan.scrollWidth > pan.clientWidth + 2];"
+            )
+            assert told == ("more to the right →" if wider else False)
+            assert wider or width > 360
             ink, frame = browser.execute_script(
                 "const box = document.querySelector('svg.layers .box');"
                 "return ['.name', '.frame'].map(n => getComputedStyle(box.querySelector(n)).fill);"

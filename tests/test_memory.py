@@ -20,11 +20,16 @@ from pages import check_clean, open_page, wait_until
 from typer.testing import CliRunner
 
 from dasf_hpc.analysis.answer import Severity
+from dasf_hpc.analysis.causes import causes
 from dasf_hpc.analysis.communication import communication
+from dasf_hpc.analysis.executions import read_executions
 from dasf_hpc.analysis.held import held
 from dasf_hpc.analysis.memory import SCRIPT, TASK, memory
+from dasf_hpc.analysis.where import where
 from dasf_hpc.cli import app
 from dasf_hpc.profile.plugins import ResourceMonitor, WorkerTaskPlugin
+from dasf_hpc.show.page_data import Columns
+from dasf_hpc.show.picture import timeline
 from dasf_hpc.show.report import write_report
 from dasf_hpc.trace.merge import merge_journals
 from dasf_hpc.trace.open import Trace, open_trace
@@ -194,7 +199,7 @@ def test_one_worker_alone_is_told_of(run: Trace) -> None:
     assert _row(answer.tables["prefixes"], function="big")["peak"] == 40 * MB
     assert set(answer.tables["peak"]["worker"]) == {"worker-1"}
     assert memory(run, worker="node2 worker-1").tables["over_time"]["bytes"].max() == 40 * MB
-    with pytest.raises(ValueError, match=r"no worker w9; there are node1 worker-0"):
+    with pytest.raises(ValueError, match=r"no worker w9; the workers are node1 worker-0"):
         memory(run, worker="w9")
 
 
@@ -420,6 +425,43 @@ def test_what_was_read_back_from_disk_is_told_by_whose_results_it_was(tmp_path: 
     (full,) = [f for f in answer.findings if f.table == "workers"]
     assert "30 MB and more of what it held was on disk" in full.sentence
     assert full.cause == "spilling to disk"
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "more", "read"),
+    [
+        (200, 60, [], False),  # all of it was in memory: only collecting it took long
+        (200, 120, [], True),
+        (60, 10, [], True),  # it held more than half of its limit
+        (200, 60, [(95 * MS, 100 * MS, 0, "big-1", "disk-write")], True),
+        (-1, 60, [], True),
+        (200, None, [], True),
+    ],
+)
+def test_what_took_long_in_memory_was_not_read_from_disk(
+    tmp_path: Path, limit: int, used: int | None, more: list[Any], read: bool
+) -> None:
+    tasks = [
+        Task("big-1", 0, 0, 100 * MS, nbytes=40 * MB),
+        Task("small-1", 0, 300 * MS, 400 * MS, nbytes=MB, needs=["big-1"]),
+    ]
+    changes = [_came(0, 100 * MS, "big-1"), _came(0, 400 * MS, "small-1")]
+    spans = _activities(*more, (150 * MS, 290 * MS, 0, "small-1", "disk-read"))
+    tables: dict[str, Any] = {
+        "memory": managed(changes, {task.key: task.nbytes for task in tasks}),
+        "activities": spans,
+    }
+    if used is not None:
+        tables["process_samples"] = _samples((350 * MS, 0, used * MB))
+    worker = Worker(0, memory_limit=limit * MB if limit > 0 else -1)
+    made = Made(tasks, [worker], changes, (0, 1000 * MS), more=tables)
+    with make_trace(tmp_path / "trace.h5", made) as trace:
+        assert (memory(trace).tables["spills"]["reads"].sum() == 1) == read
+        lost = where(trace).tables["workers"]["disk"].sum()
+        assert (lost >= 140 * MS) == read
+        assert bool(causes(trace).of("disk")) == read
+        drawn = timeline(trace, read_executions(trace), Columns(), None)["tracks"]
+        assert ("disk" in json.dumps(drawn)) == read
 
 
 def test_what_no_disk_is_known_of_is_on_none(tmp_path: Path) -> None:

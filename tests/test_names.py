@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dasf_hpc.trace.names import LONGEST, natural, short_hosts, short_workers
-from dasf_hpc.units import bytes_text, count_text, duration_text, share_text, three_digits
+from dasf_hpc.units import (
+    byte_time_text,
+    bytes_text,
+    count_text,
+    duration_text,
+    share_text,
+    three_digits,
+)
 
 TEXT = st.one_of(st.none(), st.text(st.sampled_from("ab01-_.:/ [2]w"), max_size=40))
 
@@ -75,6 +82,7 @@ def test_sizes_shares_and_counts() -> None:
         "512 B",
         "1 MB",
     )
+    assert (byte_time_text(0.23), byte_time_text(1.13e-6)) == ("230 MB s", "1.13 kB s")
     assert (share_text(7.71), share_text(19.4), share_text(9.96)) == ("7.7 %", "19 %", "10 %")
     assert (count_text(5195), count_text(0.5)) == ("5,195", "0.5")
 

@@ -336,7 +336,12 @@ def test_two_scales_or_one_run_each_say_what_they_cannot_tell() -> None:
     other = replace(a_run(2, 6), job="job.py --more")
     assert "weak scaling" in " ".join(scaling([a_run(1, 10), other]).answer.unanswered)
     assert "(--weak)" not in " ".join(scaling([a_run(1, 10), other], weak=True).answer.unanswered)
+    two = replace(a_run(2, 6), job="b.py", script="b.py")
+    mixed = scaling([replace(a_run(1, 10), script="a.py"), two]).answer.unanswered
+    assert mixed[0].startswith("The runs are of 2 scripts, a.py, b.py:")
+    assert "weak scaling" not in " ".join(mixed)
     said = " ".join(found.answer.unanswered)
+    assert "2 scripts" not in said
     assert "one run of each scale" in said
     assert "universal scalability law needs three" in said
     assert [one.law.name for one in found.fits] == ["amdahl"]

@@ -138,6 +138,23 @@ def test_a_function_is_told_by_its_own_lines(trace: Trace) -> None:
     assert all(finding.saves == -1 for finding in answer.findings)
 
 
+def test_times_of_calls_are_there_on_a_narrow_terminal(small: Path) -> None:
+    shown = CliRunner().invoke(app, ["analyze", "stacks", str(small)], env={"COLUMNS": "80"}).output
+    calls = shown.partition("Calls, by their own")[2].partition("event loops did")[0]
+    left_out = calls.partition("columns:")[2]
+    assert "680 ms" in calls
+    assert "In itself" not in left_out
+    assert "Module" in left_out
+    lines = shown.partition("Lines that took")[2].partition("Calls, by their own")[0]
+    assert "680 ms" in lines
+
+
+def test_what_takes_long_leads_to_its_lines(trace: Trace) -> None:
+    steps = [finding.next_step for finding in analyse("what_if", trace).findings]
+    assert steps
+    assert all("`dasf-hpc analyze stacks` says in which lines" in step for step in steps)
+
+
 FRAMES = st.sampled_from(
     [own("f", 1), own("f", 2), own("g", 3, "more.py"), HILBERT, SORT, POOL[0], POOL[1],
      package("hilbert", "scipy.signal._signaltools", 9), ("work", "fast.so", "", -1, "")]

@@ -151,10 +151,21 @@ def test_moments_are_told_from_the_first_task_and_durations_with_their_unit() ->
     assert value_text(-1, "ns") == value_text(-1, "moment") == ""  # it is not known
     assert value_text(5180, "") == "5,180"
     assert value_text(7.13, "%") == "7.1 %"
+    assert value_text(0.23, "GB s") == "230 MB s"
+    kept = pd.DataFrame({"function": [LONG], "holder": ["a task that has not run yet"]})
+    assert "a task that has not run yet" in printed(60, show_answer, answer("kept", kept, {}))
     table = pd.DataFrame({"start": [2_000_000_000], "duration": [27_753]})
     text = printed(80, show_answer, answer("gaps", table, {"start": "ns", "duration": "ns"}))
     assert text.split()[-3:] == ["s", "27.8", "us"]
     assert "2.000 s" in text
+
+
+def test_rows_of_a_drawing_are_not_printed() -> None:
+    table = pd.DataFrame({"time": [5 * 10**9], "function": ["f"], "bytes": [96_000_000]})
+    drawn = Answer("memory", {"over_time": table}, {"over_time": {}}, [], [])
+    text = printed(80, show_answer, drawn)
+    assert "--csv --table over_time" in " ".join(text.split())
+    assert "96 MB" not in text
 
 
 def finding(sentence: str, saves: int, severity: Severity = Severity.WARNING) -> Finding:

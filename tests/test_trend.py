@@ -513,6 +513,24 @@ def test_lines_that_are_damaged_cost_themselves_alone(tmp_path: Path) -> None:
         read_history(tmp_path / "other.jsonl")
 
 
+def test_a_folder_of_studies_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"no history\.jsonl\.$"):
+        gather([tmp_path])
+    (tmp_path / "study" / "study.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="It holds studies of scaling: give one"):
+        gather([tmp_path])
+
+
+def test_each_line_of_a_history_is_json(tmp_path: Path) -> None:
+    history = tmp_path / HISTORY
+    add_to_history(history, [run_of(1), run_of(2)])
+    add_to_history(history, [run_of(3)])
+    assert [json.loads(line)["name"] for line in history.open()] == [
+        run_of(number).name for number in (1, 2, 3)
+    ]
+
+
 def _add(path: Path, numbers: Sequence[int]) -> None:
     for number in numbers:
         add_to_history(path, [run_of(number)])

@@ -50,8 +50,8 @@ why. Times and durations are int64 ns, times on the trace's clock.
     preempted, times_off, longest_off, samples, others; ``frames``: function, frame, module,
     self, self_share, total, total_share.
 ``stacks(trace, function=None, worker=None, between=None)``
-    Tables ``hot``: function, share, half_width, frame, called_from, origin, samples, time;
-    ``frames``: function, frame, module, file, origin, self, self_share, total, total_share;
+    Tables ``hot``: function, share, half_width, frame, called_from, time, samples, origin;
+    ``frames``: function, frame, self, self_share, total, total_share, origin, module, file;
     ``event_loops``: role, what, time, share, span_share, frame, samples; ``blocked``: role, worker,
     node, start, duration, frame, called_from, what, samples; ``threads``: worker, node, role,
     threads, samples, time.

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from dasf_hpc.analysis.cause import LEAST, WORDS, Cause, placed, saved
 from dasf_hpc.analysis.coverage import Covered
+from dasf_hpc.analysis.disk import without_false_reads
 from dasf_hpc.analysis.executions import Ints, group_sums
 from dasf_hpc.analysis.graph import Graph, could_run, first_known
 from dasf_hpc.analysis.savings import PLAYED, Change, Savings, savings
@@ -335,6 +336,7 @@ def _spans(trace: Trace, run: Savings) -> dict[str, dict[int, list[Covered]]]:
     """Give when workers did what delays tasks, by part and process."""
     spans: dict[str, dict[int, list[Covered]]] = {name: {} for name in DELAYS}
     activities = trace.table("activities", ["start", "stop", "process", "action"])
+    activities = without_false_reads(trace, activities)
     for name, actions in (
         ("deserialising", ["deserialize"]),
         ("disk", ["disk-read", "disk-write"]),
@@ -369,9 +371,9 @@ def _spilled(trace: Trace, run: Savings) -> dict[str, Any]:
     limits = run.found["memory_limit"]
     figures: dict[str, Any] = {"limit": int(limits.max()), "one_limit": limits.nunique() == 1}
     reads = [
-        piece["key"].to_numpy()[(piece["action"] == "disk-read").to_numpy()]
-        for piece in trace.pieces("activities", ["key", "action"])
-        if len(piece)
+        read["key"].to_numpy()[(read["action"] == "disk-read").to_numpy()]
+        for piece in trace.pieces("activities", ["process", "key", "action"])
+        if len(read := without_false_reads(trace, piece))
     ]
     key = np.unique(np.concatenate([np.empty(0, np.int64), *reads]))
     graph, runs = run.graph, run.runs

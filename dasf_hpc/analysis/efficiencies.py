@@ -194,7 +194,7 @@ def hosts(trace: Trace) -> Hosts:
     """Give a run's efficiencies and what they were made of, once for all that ask."""
     if trace not in _MADE:
         run = savings(trace)
-        threads = task_threads(trace, run.runs, run.graph, run.found)
+        threads = task_threads(trace, run.runs, run.graph, run.found, run.left)
         lengths = ideal_lengths(trace, threads)
         _MADE[trace] = Hosts(host_factors(threads, lengths), threads, lengths)
     return _MADE[trace]
@@ -375,8 +375,12 @@ def _unanswered(trace: Trace, found: _Looked) -> list[str]:
             )
         away = run.graph.stop - found.hosts.threads.left
         if away.any():
+            count = int(np.count_nonzero(away))
+            who = (
+                "1 task did after it" if count == 1 else f"{count_text(count)} tasks did after they"
+            )
             reasons.append(
-                f"What {count_text(int(np.count_nonzero(away)))} task(s) did after they seceded: "
+                f"What {who} seceded: "
                 f"{duration_text(int(away.sum()))} in no task thread, which are not useful time."
             )
     if found.devices is None:

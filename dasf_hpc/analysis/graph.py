@@ -251,6 +251,15 @@ class Schedule:
     times exactly. Where all durations and delays are as recorded or shorter, no task ends later
     than recorded, and none earlier by more than the sum of all that is shorter.
 
+    A task that secedes leaves its thread before it ends, and the next one may begin there.
+
+    Parameters
+    ----------
+    threads
+        Threads of each worker, by its row in ``processes``.
+    left
+        When each execution left its thread, ns, in the order of the graph; None: when it ended.
+
     Attributes
     ----------
     ready
@@ -259,15 +268,20 @@ class Schedule:
         From there to its start, ns; below 0 where clocks disagree.
     threads
         How many tasks the worker with most threads runs at once.
+    seceded
+        Whether a task left its thread before it ended.
     """
 
-    def __init__(self, graph: Graph, threads: dict[int, int]) -> None:
-        slots = _slots(graph, threads)
+    def __init__(self, graph: Graph, threads: dict[int, int], left: Ints | None = None) -> None:
+        left = graph.stop if left is None else left
+        slots = _slots(graph, threads, left)
         self._origin = int(graph.start[0]) if len(graph) else 0
         self._slots = [slots.get(process, 1) for process in range(max(slots, default=0) + 1)]
-        self.ready = np.maximum(_needs_there(graph), _thread_free(graph, self._slots))
+        self.ready = np.maximum(_needs_there(graph), _thread_free(graph, self._slots, left))
         self.delays: Ints = graph.start - self.ready
         self._graph = graph
+        self._away: Ints = graph.stop - left
+        self.seceded = bool(self._away.any())
         self.threads = max(self._slots, default=1)
         self._process: list[int] = []
         self._needs: list[list[int] | None] = []
@@ -290,7 +304,9 @@ class Schedule:
     def _stops(self, work: Ints) -> list[int]:
         if not self._process:
             self._process = self._graph.process.tolist()
-            self._needs = _needs(self._graph, self.threads == 1, self.delays)
+            self._needs = _needs(self._graph, self.threads == 1 and not self.seceded, self.delays)
+        if self.seceded:
+            return self._stops_seceded(work)
         origin = self._origin
         stops: list[int] = []
         append = stops.append
@@ -319,6 +335,25 @@ class Schedule:
             append(ready)
         return stops
 
+    def _stops_seceded(self, work: Ints) -> list[int]:
+        """Play it where threads are free before tasks end, but not before they begin."""
+        stops: list[int] = []
+        heaps = [[self._origin] * count for count in self._slots]
+        before = np.minimum(0, self.delays)  # clocks disagree: it began before it could
+        for process, own, needs, away, early in zip(
+            self._process,
+            work.tolist(),
+            self._needs,
+            self._away.tolist(),
+            before.tolist(),
+            strict=True,
+        ):
+            heap = heaps[process]
+            ready = max([heap[0], *(stops[j] for j in needs or ())])
+            stops.append(ready + own)
+            heapreplace(heap, max(ready + early, ready + own - away))
+        return stops
+
 
 def _needs_there(graph: Graph) -> Ints:
     """Give when all that each follows on whatever worker had ended, as recorded."""
@@ -332,7 +367,7 @@ def _needs_there(graph: Graph) -> Ints:
     return there
 
 
-def _thread_free(graph: Graph, slots: list[int]) -> Ints:
+def _thread_free(graph: Graph, slots: list[int], left: Ints) -> Ints:
     """Give when a thread of its worker was free for each, as recorded."""
     free = np.empty(len(graph), np.int64)
     order = np.argsort(graph.process, kind="stable")
@@ -341,11 +376,11 @@ def _thread_free(graph: Graph, slots: list[int]) -> Ints:
     for count, first, last in zip(slots, firsts[:-1].tolist(), firsts[1:].tolist(), strict=True):
         mine = order[first:last]
         if count == 1:
-            free[mine] = np.append(origin, graph.stop[mine][:-1])[: len(mine)]
+            free[mine] = np.append(origin, left[mine][:-1])[: len(mine)]
             continue
         heap = [origin] * count
         # the moment at which it was free stands in the heap that its stop takes the place in
-        free[mine] = [heapreplace(heap, stop) for stop in graph.stop[mine].tolist()]
+        free[mine] = [heapreplace(heap, stop) for stop in left[mine].tolist()]
     return free
 
 
@@ -382,7 +417,7 @@ def _needs(graph: Graph, prune: bool, delays: Ints) -> list[list[int] | None]:
     return found
 
 
-def _slots(graph: Graph, threads: dict[int, int]) -> dict[int, int]:
+def _slots(graph: Graph, threads: dict[int, int], left: Ints) -> dict[int, int]:
     """Give how many executions each worker may run at once: its threads, or what was seen."""
     slots: dict[int, int] = {}
     if not len(graph):
@@ -390,7 +425,7 @@ def _slots(graph: Graph, threads: dict[int, int]) -> dict[int, int]:
     order = np.argsort(graph.process, kind="stable")
     processes, firsts = np.unique(graph.process[order], return_index=True)
     for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
-        times = np.concatenate([graph.start[mine], graph.stop[mine]])
+        times = np.concatenate([graph.start[mine], left[mine]])
         ends = np.concatenate([np.ones(len(mine), np.int64), -np.ones(len(mine), np.int64)])
         sort = np.lexsort((ends, times))  # at one time stops come first
         slots[process] = max(threads.get(process, 1), int(np.cumsum(ends[sort]).max()))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import Answer, Columns, Finding, Severity, costliest_first
 from dasf_hpc.analysis.causes import SPILL, causes
+from dasf_hpc.analysis.disk import without_false_reads
 from dasf_hpc.analysis.executions import (
     UNKNOWN,
     Executions,
@@ -200,7 +201,7 @@ def memory(trace: Trace, worker: str | None = None) -> Answer:
         "duplicates": _duplicates(trace, whole),
         "kept": kept,
     }
-    unanswered = _unanswered(trace, mine, samples, disk)
+    unanswered = _unanswered(trace, mine, samples)
     seen = _Seen(trace, mine, found, span, tables, samples, disk, states)
     return Answer("memory", tables, _COLUMNS, costliest_first(_findings(seen)), unanswered)
 
@@ -224,7 +225,7 @@ def _chosen(found: pd.DataFrame, worker: str | None) -> list[int]:
     ]
     if not rows:
         known = ", ".join(list(names.values())[:8])
-        raise ValueError(f"there is no worker {worker}; there are {known or 'none'}")
+        raise ValueError(f"there is no worker {worker}; the workers are {known or 'none'}")
     return rows
 
 
@@ -506,7 +507,7 @@ def _disk(trace: Trace, found: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for piece in trace.pieces("activities", columns):
         mine = piece["action"].isin(["disk-read", "disk-write"])
-        part = piece[mine & piece["process"].isin(found.index)]
+        part = without_false_reads(trace, piece[mine & piece["process"].isin(found.index)])
         took = (part["stop"] - part["start"]).clip(lower=0)
         parts.append(part.assign(read=part["action"] == "disk-read", took=took))
     return pd.concat(parts).drop(columns="action")
@@ -946,9 +947,7 @@ def _ran_at(seen: _Seen, process: int, time: int) -> str:
     return ", ".join(sorted({runs.functions[f] for f in runs.function[ran].tolist()})[:3])
 
 
-def _unanswered(
-    trace: Trace, mine: Held, samples: dict[int, Samples], disk: pd.DataFrame
-) -> list[str]:
+def _unanswered(trace: Trace, mine: Held, samples: dict[int, Samples]) -> list[str]:
     if not mine.transitions:
         return ["What workers did with their tasks was not recorded in this run."]
     told = []
@@ -959,6 +958,4 @@ def _unanswered(
         told.append("Last uses of results: no dependency was recorded.")
     if not samples:
         told.append("Memory of the workers' processes: it was not sampled in this run.")
-    if not trace.rows("activities"):
-        told.append("Spilling: activities of workers were not recorded in this run.")
     return told

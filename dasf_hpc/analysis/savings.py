@@ -15,6 +15,7 @@ import pandas as pd
 
 from dasf_hpc.analysis.executions import Executions, Ints, read_executions, workers
 from dasf_hpc.analysis.graph import Graph, Schedule, chain, executed_graph
+from dasf_hpc.analysis.task_threads import left_threads
 from dasf_hpc.trace.open import Trace
 
 #: Of more executions than this the run is not played again: what is left out of its critical path
@@ -60,6 +61,9 @@ class Savings:
         The workers, as `dasf_hpc.analysis.executions.workers` gives them.
     known
         Rows of ``processes``.
+    left
+        When each execution left its thread, ns, in the order of the graph: when it ended, or
+        seceded.
     recorded
         From the start of the first task to the end of the last one, ns.
     """
@@ -70,7 +74,8 @@ class Savings:
         self.known = range(len(trace.processes))
         self.graph: Graph = executed_graph(trace, self.runs)
         threads = {int(str(row)): int(count) for row, count in self.found["threads"].items()}
-        self.schedule = Schedule(self.graph, threads)
+        self.left: Ints = left_threads(trace, self.runs, self.graph)
+        self.schedule = Schedule(self.graph, threads, self.left)
         self.duration: Ints = self.graph.stop - self.graph.start
         self.recorded = (
             int(self.graph.stop.max() - self.graph.start.min()) if len(self.graph) else 0
@@ -80,7 +85,7 @@ class Savings:
     @property
     def alone(self) -> bool:
         """Whether each worker runs one task at a time, so that `bound` is never too small."""
-        return self.schedule.threads == 1
+        return self.schedule.threads == 1 and not self.schedule.seceded
 
     @property
     def played(self) -> bool:

@@ -116,7 +116,7 @@ def _of_workers(run: Savings, known: Ints) -> Iterator[_Changes]:
     processes, firsts = np.unique(graph.process[order], return_index=True)
     threads = run.found["threads"].to_dict()
     for process, mine in zip(processes.tolist(), np.split(order, firsts[1:]), strict=True):
-        time = np.concatenate([known[mine], graph.stop[mine]])
+        time = np.concatenate([known[mine], run.left[mine]])
         step = np.repeat(np.array([1, -1], np.int32), len(mine))
         sort = np.lexsort((step, time))  # at one time what ends ends first
         time, has = time[sort], np.cumsum(step[sort], dtype=np.int32)

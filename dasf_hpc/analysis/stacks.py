@@ -98,20 +98,20 @@ HOT_LINES: Columns = {
         "else the innermost call",
     ),
     "called_from": ("", "the innermost line of own code; none: there was no own code"),
-    "origin": ("", "whose code the frame is"),
-    "samples": ("", "samples in it and in what it calls"),
     "time": ("ns", _TIME),
+    "samples": ("", "samples in it and in what it calls"),
+    "origin": ("", "whose code the frame is"),
 }
 FRAMES: Columns = {
     "function": ("", f"the function whose tasks ran; {LOOPS}, {SCHEDULER}, {OTHERS}: none did"),
     "frame": ("", "what is called"),
-    "module": ("", "module of a Python function, or the file of a program or library"),
-    "file": ("", "file of its source"),
-    "origin": ("", "whose code it is"),
     "self": ("ns", f"time in itself {_TIME}"),
     "self_share": ("%", "of the function's sampled time: in itself"),
     "total": ("ns", f"time in it and in what it calls {_TIME}"),
     "total_share": ("%", "of the function's sampled time: in it and in what it calls"),
+    "origin": ("", "whose code it is"),
+    "module": ("", "module of a Python function, or the file of a program or library"),
+    "file": ("", "file of its source"),
 }
 EVENT_LOOPS: Columns = {
     "role": ("", "whose event loops: workers or the scheduler"),

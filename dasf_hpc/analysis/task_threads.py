@@ -60,7 +60,9 @@ class TaskThreads:
         return len(self.process)
 
 
-def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFrame) -> TaskThreads:
+def task_threads(
+    trace: Trace, runs: Executions, graph: Graph, found: pd.DataFrame, left: Ints | None = None
+) -> TaskThreads:
     """Give the task threads of a run.
 
     Parameters
@@ -69,8 +71,10 @@ def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFra
         The executions, and their graph.
     found
         The workers, as `dasf_hpc.analysis.executions.workers` gives them for these executions.
+    left
+        What `left_threads` gives, where that is known already.
     """
-    left = _left(trace, runs, graph)
+    left = left_threads(trace, runs, graph) if left is None else left
     native = runs.thread[graph.rows]
     first_row = _taken_over(trace, found)
     rows = found.index.to_numpy(np.int64)
@@ -99,7 +103,7 @@ def task_threads(trace: Trace, runs: Executions, graph: Graph, found: pd.DataFra
     )
 
 
-def _left(trace: Trace, runs: Executions, graph: Graph) -> Ints:
+def left_threads(trace: Trace, runs: Executions, graph: Graph) -> Ints:
     """Give when each execution ended or, where that was before, seceded."""
     moments = [
         piece[(piece["finish_state"] == SECEDED).to_numpy()]

@@ -150,6 +150,11 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
     known = causes(trace)
     told = {cause.figures.get("example") for cause in known.of("slow")}
     told |= {name for cause in known.of("small") for name in cause.figures["tiny"]}
+    where = (
+        "`dasf-hpc analyze stacks` says in which lines its time is spent"
+        if trace.rows("call_samples")
+        else "`dasf-hpc analyze functions` says how long its tasks take, and for how much data"
+    )
     found = []
     for row, change in table[table["factor"] == FASTER].iterrows():
         if change["saved_share"] < NAMED_SHARE or change["function"] in told:
@@ -172,7 +177,7 @@ def _findings(trace: Trace, runs: Executions, table: pd.DataFrame) -> list[Findi
                     else "."
                 ),
                 f"Make {change['function']} faster, or its tasks' share of the work smaller: "
-                "`dasf-hpc analyze functions` says what it does.",
+                f"{where}.",
                 **cause.told,
             )
         )

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from dasf_hpc.analysis.answer import WORST, Answer, Columns, Finding, Severity, costliest_first
 from dasf_hpc.analysis.cause import LEAST, Cause
 from dasf_hpc.analysis.causes import PAUSE, Causes, causes, chained, chains
+from dasf_hpc.analysis.disk import without_false_reads
 from dasf_hpc.analysis.executions import (
     Executions,
     Ints,
@@ -451,6 +452,7 @@ class _Recorded:
             process[self._order], np.arange(int(found.index.max()) + 2 if len(found) else 1)
         )
         activities = trace.table("activities", ["start", "stop", "process", "action"])
+        activities = without_false_reads(trace, activities)
         self._activities = {
             name: _by_process(activities[activities["action"].isin(actions)])
             for name, actions in (

@@ -71,6 +71,8 @@ class RunMeasure:
     job
         Script and arguments, to be compared and not to be shown: they may hold what is private.
         Empty where not known, and of a study's runs.
+    script
+        The script's name alone; empty where not known.
     partial
         Why its recording is not whole; empty: it is.
     failed
@@ -89,6 +91,7 @@ class RunMeasure:
     factors: dict[str, float]
     functions: dict[str, FunctionTime]
     job: str = ""
+    script: str = ""
     partial: list[str] = field(default_factory=list)
     failed: str = ""
 
@@ -148,6 +151,7 @@ def _measured(trace: Trace, path: Path, by: str, scale: int | None) -> RunMeasur
         factors={name: float(getattr(known, name)) for name in FACTORS},
         functions=_functions(runs),
         job=job.strip(),
+        script=Path(str(manifest.get("job", ""))).name,
         partial=measure(trace).partial if len(runs) else [],
         failed=failed,
     )

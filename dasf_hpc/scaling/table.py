@@ -432,6 +432,13 @@ def _fits(fits: Sequence[Fit], chosen: Fit | None) -> pd.DataFrame:
 def _unanswered(groups: dict[int, list[RunMeasure]], by: str, weak: bool) -> list[str]:
     runs = [run for of in groups.values() for run in of]
     found = []
+    scripts = sorted({run.script for run in runs if run.script})
+    if len(scripts) > 1:
+        found.append(
+            f"The runs are of {len(scripts)} scripts, {', '.join(scripts[:4])}"
+            f"{' and others' if len(scripts) > 4 else ''}: what differs between scales may be what "
+            "differs between these."
+        )
     if all(len(of) == 1 for of in groups.values()):
         found.append(
             "There is one run of each scale: what differs by noise is not known, so that no "
@@ -442,7 +449,7 @@ def _unanswered(groups: dict[int, list[RunMeasure]], by: str, weak: bool) -> lis
             f"There are {len(groups)} scales: the universal scalability law needs three, and "
             "whether a law holds cannot be told from two."
         )
-    if not weak and len({run.job for run in runs}) > 1:
+    if not weak and len(scripts) < 2 and len({run.job for run in runs}) > 1:
         found.append(
             "The runs are not of one job with the same arguments: where the work grows with the "
             "scale, that is weak scaling (--weak)."

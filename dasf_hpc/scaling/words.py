@@ -120,7 +120,7 @@ def left_text(found: Scaling, most: int | None = ROWS) -> str:
     """Say how many functions are not listed; empty: none."""
     count = found.answer.tables["functions"]["function"].nunique()
     left = count - (count if most is None else min(count, most))
-    return f"{left} more functions with less time (--json lists them)" if left else ""
+    return f"{left} more function{'s' * (left != 1)} with less time (--json)" if left else ""
 
 
 def title(found: Scaling) -> str:
@@ -145,7 +145,8 @@ def show_scaling(console: Console, found: Scaling) -> None:
             for i, (heading, texts) in enumerate(zip(grid.headings, cells, strict=True))
         ]
         left = left_text(found) if number else ""
-        show_table(console, "" if number else title(found), columns, [left] if left else [])
+        heading = "By function" if number else title(found)
+        show_table(console, heading, columns, [left] if left else [])
     whole = not console.is_terminal  # a pipe gets whole lines
     for finding in found.answer.findings:
         text = Text(f"{finding.severity.value} ", _COLOURS[finding.severity])

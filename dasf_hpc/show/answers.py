@@ -22,6 +22,7 @@ from dasf_hpc.show.fit import Column, Kind, show_table
 from dasf_hpc.show.progress import one_line
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import (
+    byte_time_text,
     bytes_text,
     count_text,
     duration_text,
@@ -41,11 +42,14 @@ FIRST = 3
 MOMENTS = ("start", "stop", "first_start", "last_stop", "peak_time")
 AN_INTERVAL = "the interval begins"
 
+#: Tables that are for drawings: on a terminal their rows say nothing.
+DRAWN = (("memory", "over_time"),)
+
 #: Columns of sentences, which wrap.
 PROSE = ("meaning", "reason", "documentation", "next_step", "source", "hint")
 
 #: Columns of few words, which are never cut.
-WHOLE = ("part", "source", "target")
+WHOLE = ("part", "source", "target", "holder")
 
 _COLOURS = {Severity.SERIOUS: "red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 
@@ -95,6 +99,10 @@ def show_answer(
             continue
         if (answer.analysis, name) == ("efficiencies", "tree"):
             show_tree(console, answer)
+            continue
+        if (answer.analysis, name) in DRAWN:
+            what = f"{table_name(answer.analysis, name)}: in the report, and as"
+            console.print(Text(f"{what} --csv --table {name}\n", "dim"))
             continue
         more = len(table) - rows
         left = [f"{count_text(more)} row{'' if more == 1 else 's'} (--rows, --csv)"]
@@ -201,6 +209,7 @@ def value_text(value: object, unit: str, origin: int = 0) -> str:
         "ns": duration_text,
         "bytes": bytes_text,
         "bytes/s": rate_text,
+        "GB s": byte_time_text,
         "%": share_text,
     }.get(unit)
     if known is not None:

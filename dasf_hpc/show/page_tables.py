@@ -13,6 +13,7 @@ from dasf_hpc.show.column_names import column_name, table_name, value_name
 from dasf_hpc.show.places import Places, place_of_row
 from dasf_hpc.trace.open import Trace
 from dasf_hpc.units import (
+    byte_time_text,
     bytes_text,
     count_text,
     duration_text,
@@ -269,6 +270,7 @@ def _cell(value: Any, unit: str, origin: int, prose: bool) -> Cell:
         "ns": duration_text,
         "bytes": bytes_text,
         "bytes/s": rate_text,
+        "GB s": byte_time_text,
         "%": share_text,
         "": count_text,
     }.get(unit)

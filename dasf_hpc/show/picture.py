@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dasf_hpc.analysis.answer import Answer
 from dasf_hpc.analysis.coverage import Covered
+from dasf_hpc.analysis.disk import without_false_reads
 from dasf_hpc.analysis.executions import Executions, Ints, run_span, work_span, workers
 from dasf_hpc.nsight.join import COMPUTE_DOMAIN
 from dasf_hpc.show.areas import areas
@@ -476,6 +477,7 @@ def _marks(trace: Trace, tracks: _Tracks, row_of: dict[int, int]) -> None:
     )
     tables = [received.assign(kind="transfer", code=tracks.codes(from_))]
     done = trace.table("activities", ["start", "stop", "process", "action"])
+    done = without_false_reads(trace, done)
     action = done["action"].astype(object)
     done = done.assign(kind=action.map(ACTIVITIES), code=tracks.codes(action), nbytes=-1)
     tables.append(done[done["kind"].notna()])

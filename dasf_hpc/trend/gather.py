@@ -119,9 +119,13 @@ def _inside(path: Path) -> tuple[list[Path], list[Path]]:
     runs = [one for one in runs if one.is_dir() and _is_run(one)]
     files = [path / name for name in (HISTORY, "head.json") if (path / name).is_file()]
     if not runs and not files:
+        from dasf_hpc.scaling.study import STUDY
+
+        studies = any((one / STUDY).is_file() for one in path.iterdir())
         raise RunDirectoryError(
             f"There is no run in {path}: it holds no folder with a {MANIFEST} or a {TRACE}, "
             f"and no {HISTORY}."
+            + (" It holds studies of scaling: give one, for its runs." if studies else "")
         )
     return runs, files
 

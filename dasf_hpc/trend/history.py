@@ -55,16 +55,24 @@ def add_to_history(path: Path, points: Sequence[RunPoint]) -> None:
         If it cannot be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             for point in points:
                 line = line_of(point)
+                if _ends_with_a_line(descriptor):
+                    line = line.removeprefix(b"\n")
                 if os.write(descriptor, line) != len(line):
                     raise OSError(None, "no room")
         finally:
             os.close(descriptor)
     except OSError as error:
         raise BaselineError(f"The history {path} cannot be written: {error.strerror}.") from None
+
+
+def _ends_with_a_line(descriptor: int) -> bool:
+    """Tell whether a file is empty or its last line has its end: no writer of it died."""
+    size = os.fstat(descriptor).st_size
+    return size == 0 or os.pread(descriptor, 1, size - 1) in (b"\n", b"")
 
 
 def read_history(path: Path) -> tuple[list[RunPoint], list[str]]:

@@ -142,13 +142,17 @@ def _listed(found: Trend) -> list[Change]:
     return sorted(ranges.values(), key=found.changes.index)[:LISTED]
 
 
+def _more_skipped(count: int) -> str:
+    return f"{count} more {'was' if count == 1 else 'were'} left out."
+
+
 def _remarks(found: Trend) -> list[str]:
     software = {
         change.range: change.software for change in found.changes[:CHANGES] if change.software
     }
     return [
         *found.skipped[:5],
-        *([f"{len(found.skipped) - 5} more were left out."] if len(found.skipped) > 5 else []),
+        *([_more_skipped(len(found.skipped) - 5)] if len(found.skipped) > 5 else []),
         *(f"Other software at {where}: {what}." for where, what in software.items()),
         *found.notes,
     ]

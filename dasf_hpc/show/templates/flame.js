@@ -453,7 +453,7 @@ class Flame {
       if (module) lines.push(['module', module]);
       const mostly = this.line[rect.node] & 1 && file ? 'mostly ' : '';
       if (file) lines.push(['at', `${mostly}${this.placeOf(rect.node)}`]);
-      lines.push(['code of', (ORIGINS[origin] || ORIGINS[''])[0]]);
+      lines.push(['origin', (ORIGINS[origin] || ORIGINS[''])[0]]);
     }
     const zoom = this.zoomed[this.zoomed.length - 1], base = zoom && this.values(zoom.part, zoom.node);
     sides.forEach((side, k) => {

@@ -55,7 +55,7 @@ document.addEventListener('click', event => {
   }
 });
 
-// Where a table goes on beyond its right edge, that is said.
+// Where a table, or the task graph, goes on beyond its right edge, that is said.
 const said = frame => {
   const left = frame.scrollWidth - frame.clientWidth, there = left - frame.scrollLeft > 2;
   frame.classList.toggle('goes-on', there);
@@ -63,10 +63,10 @@ const said = frame => {
   frame.previousElementSibling.classList.toggle('at-end', !there);
 };
 const sizes = new ResizeObserver(entries => entries.forEach(entry => said(entry.target)));
-for (const frame of document.querySelectorAll('.scroll')) {
+for (const frame of document.querySelectorAll('.scroll, #graph .pan')) {
   const hint = document.createElement('p');
   hint.className = 'more-columns';
-  hint.textContent = 'more columns →';
+  hint.textContent = frame.matches('.scroll') ? 'more columns →' : 'more to the right →';
   hint.hidden = true;
   frame.before(hint);
   frame.addEventListener('scroll', () => said(frame), {passive: true});
