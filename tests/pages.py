@@ -67,6 +67,15 @@ def wait_until(browser: Any, script: str, *given: Any) -> Any:
     return found
 
 
+def go_back(browser: Any) -> None:
+    """Go back one step of the page's history.
+
+    The page itself goes back: WebDriver counts steps by what the browser's own process knows of, to
+    which the latest link may not have come yet.
+    """
+    browser.execute_script("history.back()")
+
+
 def window_of(browser: Any) -> str:
     """Give the stretch of time that is shown, as the page writes it."""
     return str(browser.execute_script("return document.getElementById('window').textContent"))

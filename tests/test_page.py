@@ -19,7 +19,7 @@ from exports import Export
 from handmade import Made, Task, Worker, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import wait_until, window_of
+from pages import go_back, wait_until, window_of
 from rich.console import Console
 
 from dasf_hpc.analysis import ANALYSES, analyse
@@ -754,7 +754,7 @@ def test_a_finding_is_marked_in_the_timeline_and_one_comes_back(
     wait_until(
         browser, "return location.hash.includes('i=1') && !location.hash.includes('t=0.15,')"
     )
-    browser.back()
+    go_back(browser)
     wait_until(browser, "return document.getElementById('shown').hidden")
     wait_until(browser, "return Math.abs(scrollY - arguments[0]) < 3", before["scroll"])
     assert seen() == before
@@ -766,12 +766,12 @@ def test_a_finding_is_marked_in_the_timeline_and_one_comes_back(
     wait_until(
         browser,
         """const {top} = document.getElementById('finding-1').getBoundingClientRect();
-        return top > -5 && top < innerHeight;""",
+        return location.hash === '#finding-1' && top > -5 && top < innerHeight;""",
     )
-    browser.back()
+    go_back(browser)
     wait_until(browser, "return location.hash.startsWith('#t=')")
     assert seen()["mark"] == pytest.approx([0.4, 0.45])
-    browser.back()
+    go_back(browser)
     wait_until(browser, "return document.getElementById('shown').hidden")
     assert seen()["view"] == pytest.approx(before["view"])
     assert browser.get_log("browser") == []

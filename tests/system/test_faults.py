@@ -421,10 +421,10 @@ def test_a_full_disk_costs_neither_the_job_nor_a_record(
 ) -> None:
     ending = f"""
 client.gather(futures[:30])
-filler = open({str(small_disk / "filler")!r}, "wb")
+filler = open({str(small_disk / "filler")!r}, "wb", buffering=0)
 try:
     while True:
-        filler.write(bytes(65536)); filler.flush()
+        filler.write(bytes(65536))
 except OSError:
     pass
 def quick(i):
