@@ -93,6 +93,8 @@ def planted(rounds: int) -> dict[str, float]:
 def held_gil(seconds: float) -> None:
     # PyDLL, unlike CDLL, keeps the GIL during the call
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    # of a task that ended before anybody could look there is no sample
+    time.sleep(0.03)
 
 
 def inner(seconds: float) -> None:
