@@ -1,5 +1,37 @@
 // Curves over time, on the timeline's axis.
 
+// Draws the lines of a chart and what stands at them; what is drawn then is cut at its edges.
+function drawAxes(pen, view, {left, width, height, bottom, marks, unit, x, y}) {
+  const c = colours();
+  pen.fillStyle = c.paper;
+  pen.fillRect(0, 0, width, height);
+  pen.strokeStyle = c.line;
+  pen.fillStyle = c.faint;
+  pen.lineWidth = 1;
+  pen.textAlign = 'right';
+  for (const v of marks) {
+    pen.beginPath();
+    pen.moveTo(left, Math.round(y(v)) + 0.5);
+    pen.lineTo(width, Math.round(y(v)) + 0.5);
+    pen.stroke();
+    pen.fillText(amount(v, unit), left - 6, y(v));
+  }
+  pen.textAlign = 'center';
+  const ticks = axisStep(pen, view, width - left, 80);
+  let before = 0;
+  for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks) {
+    const text = moment(t, ticks), half = pen.measureText(text).width / 2;
+    const middle = Math.min(Math.max(x(t), left - 20 + half), width - half - 2);
+    if (middle - half < before + 8) continue;
+    pen.fillText(text, middle, height - 8);
+    before = middle + half;
+  }
+  pen.save();
+  pen.beginPath();
+  pen.rect(left, 0, width - left, bottom + 2);
+  pen.clip();
+}
+
 function makeCurves(charts, model, view) {
   if (!charts.length) {
     if ($('curves')) $('curves').hidden = true;
@@ -41,33 +73,7 @@ function makeCurves(charts, model, view) {
       left = Math.max(62, ...marks.map(v => pen.measureText(amount(v, chart.unit)).width + 10));
       const x = us => left + (us - view.from) / (view.to - view.from) * (width - left - 6);
       const y = value => bottom - value / top * (bottom - 8);
-      pen.fillStyle = c.paper;
-      pen.fillRect(0, 0, width, height);
-      pen.strokeStyle = c.line;
-      pen.fillStyle = c.faint;
-      pen.lineWidth = 1;
-      pen.textAlign = 'right';
-      for (const v of marks) {
-        pen.beginPath();
-        pen.moveTo(left, Math.round(y(v)) + 0.5);
-        pen.lineTo(width, Math.round(y(v)) + 0.5);
-        pen.stroke();
-        pen.fillText(amount(v, chart.unit), left - 6, y(v));
-      }
-      pen.textAlign = 'center';
-      const ticks = axisStep(pen, view, width - left, 80);
-      let before = 0;
-      for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks) {
-        const text = moment(t, ticks), half = pen.measureText(text).width / 2;
-        const middle = Math.min(Math.max(x(t), left - 20 + half), width - half - 2);
-        if (middle - half < before + 8) continue;
-        pen.fillText(text, middle, height - 8);
-        before = middle + half;
-      }
-      pen.save();
-      pen.beginPath();
-      pen.rect(left, 0, width - left, bottom + 2);
-      pen.clip();
+      drawAxes(pen, view, {left, width, height, bottom, marks, unit: chart.unit, x, y});
       const middle = (i, parts) => x(model.begin + (i + 0.5) / parts * length);
       if (chart.band) {
         const [least, largest] = chart.band;

@@ -82,33 +82,7 @@ function makeMemory(memory, columns, model, view) {
     const x = us => left + (us - view.from) / (view.to - view.from) * (width - left - 6);
     const y = value => bottom - value / top * (bottom - 8);
     const from = i => x(chosen.begin + i * chosen.each);
-    pen.fillStyle = c.paper;
-    pen.fillRect(0, 0, width, height);
-    pen.strokeStyle = c.line;
-    pen.fillStyle = c.faint;
-    pen.lineWidth = 1;
-    pen.textAlign = 'right';
-    for (const v of marks) {
-      pen.beginPath();
-      pen.moveTo(left, Math.round(y(v)) + 0.5);
-      pen.lineTo(width, Math.round(y(v)) + 0.5);
-      pen.stroke();
-      pen.fillText(amount(v, 'bytes'), left - 6, y(v));
-    }
-    pen.textAlign = 'center';
-    const ticks = axisStep(pen, view, width - left, 80);
-    let before = 0;
-    for (let t = Math.ceil(view.from / ticks) * ticks; t <= view.to; t += ticks) {
-      const text = moment(t, ticks), half = pen.measureText(text).width / 2;
-      const middle = Math.min(Math.max(x(t), left - 20 + half), width - half - 2);
-      if (middle - half < before + 8) continue;
-      pen.fillText(text, middle, height - 8);
-      before = middle + half;
-    }
-    pen.save();
-    pen.beginPath();
-    pen.rect(left, 0, width - left, bottom + 2);
-    pen.clip();
+    drawAxes(pen, view, {left, width, height, bottom, marks, unit: 'bytes', x, y});
     const below = new Array(chosen.count).fill(0);
     functions.forEach((one, f) => {
       const own = chosen.held[f];
