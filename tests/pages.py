@@ -56,6 +56,16 @@ def open_page(browser: Any, page: Path, theme: str = "light", place: str = "") -
     browser.get_log("performance")
     browser.get(page.as_uri() + place)
     wait_until(browser, "return document.body.dataset.ready")
+    forget_history(browser)
+
+
+def forget_history(browser: Any) -> None:
+    """Have the page that is open begin the browser's history.
+
+    Chrome keeps 50 entries. Beyond those it drops first what came without a user's hand, as all
+    that a test does comes, and then goes back to another page than the one before.
+    """
+    browser.execute_cdp_cmd("Page.resetNavigationHistory", {})
 
 
 def wait_until(browser: Any, script: str, *given: Any) -> Any:

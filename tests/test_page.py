@@ -19,7 +19,7 @@ from exports import Export
 from handmade import Made, Task, Worker, make_trace
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import go_back, wait_until, window_of
+from pages import forget_history, go_back, wait_until, window_of
 from rich.console import Console
 
 from dasf_hpc.analysis import ANALYSES, analyse
@@ -540,6 +540,7 @@ def opened(browser: Any) -> Any:
         browser.get_log("browser")
         browser.get(page.as_uri())
         wait_until(browser, "return document.body.dataset.ready")
+        forget_history(browser)
         return browser
 
     yield show

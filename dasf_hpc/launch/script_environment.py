@@ -41,7 +41,10 @@ def take_over() -> None:
     else:
         os.environ.pop("PYTHONPATH", None)
     with contextlib.suppress(OSError):
-        os.environ.update(json.loads(Path(folder, VALUES).read_text(encoding="utf-8")))
+        values = json.loads(Path(folder, VALUES).read_text(encoding="utf-8"))
+        if values:  # Dask has a process started for this, which is to be done without them
+            importlib.import_module("platform").processor()
+        os.environ.update(values)
     with contextlib.suppress(ImportError):  # an image of before
         when_imported = importlib.import_module("wrapt").register_post_import_hook
         when_imported(functools.partial(bring, "install"), "distributed")

@@ -3,7 +3,8 @@
 nsys keeps in its reports the environment and the words with which every process of the user that
 it finds on the host was started (seen with 2022.4). So no process of a run is started with these
 variables: each worker process, and the user's script, sets them itself, as its first act. What
-those start inherits them as usual, the run's own recorders excepted. And ``dasf-hpc`` itself, where
+those start inherits them as usual, except the run's own recorders, and the ``uname`` that Dask has
+Python ask for the processor: that is asked before. And ``dasf-hpc`` itself, where
 it was started with the values, starts again without.
 
 A worker loads this module (``--preload``), the script's Python what `script_environment` holds.
@@ -15,6 +16,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -138,6 +140,8 @@ def set_variables() -> None:
     """Set the variables of the run that this worker process belongs to."""
     path = Path(os.environ[FOLDER_VARIABLE]) / VALUES
     values = json.loads(path.read_text(encoding="utf-8"))
+    if values:
+        platform.processor()  # starts a process, and is kept
     os.environ.update(values)
     os.environ[HIDDEN_VARIABLE] = ",".join(values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from system.conftest import Submit
 from dasf_hpc import open_trace
 from dasf_hpc.analysis import analyse
 from dasf_hpc.trace.holdings import Kind, State, held
-from dasf_hpc.trace.stacks import read_stacks, weights
+from dasf_hpc.trace.stacks import Source, read_stacks, weights
 
 #: One function that computes and one that sleeps, each 4 times 0.5 s and more.
 JOB = """
@@ -59,10 +60,16 @@ def test_samples_and_switches_are_of_the_tasks_that_ran(
     submit: Submit, script: Callable[[str], str], tmp_path: Path
 ) -> None:
     words = ["--workers-per-node", "1", "--threads-per-worker", "1", "--stop-timeout", "20"]
-    done = submit("--on", "local", "--nsys", *ASKS, *words, script(JOB))
-    if done.code == PARTIAL and "0 of 1" in done.err and end_agents(tmp_path):
-        # seen of 2022.4.2 in 2 of 5 runs: its agent computes on and on, and writes no report
-        pytest.skip("nsys's agent did not end, so that there is no report")
+    job = script(JOB)
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        done = submit("--on", "local", "--nsys", *ASKS, *words, job)
+        if not (done.code == PARTIAL and "0 of 1; 0 of 0" in done.err):
+            break
+        # seen of 2022.4.2 in 3 of 8 runs: its agent computes on and on, and writes no report
+        end_agents(tmp_path)
+    else:
+        pytest.skip("nsys's agent did not end in three runs, so that there is no report")
     assert done.code == 0, done.err
     with open_trace(done.directory) as trace:
         found = held(trace)
@@ -76,7 +83,9 @@ def test_samples_and_switches_are_of_the_tasks_that_ran(
         assert own.mean() > 0.5
         stacks = read_stacks(trace)
         # a thread that computes is sampled, one that sleeps is not
-        computing, resting = (weights(trace, function=name) for name in ("compute", "rest"))
+        computing, resting = (
+            weights(trace, function=name, source=Source.CPU) for name in ("compute", "rest")
+        )
         assert computing.sum() > 10 * max(1, resting.sum())
         frames = stacks.of_frames(computing)
         assert any("python" in str(module) for module in frames["module"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,16 @@ def processes_with(*values: str) -> list[str]:
     return found
 
 
+def path_with_witness(folder: Path) -> str:
+    """Give a PATH on which uname, which Dask has Python start, keeps what it was started with."""
+    uname = shutil.which("uname")
+    witness = folder / "bin" / "uname"
+    witness.parent.mkdir()
+    witness.write_text(f'#!/bin/sh\nenv >> "{folder}/uname.env"\nexec {uname} "$@"\n')
+    witness.chmod(0o755)
+    return f"{witness.parent}:{os.environ['PATH']}"
+
+
 def expected(script_words: list[str]) -> list[str]:
     """Give the lines that the job prints."""
     both = [digest(TYPED), digest(EXPORTED)]
@@ -92,14 +103,15 @@ def test_variables_reach_workers_and_script_and_are_neither_kept_nor_shown(
 ) -> None:
     job = script(JOB)
     (tmp_path / "mine.py").write_text(PRELOAD)
+    path = path_with_witness(tmp_path)
     with subprocess.Popen(
         [
             *(PROGRAM, "submit", "--on", "local", "--nsys" if nsys else "--no-nsys"),
             *("--resources", "GPU=1", "--preload", "mine.py", "--env", f"TYPED={TYPED}"),
             *("--env", "EXPORTED", job, "--env", "TYPED=its own"),
         ],
-        cwd=tmp_path, env={**os.environ, **NO_REPORT, "EXPORTED": EXPORTED}, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=tmp_path, env={**os.environ, **NO_REPORT, "EXPORTED": EXPORTED, "PATH": path},
+        text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         running = Running(process, tmp_path)
         running.wait_until((tmp_path / "seen").exists, 120, "look of the job")
@@ -108,6 +120,7 @@ def test_variables_reach_workers_and_script_and_are_neither_kept_nor_shown(
         (tmp_path / "go").touch()
         done = running.end()
     assert started_with == []
+    assert (tmp_path / "uname.env").exists()
     assert done.code == 0, done.err
     assert done.out.splitlines()[:3] == expected(["--env", "TYPED=its own"])
     assert kept == [str(done.directory / "environment" / "values.json")]  # while it ran
