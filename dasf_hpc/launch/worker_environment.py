@@ -4,8 +4,8 @@ nsys keeps in its reports the environment and the words with which every process
 it finds on the host was started (seen with 2022.4). So no process of a run is started with these
 variables: each worker process, and the user's script, sets them itself, as its first act. What
 those start inherits them as usual, except the run's own recorders, and the ``uname`` that Dask has
-Python ask for the processor: that is asked before. And ``dasf-hpc`` itself, where
-it was started with the values, starts again without.
+Python ask for the processor: that is asked before. And ``dasf-hpc`` itself, where it was started
+with the values, starts again without.
 
 A worker loads this module (``--preload``), the script's Python what `script_environment` holds.
 """
