@@ -24,50 +24,28 @@ from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trend.gather import of_run
 from dasf_hpc.trend.history import HISTORY, add_to_history
 
-__all__ = ["HISTORY", "compare_with_baseline", "keep_history", "repeat"]
+__all__ = ["HISTORY", "keep_history", "repeat_and_compare"]
 
 
-def repeat(
-    settings: Settings, job: str, arguments: Sequence[str], repeats: int, into: Path, told: Told
-) -> list[RunResult]:
-    """Run a job several times, one after the other, into ``into/runs``.
-
-    Returns
-    -------
-    list of RunResult
-        In their order; one that failed is the last, and no other is started after it.
-
-    Raises
-    ------
-    DasfHpcError
-        What kept a run from being made.
-    """
-    settings = settings.model_copy(update={"runs_dir": into / "runs"})
-    results: list[RunResult] = []
-    for n in range(1, repeats + 1):
-
-        def told_which(step: Step, n: int = n) -> None:
-            told(replace(step, label=f"{step.label} (run {n} of {repeats})"))
-
-        results.append(submit(settings, job, arguments, told_which))
-        if results[-1].exit_code:
-            break
-    return results
-
-
-def compare_with_baseline(
-    runs: Sequence[Path],
+def repeat_and_compare(
+    settings: Settings,
+    job: str,
+    arguments: Sequence[str],
+    repeats: int,
     base: Sequence[RunMeasures],
     into: Path,
     relative: float,
     absolute: float,
-) -> Comparison:
-    """Compare runs with a baseline, and write what comes out into a folder.
+    told: Told,
+) -> tuple[list[RunResult], Comparison | None]:
+    """Run a job several times into ``into/runs``, and compare the runs with a baseline.
 
     Parameters
     ----------
-    runs
-        Their directories.
+    settings, job, arguments
+        As of `dasf_hpc.run.submit`.
+    repeats
+        How often it is run; where the only run is slower than the baseline's, once more.
     base
         The baseline; where it is empty nothing can be told.
     into
@@ -75,14 +53,64 @@ def compare_with_baseline(
         is these runs as a baseline.
     relative, absolute
         As of `dasf_hpc.analysis.compare.compare`.
+    told
+        Is told each step, with the number of the run.
+
+    Returns
+    -------
+    results
+        In their order; one that failed is the last, and no other is started after it.
+    comparison
+        None if a run failed.
 
     Raises
     ------
+    DasfHpcError
+        What kept a run from being made.
     BaselineError
         If `head.json` cannot be written.
     RunDirectoryError
         If another file cannot be written.
     """
+    settings = settings.model_copy(update={"runs_dir": into / "runs"})
+    results: list[RunResult] = []
+    while True:
+        _repeat(settings, job, arguments, repeats, results, told)
+        if results[-1].exit_code:
+            return results, None
+        found = _compare([result.directory for result in results], base, into, relative, absolute)
+        if not found.another:
+            return results, found
+        repeats += 1
+
+
+def _repeat(
+    settings: Settings,
+    job: str,
+    arguments: Sequence[str],
+    repeats: int,
+    results: list[RunResult],
+    told: Told,
+) -> None:
+    """Add to the results of runs until they are so many, or one has failed."""
+    for n in range(len(results) + 1, repeats + 1):
+
+        def told_which(step: Step, n: int = n) -> None:
+            told(replace(step, label=f"{step.label} (run {n} of {repeats})"))
+
+        results.append(submit(settings, job, arguments, told_which))
+        if results[-1].exit_code:
+            break
+
+
+def _compare(
+    runs: Sequence[Path],
+    base: Sequence[RunMeasures],
+    into: Path,
+    relative: float,
+    absolute: float,
+) -> Comparison:
+    """Compare runs with a baseline, and write what comes out into a folder."""
     head = []
     for path in runs:
         with open_trace(path) as trace:

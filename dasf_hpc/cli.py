@@ -933,7 +933,12 @@ def ci(
         bool,
         typer.Option("--module", "-m", help="JOB is a module, run as 'python -m JOB' does."),
     ] = False,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="How often to run it.")] = 5,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="How often to run it; once more if the only run is slower."
+        ),
+    ] = 5,
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -976,7 +981,7 @@ def ci(
     """
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
-    from dasf_hpc.ci import HISTORY, compare_with_baseline, keep_history, repeat
+    from dasf_hpc.ci import HISTORY, keep_history, repeat_and_compare
     from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
@@ -984,14 +989,15 @@ def ci(
     base = load_baseline(baseline) if baseline and baseline.exists() else []
     console = _console()
     with progress(console, phases=True) as told:
-        results = repeat(settings, job, arguments or [], repeats, into, told)
+        results, found = repeat_and_compare(
+            settings, job, arguments or [], repeats, base, into, relative, absolute, told
+        )
     directories = [result.directory for result in results]
     beside = history or (baseline or into / HISTORY).with_name(HISTORY)
     for sentence in keep_history(directories, beside):
         _say(console)(sentence)
-    if results[-1].exit_code:
+    if found is None:
         raise results[-1].error or typer.Exit(results[-1].exit_code)
-    found = compare_with_baseline(directories, base, into, relative, absolute)
     begin_line(sys.stdout.fileno())
     if as_json:
         print(json.dumps(found.document(), indent=1))

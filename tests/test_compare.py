@@ -148,6 +148,29 @@ def test_what_cannot_be_compared_is_not() -> None:
     assert compare(base, runs(chance, 1)).verdict is not Verdict.CANNOT_TELL
 
 
+def test_one_run_that_something_disturbed_is_no_regression() -> None:
+    chance = np.random.default_rng(12)
+    disturbed = dict.fromkeys(PROGRAM, 1.5)
+    once = compare(runs(chance), runs(chance, 1, disturbed))
+    assert (once.verdict, once.another) == (Verdict.CANNOT_TELL, True)
+    assert "something else may have slowed the head side's only run" in once.why
+    # an improvement of another function does not hide it
+    mixed = compare(runs(chance), runs(chance, 1, {"fft": 1.5, "load": 0.4}))
+    assert (mixed.verdict, mixed.another) == (Verdict.CANNOT_TELL, True)
+    assert _of(mixed, "load").verdict is Verdict.IMPROVEMENT
+    # a second run tells: either both are slower, or one of two was disturbed
+    slow = [*runs(chance, 1, disturbed), *runs(chance, 1, disturbed)]
+    assert compare(runs(chance), slow).verdict is Verdict.REGRESSION
+    one_of_two = compare(runs(chance), [*runs(chance, 1, disturbed), *runs(chance, 1)])
+    assert one_of_two.verdict is Verdict.CANNOT_TELL
+    assert not one_of_two.another
+    # what is faster in its only run is so, and of the base's only run it is not known
+    assert compare(runs(chance), runs(chance, 1, {"fft": 0.5})).verdict is Verdict.IMPROVEMENT
+    before = compare(runs(chance, 1, disturbed), runs(chance))
+    assert (before.verdict, before.another) == (Verdict.CANNOT_TELL, False)
+    assert "the base side's only run" in before.why
+
+
 def test_runs_given_twice_do_not_make_the_noise_small() -> None:
     (run,) = runs(np.random.default_rng(8), 1)
     comparison = compare([run] * 5, [run] * 5)

@@ -128,6 +128,8 @@ class Comparison:
         Names of the runs.
     notes
         What else is to know.
+    another
+        Whether one more run of the head side would tell: its only run is slower.
     """
 
     verdict: Verdict
@@ -136,6 +138,7 @@ class Comparison:
     base: list[str]
     head: list[str]
     notes: list[str] = field(default_factory=list)
+    another: bool = False
 
     def document(self) -> dict[str, Any]:
         """Give it as what JSON can hold."""
@@ -294,7 +297,11 @@ def compare(
     their tasks and the whole run vary. More runs help, also of one side alone, as a baseline may
     hold them: 2 / n is 1 / n + 1 / k then.
 
-    A regression, or an improvement, has to pass that test and both thresholds. A function is the
+    A regression, or an improvement, has to pass that test and both thresholds. The noise that is
+    pooled is that of runs nothing disturbed; one run that something else slowed, a busy disk or a
+    host that stood still, is no part of it, and of a side's only run nobody can say if it is such
+    a one. So the slower side has to have two runs: a disturbed one among them makes the noise
+    large. A function is the
     same where its confidence interval holds no change beyond a threshold, or where its change is
     smaller and the interval holds none of three times the relative threshold.
     """
@@ -348,7 +355,8 @@ def compare(
             )
         )
     verdict, why = _overall(differences, why_not)
-    return Comparison(verdict, why, differences, *names, notes)
+    another = len(head) == 1 and any(d.head > d.base for d in _of_one_run(differences))
+    return Comparison(verdict, why, differences, *names, notes, another)
 
 
 def _why_not(base: Sequence[RunMeasures], head: Sequence[RunMeasures]) -> str:
@@ -510,6 +518,12 @@ def _verdict(
         return Verdict.CANNOT_TELL, f"only {base} base and {head} head runs executed it"
     large = abs(change) >= relative and abs(after - before) >= least
     if p < ALPHA and large:
+        side = _only_one_is_slower(before, after, base, head)
+        if side:
+            return Verdict.CANNOT_TELL, (
+                f"{change:+.1f} %, but something else may have slowed the {side} side's only run: "
+                "give another"
+            )
         if change > 0:
             return Verdict.REGRESSION, f"{change:+.1f} % ({low:+.1f} to {high:+.1f} %)"
         return Verdict.IMPROVEMENT, f"{change:+.1f} % ({low:+.1f} to {high:+.1f} %)"
@@ -524,11 +538,25 @@ def _verdict(
     return Verdict.CANNOT_TELL, f"noise hides it ({low:+.1f} to {high:+.1f} %): give more runs"
 
 
+def _only_one_is_slower(before: float, after: float, base: int, head: int) -> str:
+    """Name the side that is slower, if it has one run only; empty: it has more."""
+    side, runs = ("head", head) if after > before else ("base", base)
+    return side if runs == 1 else ""
+
+
+def _of_one_run(differences: Sequence[Difference]) -> list[Difference]:
+    """Give those that only one run shows: what else is tested and cannot be told is noise."""
+    return [d for d in differences if d.p < ALPHA and d.verdict is Verdict.CANNOT_TELL]
+
+
 def _overall(differences: list[Difference], why_not: str) -> tuple[Verdict, str]:
     if why_not:
         return Verdict.CANNOT_TELL, f"Cannot tell: {why_not}."
-    for verdict in (Verdict.REGRESSION, Verdict.IMPROVEMENT):
-        those = [d for d in differences if d.verdict is verdict]
+    for verdict, those in (
+        (Verdict.REGRESSION, [d for d in differences if d.verdict is Verdict.REGRESSION]),
+        (Verdict.CANNOT_TELL, _of_one_run(differences)),
+        (Verdict.IMPROVEMENT, [d for d in differences if d.verdict is Verdict.IMPROVEMENT]),
+    ):
         if those:
             more = f" and {len(those) - 3} more" if len(those) > 3 else ""
             listed = "; ".join(f"{d.function} {d.why}" for d in those[:3])

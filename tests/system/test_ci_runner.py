@@ -38,7 +38,7 @@ JOB = """
     if seconds < 0:
         sys.exit(3)
     with Client() as client:
-        client.gather(client.map(work, range(20), seconds=seconds))
+        client.gather(client.map(work, range(60), seconds=seconds))
 """
 
 
@@ -314,6 +314,8 @@ def test_a_baseline_a_slower_job_and_the_same_job_on_nodes(
     done = run(tmp_path, "compare", inputs("--repeats 1 job.py 0.1"), slurm.environment)
     assert done.returncode == 81, done.stdout + done.stderr
     assert verdict() == "regression"
+    # of an only run nobody can say what slowed it: it was run once more
+    assert len(list(results.glob("runs/*/trace.h5"))) == 2
     assert "::error title=work%3A regression::" in done.stdout
     assert "<failure" in (results / "compare.xml").read_text()
     summary = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
@@ -324,7 +326,8 @@ def test_a_baseline_a_slower_job_and_the_same_job_on_nodes(
     done = run(tmp_path, "script", more={**slurm.environment, **gitlab})
     assert done.returncode == 0, done.stdout + done.stderr
     assert verdict() == "same"
-    assert len(list(results.glob("runs/*/trace.h5"))) == 1
+    made = len(list(results.glob("runs/*/trace.h5")))
+    assert made in (1, 2)  # 2 where something held this machine up
     assert run(tmp_path, "after_script", more={"COMMENT_TOKEN": ""}).returncode == 0
     kept = json.loads((tmp_path / "dasf-hpc-baseline.json").read_text())
-    assert len(kept["runs"]) == 1
+    assert len(kept["runs"]) == made
