@@ -1119,3 +1119,43 @@ def test_the_switch_reaches_every_plugin() -> None:
     make, arguments = plugin.__reduce__()
     again = make(*arguments)
     assert (again.stacks, again.script) == ("off", "job.py")
+
+
+def test_the_frames_of_a_thread_are_taken_in_order_and_nothing_of_them_stays() -> None:
+    class Held:
+        """Is a local variable of the thread."""
+
+    entered, leave = threading.Event(), threading.Event()
+    alive: list[weakref.ref[Held]] = []
+
+    def blocking() -> None:
+        held = Held()
+        alive.append(weakref.ref(held))
+        blocked()
+
+    def blocked() -> None:
+        entered.set()
+        leave.wait(30.0)
+
+    thread = threading.Thread(target=blocking)
+    thread.start()
+    assert entered.wait(30.0)
+    ident = thread.ident
+    assert ident is not None
+    enabled = gc.isenabled()
+    frames = call_stacks._frames_of(ident)
+    names = [frame.f_code.co_name for frame in frames]
+    at = names.index("blocked")
+    assert names[at : at + 2] == ["blocked", "blocking"]
+    assert names[-1] == "_bootstrap"
+    assert [frame.f_back for frame in frames[:-1]] == frames[1:]
+    del frames
+    found = call_stacks._calls_of(ident, call_stacks._Codes())
+    assert found is not None
+    assert len(found[0]) == len(names)
+    assert gc.isenabled() == enabled
+    leave.set()
+    thread.join()
+    assert alive[0]() is None
+    assert call_stacks._frames_of(ident) == []
+    assert call_stacks._calls_of(ident, call_stacks._Codes()) is None

@@ -5,8 +5,8 @@ run a task now, which Dask itself notes, and of the event loops. It is no callba
 loop, as Dask's is, so that it sees what blocks that, and it costs a task nothing at all: only the
 GIL, for as long as a look takes.
 
-A look has two steps. The first walks the frames and notes, of each, a number of its code and its
-position in that: while it lasts no frame may end. The second finds the stack of calls that this is.
+A look has two steps. The first takes the frames, at once, and notes, of each, a number of its code
+and its position in that. The second finds the stack of calls that this is.
 Each different call within calls (`Stream.STACKS`) is stored once; a sample names the innermost.
 All caches are bounded: what does not fit is cut short, and counted.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -23,6 +24,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from itertools import accumulate, chain, repeat, starmap, takewhile
+from operator import truth
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -430,30 +433,21 @@ class StackSampler:
         codes.namer.look_at_path()
         busy: list[tuple[Sampled, list[int]]] = []
         wanted: dict[int, Any] = {}
-        frame = worker = None
-        frames = sys._current_frames()
-        try:
-            now = time.monotonic_ns()
-            for sampled in every:
-                # a thread that ended may have left its number to another one
-                if _thread(sampled.loop) is sampled.thread:
-                    wanted[sampled.loop] = None
-                worker = None if sampled.worker is None else sampled.worker()
-                if worker is not None:
-                    threads = list(worker.active_threads)
-                    if threads:
-                        busy.append((sampled, threads))
-                        wanted.update(dict.fromkeys(threads))
-            walk = _walk
-            for ident in wanted:
-                frame = frames.get(ident)
-                if frame is not None:
-                    wanted[ident] = walk(frame, codes)
-        finally:
-            # Nothing of the threads is to live longer for our sake. This call's own frame is among
-            # them: after a failure they would hold each other until the cycle collector comes.
-            frame = worker = None
-            frames.clear()
+        worker = None
+        now = time.monotonic_ns()
+        for sampled in every:
+            # a thread that ended may have left its number to another one
+            if _thread(sampled.loop) is sampled.thread:
+                wanted[sampled.loop] = None
+            worker = None if sampled.worker is None else sampled.worker()
+            if worker is not None:
+                threads = list(worker.active_threads)
+                if threads:
+                    busy.append((sampled, threads))
+                    wanted.update(dict.fromkeys(threads))
+        worker = None  # nothing of the threads is to live longer for our sake
+        for ident in wanted:
+            wanted[ident] = _calls_of(ident, codes)
         what = min((now - before) // SPAN_NS, _MOST_SPAN) << SPAN_AT | LATE * late
         for sampled, threads in busy:
             for ident in threads:
@@ -487,7 +481,42 @@ class StackSampler:
 _TASK_FOUND: Any = object()
 
 
-def _walk(frame: FrameType | None, codes: _Codes) -> tuple[list[int], Any]:
+#: Whether a collection of garbage may begin, and run anybody's code, wherever memory is asked for.
+_COLLECTS_ANYWHERE = sys.version_info < (3, 12)
+
+
+def _calls_of(ident: int, codes: _Codes) -> tuple[list[int], Any] | None:
+    """Give what `_walk` finds in a thread; None if there is no such thread."""
+    collects = _COLLECTS_ANYWHERE and gc.isenabled()
+    if collects:
+        gc.disable()
+    try:
+        frames = _frames_of(ident)
+    finally:
+        if collects:
+            gc.enable()
+    try:
+        return _walk(frames, codes) if frames else None
+    finally:
+        # This call's own frame may be among them: after a failure they would hold each other until
+        # the cycle collector comes.
+        frames.clear()
+
+
+def _frames_of(ident: int) -> list[FrameType]:
+    """Give the frames of a thread, the innermost first; none if there is no such thread.
+
+    No other thread runs between the look at the threads and the last frame, for all of it is one
+    call of C, in which Python lets no other thread go on. In Python 3.11 the frame of a generator
+    or a coroutine that has yielded meanwhile leads back to where no frame is any more, and who
+    follows it there ends the process (seen with 3.11.7; CPython issue 99110 has more of it).
+    """
+    step: Callable[[Any, Any], Any] = getattr
+    first = map(dict.get, starmap(sys._current_frames, ((),)), (ident,))
+    return list(takewhile(truth, accumulate(chain(first, repeat("f_back")), step)))
+
+
+def _walk(frames: list[FrameType], codes: _Codes) -> tuple[list[int], Any]:
     """Give the calls of a thread, the innermost first: number and position of their code.
 
     They end with the one that runs a task, if there is one; then the second is `_TASK_FOUND`, or
@@ -495,7 +524,7 @@ def _walk(frame: FrameType | None, codes: _Codes) -> tuple[list[int], Any]:
     """
     calls: list[int] = []
     add, known = calls.append, codes.known.get
-    while frame is not None:
+    for frame in frames:
         code = frame.f_code
         met = known(id(code))
         if met is None:
@@ -508,7 +537,6 @@ def _walk(frame: FrameType | None, codes: _Codes) -> tuple[list[int], Any]:
             running = coroutines.get(id(frame))
             if running is not None:
                 return calls, running
-        frame = frame.f_back
     return calls, None
 
 
