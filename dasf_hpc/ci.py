@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,28 +24,94 @@ from dasf_hpc.trace.open import open_trace
 from dasf_hpc.trend.gather import of_run
 from dasf_hpc.trend.history import HISTORY, add_to_history
 
-__all__ = ["HISTORY", "keep_history", "repeat_and_compare"]
+__all__ = ["HISTORY", "compare_with_baseline", "keep_history", "only_run_is_slower", "repeat"]
 
 
-def repeat_and_compare(
+def repeat(
     settings: Settings,
     job: str,
     arguments: Sequence[str],
     repeats: int,
-    base: Sequence[RunMeasures],
     into: Path,
-    relative: float,
-    absolute: float,
     told: Told,
-) -> tuple[list[RunResult], Comparison | None]:
-    """Run a job several times into ``into/runs``, and compare the runs with a baseline.
+    another: Callable[[Sequence[Path]], bool] = lambda runs: False,
+) -> list[RunResult]:
+    """Run a job several times, one after the other, into ``into/runs``.
 
     Parameters
     ----------
     settings, job, arguments
         As of `dasf_hpc.run.submit`.
     repeats
-        How often it is run; where the only run is slower than the baseline's, once more.
+        How often.
+    into
+        The folder.
+    told
+        Is told each step, with the number of the run.
+    another
+        Is asked once, of the runs' directories, whether to run it once more.
+
+    Returns
+    -------
+    list of RunResult
+        In their order; one that failed is the last, and no other is started after it.
+
+    Raises
+    ------
+    DasfHpcError
+        What kept a run from being made.
+    """
+    settings = settings.model_copy(update={"runs_dir": into / "runs"})
+    results: list[RunResult] = []
+
+    def run(of: int) -> bool:
+        n = len(results) + 1
+
+        def told_which(step: Step) -> None:
+            told(replace(step, label=f"{step.label} (run {n} of {of})"))
+
+        results.append(submit(settings, job, arguments, told_which))
+        return results[-1].exit_code == 0
+
+    if all(run(repeats) for _ in range(repeats)) and another([r.directory for r in results]):
+        run(repeats + 1)
+    return results
+
+
+def only_run_is_slower(
+    runs: Sequence[Path], base: Sequence[RunMeasures], relative: float, absolute: float
+) -> bool:
+    """Say if the only run is slower than a baseline, so that a second one has to tell.
+
+    Raises
+    ------
+    TraceError
+        If its trace is damaged.
+    """
+    return len(runs) == 1 and compare(base, _measured(runs), relative, absolute).another
+
+
+def _measured(runs: Sequence[Path]) -> list[RunMeasures]:
+    measured = []
+    for path in runs:
+        with open_trace(path) as trace:
+            measured.append(measure(trace, path.name))
+    return measured
+
+
+def compare_with_baseline(
+    runs: Sequence[Path],
+    base: Sequence[RunMeasures],
+    into: Path,
+    relative: float,
+    absolute: float,
+) -> Comparison:
+    """Compare runs with a baseline, and write what comes out into a folder.
+
+    Parameters
+    ----------
+    runs
+        Their directories.
     base
         The baseline; where it is empty nothing can be told.
     into
@@ -53,68 +119,15 @@ def repeat_and_compare(
         is these runs as a baseline.
     relative, absolute
         As of `dasf_hpc.analysis.compare.compare`.
-    told
-        Is told each step, with the number of the run.
-
-    Returns
-    -------
-    results
-        In their order; one that failed is the last, and no other is started after it.
-    comparison
-        None if a run failed.
 
     Raises
     ------
-    DasfHpcError
-        What kept a run from being made.
     BaselineError
         If `head.json` cannot be written.
     RunDirectoryError
         If another file cannot be written.
     """
-    settings = settings.model_copy(update={"runs_dir": into / "runs"})
-    results: list[RunResult] = []
-    while True:
-        _repeat(settings, job, arguments, repeats, results, told)
-        if results[-1].exit_code:
-            return results, None
-        found = _compare([result.directory for result in results], base, into, relative, absolute)
-        if not found.another:
-            return results, found
-        repeats += 1
-
-
-def _repeat(
-    settings: Settings,
-    job: str,
-    arguments: Sequence[str],
-    repeats: int,
-    results: list[RunResult],
-    told: Told,
-) -> None:
-    """Add to the results of runs until they are so many, or one has failed."""
-    for n in range(len(results) + 1, repeats + 1):
-
-        def told_which(step: Step, n: int = n) -> None:
-            told(replace(step, label=f"{step.label} (run {n} of {repeats})"))
-
-        results.append(submit(settings, job, arguments, told_which))
-        if results[-1].exit_code:
-            break
-
-
-def _compare(
-    runs: Sequence[Path],
-    base: Sequence[RunMeasures],
-    into: Path,
-    relative: float,
-    absolute: float,
-) -> Comparison:
-    """Compare runs with a baseline, and write what comes out into a folder."""
-    head = []
-    for path in runs:
-        with open_trace(path) as trace:
-            head.append(measure(trace, path.name))
+    head = _measured(runs)
     found = compare(base, head, relative, absolute)
     if not base:
         found = replace(found, notes=[*found.notes, "There is no baseline yet."])

@@ -981,7 +981,13 @@ def ci(
     """
     settings = _load_hidden(given or {})
     from dasf_hpc.analysis.compare import load_baseline
-    from dasf_hpc.ci import HISTORY, keep_history, repeat_and_compare
+    from dasf_hpc.ci import (
+        HISTORY,
+        compare_with_baseline,
+        keep_history,
+        only_run_is_slower,
+        repeat,
+    )
     from dasf_hpc.launch.output import begin_line
     from dasf_hpc.show import gate as show_gate
     from dasf_hpc.show.progress import progress
@@ -989,15 +995,22 @@ def ci(
     base = load_baseline(baseline) if baseline and baseline.exists() else []
     console = _console()
     with progress(console, phases=True) as told:
-        results, found = repeat_and_compare(
-            settings, job, arguments or [], repeats, base, into, relative, absolute, told
+        results = repeat(
+            settings,
+            job,
+            arguments or [],
+            repeats,
+            into,
+            told,
+            lambda runs: only_run_is_slower(runs, base, relative, absolute),
         )
     directories = [result.directory for result in results]
     beside = history or (baseline or into / HISTORY).with_name(HISTORY)
     for sentence in keep_history(directories, beside):
         _say(console)(sentence)
-    if found is None:
+    if results[-1].exit_code:
         raise results[-1].error or typer.Exit(results[-1].exit_code)
+    found = compare_with_baseline(directories, base, into, relative, absolute)
     begin_line(sys.stdout.fileno())
     if as_json:
         print(json.dumps(found.document(), indent=1))

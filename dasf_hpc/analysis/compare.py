@@ -301,9 +301,9 @@ def compare(
     pooled is that of runs nothing disturbed; one run that something else slowed, a busy disk or a
     host that stood still, is no part of it, and of a side's only run nobody can say if it is such
     a one. So the slower side has to have two runs: a disturbed one among them makes the noise
-    large. A function is the
-    same where its confidence interval holds no change beyond a threshold, or where its change is
-    smaller and the interval holds none of three times the relative threshold.
+    large. A function is the same where its confidence interval holds no change beyond a threshold,
+    or where its change is smaller and the interval holds none of three times the relative
+    threshold.
     """
     notes = _notes(base, head)
     base, head = _distinct(base, notes), _distinct(head, notes)

@@ -507,9 +507,8 @@ def _frames_of(ident: int) -> list[FrameType]:
     """Give the frames of a thread, the innermost first; none if there is no such thread.
 
     No other thread runs between the look at the threads and the last frame, for all of it is one
-    call of C, in which Python lets no other thread go on. In Python 3.11 the frame of a generator
-    or a coroutine that has yielded meanwhile leads back to where no frame is any more, and who
-    follows it there ends the process (seen with 3.11.7; CPython issue 99110 has more of it).
+    call of C, in which Python lets no other thread go on: what is given is the stack of one moment,
+    and no frame ends while it is followed.
     """
     step: Callable[[Any, Any], Any] = getattr
     first = map(dict.get, starmap(sys._current_frames, ((),)), (ident,))
