@@ -271,8 +271,11 @@ def test_a_task_that_holds_the_gil_in_python_is_seen(cluster: tuple[Client, Path
     with recorded(client, journals) as trace:
         samples = samples_of(trace)
         samples = samples[samples["of"] == "spin"]
-        assert len(samples) > 10
-        assert np.mean([calls[0] == "spin" for calls in samples["calls"]]) > 0.8
+        # by time, here and below: a machine that is busy elsewhere looks seldom, and a look that
+        # comes late stands for the time since the last one
+        assert samples["span"].sum() > 800 * MS
+        spins = np.array([calls[0] == "spin" for calls in samples["calls"]])
+        assert samples["span"][spins].sum() > 0.8 * samples["span"].sum()
         table = trace.table("stacks")
         lines = table[table["function"] == "spin"]["line"]
         begun = spin.__code__.co_firstlineno
@@ -307,10 +310,10 @@ def test_tasks_within_tasks_have_their_own_samples(cluster: tuple[Client, Path])
         assert (of_tasks["task"] >= 0).all()
         for name in ("outer", "inner", "seceded", "nap"):
             own = of_tasks[of_tasks["of"] == name]
-            assert len(own) > 5, name
+            assert own["span"].sum() > 200 * MS, name
             # but for what Dask does around it, and what it lets go of at its end
-            begins = [calls[0] == name for calls in own["calls"]]
-            assert sum(begins) > len(begins) / 2
+            begins = np.array([calls[0] == name for calls in own["calls"]])
+            assert own["span"][begins].sum() > own["span"].sum() / 2
             others = {"outer", "inner", "seceded", "nap"} - {name}
             assert not any(calls[0] in others for calls in own["calls"])
         row = of_tasks["task"].to_numpy()
@@ -332,12 +335,12 @@ def test_a_coroutine_has_the_samples_of_what_it_runs_and_no_other_ones(
         samples = samples_of(trace)
         of_tasks = samples[samples["role"] == "task"]
         for name in ("first", "second"):
-            calls = of_tasks[of_tasks["of"] == name]["calls"]
-            blocked = [c for c in calls if c[-1] == f"block_{name}"]
-            assert len(blocked) > 10
-            assert set(blocked) == {(name, f"block_{name}")}
+            own = of_tasks[of_tasks["of"] == name]
+            blocked = own["calls"].map(lambda calls, last=f"block_{name}": calls[-1] == last)
+            assert own["span"][blocked].sum() > 200 * MS  # of 400
+            assert set(own["calls"][blocked]) == {(name, f"block_{name}")}
             other = "second" if name == "first" else "first"
-            assert not any({other, f"block_{other}"} & set(c) for c in calls)
+            assert not any({other, f"block_{other}"} & set(calls) for calls in own["calls"])
         assert set(of_tasks["thread"]) == set(trace.tasks["thread"])
 
 
@@ -420,7 +423,7 @@ def test_a_recorded_block_samples_the_scheduler_too(tmp_path: Path) -> None:
         samples = samples_of(run.trace)
         role = run.trace.processes["role"].to_numpy()[samples["process"]]
         blocked = samples["calls"].map(lambda calls: calls[-1] == "block_second").to_numpy()
-        assert blocked.sum() > 5
+        assert samples["span"][blocked].sum() > 150 * MS
         assert (role[blocked] == "scheduler").all()
         assert run.summary is not None
         assert run.summary.call_samples == len(samples)
@@ -503,14 +506,13 @@ work(0.5)
 
 
 def test_a_killed_process_leaves_its_samples(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, SAMPLED + "print(time.monotonic_ns(), flush=True)\nos.kill(os.getpid(), 9)"
-    )
+    text = "work(1.5)\nprint(time.monotonic_ns(), flush=True)\nos.kill(os.getpid(), 9)"
+    done = run(tmp_path, SAMPLED + text)
     assert done.returncode == -signal.SIGKILL
     samples = read_journal(tmp_path / "one.journal").records[Stream.CALL_SAMPLES]
     assert len(samples) > 10
     # a tenth of a second may be lost, as of all that is recorded; busy machines are late
-    assert int(done.stdout) - samples["time"].max() < 400 * MS
+    assert int(done.stdout) - samples["time"].max() < 1000 * MS
 
 
 def test_a_process_that_just_ends_does_so_without_a_word(tmp_path: Path) -> None:
@@ -546,8 +548,8 @@ def test_a_forked_child_samples_nothing_of_its_parents(tmp_path: Path) -> None:
     assert names == "['MainThread']"
     one, two = (read_journal(tmp_path / name) for name in ("one.journal", "two.journal"))
     assert one.damaged == two.damaged == 0
-    assert (one.records[Stream.CALL_SAMPLES]["time"] > int(forked)).sum() > 10
-    assert len(two.records[Stream.CALL_SAMPLES]) > 10
+    assert (one.records[Stream.CALL_SAMPLES]["time"] > int(forked)).sum() > 3
+    assert len(two.records[Stream.CALL_SAMPLES]) > 3
     (account,) = one.documents("stacks-end")
     assert account["samples"] == len(one.records[Stream.CALL_SAMPLES])
 
@@ -1159,3 +1161,59 @@ def test_the_frames_of_a_thread_are_taken_in_order_and_nothing_of_them_stays() -
     assert alive[0]() is None
     assert call_stacks._frames_of(ident) == []
     assert call_stacks._calls_of(ident, call_stacks._Codes()) is None
+
+
+COLLECTED = """
+import gc, sys, threading, time
+from dasf_hpc.profile import call_stacks
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+class Sleeps(Cycle):
+    def __del__(self):
+        time.sleep(1e-5)  # whoever waits for the GIL goes on
+
+def call(deep):
+    return call(deep - 1) if deep else deep
+
+def other(deep, a=1, b=2, c=3):
+    kept = [a, b, c]
+    return other(deep - 1) if deep else kept
+
+def work():
+    while not over:
+        for deep in (40, 3, 25, 7, 60, 1):
+            call(deep)
+            other(deep)
+
+over = []
+codes = call_stacks._Codes()
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+sys.setswitchinterval(1e-5)
+begin, looks = time.monotonic(), 0
+while looks < 60 or (looks < 1000 and time.monotonic() < begin + 5.0):
+    gc.disable()
+    gc.collect()
+    Sleeps()
+    for _ in range(100):
+        Cycle()
+    # so many objects later garbage is collected: while one of the frames is made
+    gc.set_threshold(110 + looks % 30, 1000, 1000)
+    gc.enable()
+    calls, _ = call_stacks._calls_of(thread.ident, codes)
+    assert 3 < len(calls) < 80, len(calls)
+    looks += 1
+over.append(True)
+thread.join()
+"""
+
+
+def test_garbage_that_is_collected_during_a_look_harms_nothing(tmp_path: Path) -> None:
+    # Before Python 3.12, where a frame's object is made garbage may be collected first, and what
+    # then runs may let the thread go on: the frame is gone, and its object is made of what is
+    # there now.
+    done = run(tmp_path, COLLECTED)
+    assert (done.returncode, done.stderr) == (0, "")

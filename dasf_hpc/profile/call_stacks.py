@@ -481,7 +481,9 @@ class StackSampler:
 _TASK_FOUND: Any = object()
 
 
-#: Whether a collection of garbage may begin, and run anybody's code, wherever memory is asked for.
+#: Whether garbage may be collected wherever memory is asked for, as for the object of a frame. What
+#: that runs may let other threads go on, and a frame of theirs that ends meanwhile is looked at
+#: when something else lies in its place: a crash, or worse.
 _COLLECTS_ANYWHERE = sys.version_info < (3, 12)
 
 
