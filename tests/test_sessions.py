@@ -112,9 +112,19 @@ def test_a_half_made_table_is_taken_away_and_told(tmp_path: Path, version: str) 
     assert (tmp_path / record["report"]).exists()
 
 
+#: Waits until an agent is where it waits for ever.
+IN_LINE = f"""{sys.executable} -c '
+import time
+from dasf_hpc.nsight.sessions import left_agents
+end = time.monotonic() + 30.0
+while not left_agents(None) and time.monotonic() < end:
+    time.sleep(0.05)
+'"""
+
+
 def test_what_a_killed_nsys_left_in_line_is_ended(tmp_path: Path, version: str) -> None:
     # nsys itself leaves an agent that waits for ever, with the lock, for a table since taken away.
-    before = f'{HALF_MADE}; {" ".join(PROFILE)} -o r true || rm "$TABLE"'
+    before = f'{HALF_MADE}; {" ".join(PROFILE)} -o r true || rm "$TABLE"; {IN_LINE}'
     step = [*NODE_STEP, "--run", str(tmp_path), "--", "echo", "ran"]
     process = start_apart(version, before, *step, folder=tmp_path)
     output = said(process)
