@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dasf_hpc.launch.node import NSYS_STARTS
 from dasf_hpc.nsight import sessions
 from dasf_hpc.nsight.export import find_nsys
 from dasf_hpc.profile.nsys_contact import unheard
@@ -45,15 +47,24 @@ def version(nsys: Path) -> None:
 
 
 def under_nsys(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program under an nsys that has shared memory, and a folder of locks, of its own."""
+    """Run a program under an nsys that has shared memory, and a folder of locks, of its own.
+
+    Again, as a node does, where nsys dies before it has started the program.
+    """
     options = ["-t", "nvtx", "--sample=none", "--cpuctxsw=none", "-o", str(folder / "report")]
     apart = ["unshare", "--mount", "--map-root-user", "sh", "-c", APART, "apart"]
-    # another nsys that ends deletes what it finds below the TMPDIR that both have
-    with tempfile.TemporaryDirectory(prefix="nsys") as own:
-        return subprocess.run(
-            [*apart, *options, *words],
-            env=os.environ | {"TMPDIR": own}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+    begun = folder / "begun"
+    program = ["sh", "-c", f'touch {shlex.quote(str(begun))}; exec "$@"', "sh", *words]
+    for _ in range(NSYS_STARTS):
+        # another nsys that ends deletes what it finds below the TMPDIR that both have
+        with tempfile.TemporaryDirectory(prefix="nsys") as own:
+            done = subprocess.run(
+                [*apart, *options, *program],
+                env=os.environ | {"TMPDIR": own}, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+        if begun.exists():
+            break
+    return done
 
 
 def test_without_nsys_nothing_is_said() -> None:
