@@ -13,6 +13,8 @@ RUN apt-get update -y && \
 
 COPY pyproject.toml /opt/dasf-hpc-source/pyproject.toml
 
+COPY hatch_build.py /opt/dasf-hpc-source/hatch_build.py
+
 COPY README.md /opt/dasf-hpc-source/README.md
 
 COPY LICENSE /opt/dasf-hpc-source/LICENSE
@@ -29,10 +31,13 @@ COPY slurm /opt/dasf-hpc-source/slurm
 
 COPY ${constraints} /opt/dasf-hpc-source/constraints.txt
 
-RUN python3 -m venv /opt/dasf-hpc && \
+RUN apt-get update -y && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev python3-dev && \
+    python3 -m venv /opt/dasf-hpc && \
     export ${environment} && \
     /opt/dasf-hpc/bin/pip install --constraint /opt/dasf-hpc-source/constraints.txt /opt/dasf-hpc-source 'dask-cuda[cu12]' 'cupy-cuda12x[ctk]' 'distributed-ucxx-cu12' && \
-    rm -r /opt/dasf-hpc-source
+    apt-get purge -y --auto-remove gcc libc6-dev python3-dev && \
+    rm -r /opt/dasf-hpc-source /var/lib/apt/lists/*
 
 ENV PATH=/opt/dasf-hpc/bin:$PATH
 

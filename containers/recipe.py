@@ -21,7 +21,12 @@ ENVIRONMENT = "/opt/dasf-hpc"
 #: Where the sources are while the image is made.
 SOURCE = "/opt/dasf-hpc-source"
 #: What of a checkout is installed.
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "containers", "dasf_hpc", "lsf", "pbs", "slurm")
+PARTS = (
+    *("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"),
+    *("containers", "dasf_hpc", "lsf", "pbs", "slurm"),
+)
+#: Packages of the distribution that build it, and are not kept.
+COMPILER = "gcc libc6-dev python3-dev"
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,14 @@ def recipe(container_format: str, variant: str) -> str:
     wanted = " ".join(f"'{name}'" for name in chosen.python)
     stage += shell(
         commands=[
+            "apt-get update -y",
+            f"DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {COMPILER}",
             f"python3 -m venv {ENVIRONMENT}",
             f"export {variables}",
             f"{ENVIRONMENT}/bin/pip install "
             f"--constraint {SOURCE}/constraints.txt {SOURCE} {wanted}".rstrip(),
-            f"rm -r {SOURCE}",
+            f"apt-get purge -y --auto-remove {COMPILER}",
+            f"rm -r {SOURCE} /var/lib/apt/lists/*",
         ]
     )
     stage += environment(variables={"PATH": f"{ENVIRONMENT}/bin:$PATH"}, _export=False)

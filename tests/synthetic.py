@@ -346,13 +346,13 @@ def _write_worker(
     clock_records(journal, plan.clock, until, plan.base, probes, anchors, not plan.killed)
 
     transition = journal.transition_recorder()
-    started = journal.timed_recorder(Stream.STARTS)
-    stopped = journal.timed_recorder(Stream.STOPS)
-    stored = journal.timed_recorder(Stream.STORED)
+    started = journal.recorder(Stream.STARTS)
+    stopped = journal.recorder(Stream.STOPS)
+    stored = journal.recorder(Stream.STORED)
     edge = journal.recorder(Stream.EDGES)
     activity = journal.recorder(Stream.ACTIVITIES)
     transfer = journal.recorder(Stream.TRANSFERS)
-    reschedule = journal.timed_recorder(Stream.RESCHEDULES)
+    reschedule = journal.recorder(Stream.RESCHEDULES)
     memory = _Memory(transition, local)
     count = len(plan.task)
     sequence = 0
@@ -457,8 +457,8 @@ def _repeat_lost(
     """Execute, on the last worker, what the killed ones were at."""
     if plan is not plans[-1] or plan.killed:
         return
-    started = journal.timed_recorder(Stream.STARTS)
-    stopped = journal.timed_recorder(Stream.STOPS)
+    started = journal.recorder(Stream.STARTS)
+    stopped = journal.recorder(Stream.STOPS)
     local = plan.clock.local
     for turn, other in enumerate(p for p in plans if p.killed and len(p.task)):
         task = int(other.task[-1])
@@ -546,9 +546,9 @@ def write_sampler(
         }
     )
     clock_records(journal, clock, end, seed, False, anchors)
-    node_sample = journal.timed_recorder(Stream.NODE_SAMPLES)
-    gpu_sample = journal.timed_recorder(Stream.GPU_SAMPLES)
-    process_sample = journal.timed_recorder(Stream.PROCESS_SAMPLES)
+    node_sample = journal.recorder(Stream.NODE_SAMPLES)
+    gpu_sample = journal.recorder(Stream.GPU_SAMPLES)
+    process_sample = journal.recorder(Stream.PROCESS_SAMPLES)
     nan = float("nan")
     for turn, true in enumerate(range(BEGIN, end, 100_000_000)):
         now = local(true)
@@ -612,8 +612,8 @@ def write_workers(journals: Path, workers: list[PlainWorker], hostname: str = "n
         gpus = [{"uuid": uuid, "index": index} for uuid, index in worker.gpus]
         journal.meta({"kind": "worker", "name": str(worker.pid), "gpus": gpus})
         clock_records(journal, run.clocks[hostname], BEGIN, worker.pid, False, True)
-        started = journal.timed_recorder(Stream.STARTS)
-        stopped = journal.timed_recorder(Stream.STOPS)
+        started = journal.recorder(Stream.STARTS)
+        stopped = journal.recorder(Stream.STOPS)
         moments: list[tuple[int, bool, tuple[int, ...]]] = []
         for sequence, (thread, start, stop) in enumerate(worker.tasks, 1):
             key = journal.key(("task", worker.pid, sequence))

@@ -432,8 +432,8 @@ def _worker(start: int, **more: Any) -> dict[str, Any]:
 
 
 def _write_tasks(journal: Journal, start: int, keys: list[Any]) -> None:
-    started = journal.timed_recorder(Stream.STARTS)
-    stopped = journal.timed_recorder(Stream.STOPS)
+    started = journal.recorder(Stream.STARTS)
+    stopped = journal.recorder(Stream.STOPS)
     result = journal.string("int||")
     for i, key in enumerate(keys):
         started(start + 10 * i, i + 1, journal.key(key), 7)
@@ -445,8 +445,8 @@ def test_what_ran_when_its_worker_was_told_is_abandoned_and_the_rest_is_lost(
 ) -> None:
     start = 10**15
     journal = Journal(tmp_path / "journals" / "a.journal", _worker(start))
-    started = journal.timed_recorder(Stream.STARTS)
-    stopped = journal.timed_recorder(Stream.STOPS)
+    started = journal.recorder(Stream.STARTS)
+    stopped = journal.recorder(Stream.STOPS)
     text = journal.string("asyncio.exceptions.CancelledError")
     # its stop, as an error or not, or none
     stops = {"early": (50, 1), "ended": (150, 0), "failed": (150, 1), "ran on": None, "late": None}
@@ -489,7 +489,7 @@ def test_a_stop_whose_start_is_lost_is_counted(tmp_path: Path) -> None:
     start = 10**15
     journal = Journal(tmp_path / "journals" / "a.journal", _worker(start))
     _write_tasks(journal, start, ["x-1", "x-2"])
-    stopped = journal.timed_recorder(Stream.STOPS)
+    stopped = journal.recorder(Stream.STOPS)
     stopped(start + 500, 99, journal.string("int||"), 0, 28)
     journal.close({"time": start + 1000})
     trace = _opened(tmp_path)
@@ -632,7 +632,7 @@ def test_the_size_of_a_key_is_what_its_own_process_recorded_else_the_producers(
         tmp_path / "journals" / "2.journal", _worker(start + 1, pid=2, task_id_base=2 << 24)
     )
     record = second.transition_recorder()
-    stored = second.timed_recorder(Stream.STORED)
+    stored = second.recorder(Stream.STORED)
     made, fetched, unknown = (second.key(k) for k in ("made-1", "made-2", "unknown-1"))
     early = second.key("there-before")
     now = start + 100

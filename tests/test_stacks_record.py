@@ -870,9 +870,9 @@ def write_samples(folder: Path, workers: int = 3, samples: int = 400) -> None:
     for number in range(workers):
         first = {"role": "worker", "hostname": "a", "pid": number, "clock": "c", "task_id_base": 0}
         journal = Journal(folder / f"worker-{number}.journal", first, alone=False)
-        start, stop = journal.timed_recorder(Stream.STARTS), journal.timed_recorder(Stream.STOPS)
+        start, stop = journal.recorder(Stream.STARTS), journal.recorder(Stream.STOPS)
         call = journal.recorder(Stream.STACKS)
-        sample = journal.timed_recorder(Stream.CALL_SAMPLES)
+        sample = journal.recorder(Stream.CALL_SAMPLES)
         for stack in range(20):
             # workers meet the same calls in other orders
             name = (stack + number) % 20
@@ -947,9 +947,9 @@ def write_looks(path: Path, seconds: list[float], pause: float, count: int) -> N
     """
     first = {"role": "worker", "hostname": "a", "pid": 1, "clock": "c", "task_id_base": 0}
     journal = Journal(path, first, alone=False)
-    start, stop = journal.timed_recorder(Stream.STARTS), journal.timed_recorder(Stream.STOPS)
+    start, stop = journal.recorder(Stream.STARTS), journal.recorder(Stream.STOPS)
     call = journal.recorder(Stream.STACKS)
-    sample = journal.timed_recorder(Stream.CALL_SAMPLES)
+    sample = journal.recorder(Stream.CALL_SAMPLES)
     for stack in range(2 * len(seconds)):  # of each kind of task one for each half of it
         text = packed(Frame(f"half {stack % 2} of kind {stack // 2}", "m", "m.py", Origin.OWN))
         call(stack, 0xFFFFFFFF, journal.string(text), 1)

@@ -37,7 +37,7 @@ def _journal(path: Path, **meta: Any) -> Journal:
 def test_a_growing_journal_is_read_once_and_wholly(tmp_path: Path) -> None:
     random_numbers = random.Random(5)
     journal = _journal(tmp_path / "a.journal")
-    starts, stops = (journal.timed_recorder(s) for s in (Stream.STARTS, Stream.STOPS))
+    starts, stops = (journal.recorder(s) for s in (Stream.STARTS, Stream.STOPS))
     other = journal.recorder(Stream.EDGES)
     tail = JournalTail(journal.path, WANTED)
     seen: dict[Stream, list[Any]] = {}
@@ -105,7 +105,7 @@ def test_a_look_at_what_did_not_change_reads_a_few_blocks(
 
 def test_a_torn_or_foreign_block_costs_no_more_than_itself(tmp_path: Path) -> None:
     journal = _journal(tmp_path / "a.journal")
-    starts = journal.timed_recorder(Stream.STARTS)
+    starts = journal.recorder(Stream.STARTS)
     for sequence in range(2000):
         starts(time.monotonic_ns(), sequence, 0, 1)
     journal.close()

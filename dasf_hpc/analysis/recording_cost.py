@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import tokenize
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,16 +134,22 @@ def _key(number: int) -> str:
     return f"increment-{number:x}-0123456789abcdef0123"
 
 
+def _entry(key: str, start: str, finish: str) -> tuple[Any, ...]:
+    """Give a transition as the log of a worker's state machine has it."""
+    return key, start, finish, finish, {}, "stimulus", 0.0
+
+
 def _plugin(journal: Journal) -> Any:
     """Give a plugin that records into a journal, of no worker."""
     plugin: Any = WorkerTaskPlugin(directory=journal.path.parent)
     plugin._journal, plugin._tasks, plugin._ids, plugin._stimuli = journal, {}, {}, []
     plugin._worker = SimpleNamespace(scheduler_delay=0.0, transfer_incoming_log=[])
     plugin._last_incoming = None
-    plugin._edge = journal.recorder(Stream.EDGES)
+    plugin._table, plugin._transitions = LIFE, journal.transitions()
+    plugin._edges = journal.records(Stream.EDGES)
     plugin._activity = journal.recorder(Stream.ACTIVITIES)
     plugin._transfer = journal.recorder(Stream.TRANSFERS)
-    plugin._reschedule = journal.timed_recorder(Stream.RESCHEDULES)
+    plugin._reschedule = journal.recorder(Stream.RESCHEDULES)
     plugin._executions = Executions()
     plugin._threads = _ThreadRecorder(journal, plugin._ids)
     plugin._recorded_activities = {}
@@ -152,10 +159,10 @@ def _plugin(journal: Journal) -> Any:
 def _transitions(journal: Journal) -> dict[str, Cost]:
     """Time the transitions of tasks, and what a dependency adds."""
     plugin = _plugin(journal)
-    transition, seen = plugin._transition_listener(), plugin._threads.seen
+    transition, seen = plugin._listen(deque(maxlen=1).append), plugin._threads.seen
     tasks, ids = plugin._tasks, plugin._ids
     needed = SimpleNamespace(key="needed")
-    transition("needed", "released", "waiting")
+    transition(_entry("needed", "released", "waiting"))
 
     def live(numbers: range, timed: Callable[..., None], needs: list[Any]) -> None:
         for number in numbers:
@@ -164,7 +171,7 @@ def _transitions(journal: Journal) -> dict[str, Cost]:
             for start, finish in LIFE:
                 if start == "executing":
                     seen.add(ids[key])
-                timed(transition, key, start, finish)
+                timed(transition, _entry(key, start, finish))
             del tasks[key]
 
     def time_life(needs: list[Any], first: int) -> float:
@@ -200,9 +207,9 @@ def _call(function: Callable[..., Any], *args: Any) -> None:
 def _no_call(ids: dict[str, int]) -> Callable[..., None]:
     """Give what is called in place of a transition, and leaves what the next one wants."""
 
-    def call(function: Callable[..., Any], key: str, start: str, finish: str) -> None:
-        if start == "ready":
-            ids[key] = 0
+    def call(function: Callable[..., Any], entry: tuple[Any, ...]) -> None:
+        if entry[1] == "ready":
+            ids[entry[0]] = 0
 
     return call
 

@@ -202,7 +202,7 @@ class Sampled:
         self.executions = executions
         self.directory: Path = journal.path.parent
         # Both belong to the sampling thread.
-        self._sample = journal.timed_recorder(Stream.CALL_SAMPLES)
+        self._sample = journal.recorder(Stream.CALL_SAMPLES)
         self._call = journal.recorder(Stream.STACKS)
         self._stacks: dict[tuple[int, ...], int] = {}
         self._steps: dict[tuple[int, int], int] = {}

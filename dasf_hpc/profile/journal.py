@@ -41,7 +41,6 @@ when 4.29 s have passed.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -62,6 +61,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dasf_hpc.profile._recorder import Recorder, Texts, Transitions
 from dasf_hpc.profile.drain import BLOCK as BLOCK
 from dasf_hpc.profile.drain import CRC as _CRC
 from dasf_hpc.profile.drain import (
@@ -233,10 +233,6 @@ STATUSES = ("memory", "error", "rescheduled")
 
 #: Codes of TRANSFERS' ``direction``.
 DIRECTIONS = ("incoming", "outgoing")
-
-
-#: What is recorded of a task besides a transition: called with key, its id and the time.
-Then = Callable[[Any, int, int], None]
 
 
 class JournalError(Exception):
@@ -413,163 +409,38 @@ class Journal:
 
     # -- streams
 
+    def records(self, stream: Stream) -> Recorder:
+        """Give what stores the records of a stream in one thread, of which `recorder` is a part."""
+        codes = "".join(code for _, code in RECORDS[stream])
+        timed = RECORDS[stream][0][0] == "dt"
+        return Recorder(self._map, codes, timed, _Block(self, stream).renew)
+
     def recorder(self, stream: Stream) -> Callable[..., None]:
-        """Give a function that stores one record of a stream that carries no ``dt``.
+        """Give a function that stores one record of a stream.
 
-        The function takes the record's fields in their order. It belongs to one thread: each thread
-        asks for its own.
+        The function takes the record's fields in their order, in the place of ``dt`` the time, ns
+        of CLOCK_MONOTONIC. It belongs to one thread: each thread asks for its own. A field that is
+        no number of its range is refused (TypeError, OverflowError), and nothing is stored.
         """
-        packed, block = _STRUCTS[stream], _Block(self, stream)
-        record: Callable[..., None] = _recorder_maker(stream)(
-            self._map, self._words, packed.pack_into, packed.size, block.renew
-        )
-        return record
+        return self.records(stream).record
 
-    def timed_recorder(self, stream: Stream) -> Callable[..., None]:
-        """Give a function as `recorder` does for a stream with ``dt``: it takes the time, in ns."""
-        return self.recorder(stream)
+    def transitions(self) -> Transitions:
+        """Give what stores transitions in one thread, of which `transition_recorder` is a part."""
+        return Transitions(self._map, _Block(self, Stream.TRANSITIONS).renew)
 
     def transition_recorder(self) -> Callable[[int, int, int], None]:
         """Give the function ``record(time_ns, key, states)``; states are ``start << 4 | finish``.
 
         It belongs to one thread.
         """
-        begin = self._transition_blocks()
-        inside: Any = ()
-        at, origin, earliest, latest = 0, 0, 1, 0
-
-        def record(time_ns: int, key: int, states: int) -> None:
-            nonlocal inside, at, origin, earliest, latest
-            if not earliest <= time_ns <= latest:
-                inside, at, origin, earliest, latest = begin(time_ns, key)
-            try:
-                inside[at] = time_ns + (key << 40) + (states << 32) - origin
-            except (IndexError, ValueError):
-                inside, at, origin, earliest, latest = begin(time_ns, key)
-                inside[at] = time_ns + (key << 40) + (states << 32) - origin
-            at += 1
-
-        return record
-
-    def transition_listener(
-        self,
-        ids: dict[Any, int],
-        steps: Mapping[str, Mapping[str, tuple[int, Then | None]]],
-        failed: Callable[[], None],
-    ) -> Callable[..., None]:
-        """Give the function ``transition(key, start, finish)`` that Dask calls on the event loop.
-
-        This is the hottest call of the recording, 6 to 7 a task, and between two of them Dask runs
-        so much else that none of it is in the processor's caches: all is in one function, which is
-        what `transition_recorder` does and no call more. What does not fit the block or its base
-        key is found by the store, which refuses it.
-
-        Parameters
-        ----------
-        ids
-            Id of each key that is known; new ones are added.
-        steps
-            By start and finish: ``start << 4 | finish`` of their codes, shifted by 32 bits to the
-            left, and what is called besides, with key, its id and the time.
-        failed
-            Is called in an exception's place.
-        """
-        begin, known, monotonic_ns = self._transition_blocks(), ids.get, time.monotonic_ns
-        define, append = self.key, self._append_key
-        inside: Any = ()
-        at, origin, latest = 0, 0, 0
-
-        def transition(key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-            nonlocal inside, at, origin, latest
-            now = monotonic_ns()
-            try:
-                number = known(key)
-                if number is None:
-                    plain = type(key) is str and len(key) <= MAX_KEY and key[:1] != "\x01"
-                    number = ids[key] = append(key) if plain else define(key)
-                states, then = steps[start][finish]
-                if now > latest:
-                    inside, at, origin, _, latest = begin(now, number)
-                try:
-                    inside[at] = now + (number << 40) + states - origin
-                except (IndexError, ValueError):
-                    inside, at, origin, _, latest = begin(now, number)
-                    inside[at] = now + (number << 40) + states - origin
-                at += 1
-                if then is not None:
-                    then(key, number, now)
-            except Exception:
-                failed()
-
-        return transition
-
-    def _transition_blocks(self) -> Callable[[int, int], tuple[Any, int, int, int, int]]:
-        """Give the function that begins a block of transitions for a time and a key's id.
-
-        It gives the block's words, the first one's index, what is to be subtracted from a word, and
-        the times between which a record fits. Where there is no block the words are of nobody.
-        """
-        block = _Block(self, Stream.TRANSITIONS)
-
-        def begin(time_ns: int, key: int) -> tuple[Any, int, int, int, int]:
-            # A record is never 0: its time is not its block's.
-            base, base_key = time_ns - 1, max(0, key - 0x7FFFFF)
-            origin = base + (base_key << 40)
-            start = block.renew(base, base_key)
-            if not start:  # for this record only
-                return [0], 0, origin, 1, 0
-            inside = self._words[start + HEADER >> 3 : start + BLOCK >> 3]
-            return inside, 0, origin, time_ns, base + 0xFFFFFFFF
-
-        return begin
+        return self.transitions().record
 
     def _text_recorder(self, stream: Stream) -> Callable[[str], int]:
         """Give a function that appends to a text stream, from any thread, and gives the text's id.
 
         The id is the text's position in the stream.
         """
-        memory, words = self._map, self._words
-        # Whoever has popped the list's one item may append. The GIL makes that a lock, for a third
-        # of what one of `threading` costs with the processor's caches cold: 1.2 us (measured).
-        turn = [None]
-        take, give = turn.pop, turn.append
-        block = _Block(self, stream)
-        at, stop, end, count = 0, 0, 0, 0
-
-        def append(text: str) -> int:
-            nonlocal at, stop, end, count
-            try:
-                data = f"{text}\0".encode()
-            except UnicodeEncodeError:
-                data = f"{text}\0".encode("utf-8", "surrogatepass")
-            if len(data) > MAX_TEXT or "\0" in text:
-                data = data[:-1].replace(b"\0", b"\xc0\x80")[:MAX_TEXT] + b"\0"
-            while True:
-                try:
-                    take()
-                    break
-                except IndexError:
-                    time.sleep(0)
-            try:
-                number = count
-                # The ids must stay in step with what is on file: a text that is not stored takes
-                # its id with it, and the reader shows what refers to it as unknown.
-                count += 1
-                after = at + len(data)
-                if after > stop:
-                    start = block.renew(time.monotonic_ns(), 0, number)
-                    if not start:
-                        stop = 0
-                        return number
-                    at, stop, end = start + HEADER, start + BLOCK, start + END_OFFSET >> 3
-                    after = at + len(data)
-                memory[at:after] = data
-                words[end] = at = after
-                return number
-            finally:
-                give(None)
-
-        return append
+        return Texts(self._map, _Block(self, stream).renew).append
 
     def string(self, text: str) -> int:
         """Give the id of a string, storing it the first time."""
@@ -652,60 +523,6 @@ class Journal:
         return self._closed
 
 
-#: Source of the functions that record. Written out for each stream: a call with any number of
-#: arguments (``*fields``) takes 470 ns in place of 290 (measured). What does not fit the block's
-#: base time is found by the packing, which refuses it.
-_RECORDER = """
-def make(shared, words, pack_into, size, renew):
-    at, last, end, base = 0, -1, 0, 0
-
-    def record({arguments}):
-        nonlocal at, last, end, base
-        if at <= last:
-            try:
-                pack_into(shared, at, {values})
-                at += size
-                words[end] = at
-                return
-            except error:
-                if {fits}:
-                    raise
-        base = {now}
-        place = renew(base)
-        if not place:
-            last = -1
-            return
-        at, last, end = place + HEADER, place + BLOCK - size, place + END_OFFSET >> 3
-        pack_into(shared, at, {values})
-        at += size
-        words[end] = at
-
-    return record
-"""
-
-
-@functools.cache
-def _recorder_maker(stream: Stream) -> Callable[..., Callable[..., None]]:
-    names = [name for name, _ in RECORDS[stream]]
-    timed = names[0] == "dt"
-    source = _RECORDER.format(
-        arguments=", ".join(["time_ns", *names[1:]] if timed else names),
-        values=", ".join(["time_ns - base", *names[1:]] if timed else names),
-        fits="0 <= time_ns - base <= 0xFFFFFFFF" if timed else "True",
-        now="time_ns" if timed else "monotonic_ns()",
-    )
-    made: dict[str, Any] = {
-        "HEADER": HEADER,
-        "BLOCK": BLOCK,
-        "END_OFFSET": END_OFFSET,
-        "error": struct.error,
-        "monotonic_ns": time.monotonic_ns,
-    }
-    exec(source, made)
-    make: Callable[..., Callable[..., None]] = made["make"]
-    return make
-
-
 class _Block:
     """The current block of one stream in one thread."""
 
@@ -717,7 +534,7 @@ class _Block:
         self.start = 0
         self.count = 0
 
-    def renew(self, base: int, base_key: int = 0, first: int | None = None) -> int:
+    def renew(self, base: int, base_key: int, first: int) -> int:
         """Go on in a new block; 0, with the record counted as dropped, where there is none.
 
         Parameters
@@ -725,11 +542,11 @@ class _Block:
         base, base_key
             Header fields, see the module's text.
         first
-            Index of the block's first record; the default counts the records.
+            Index of the block's first record; -1 counts the records.
         """
         self.__del__()
         self.start = self.journal.block(
-            self.stream, self.count if first is None else first, base, base_key
+            self.stream, self.count if first < 0 else first, base, base_key
         )
         if not self.start:
             self.journal.drop()

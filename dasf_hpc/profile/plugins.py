@@ -26,14 +26,16 @@ from distributed import Reschedule
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker_state_machine import StealRequestEvent
 
+from dasf_hpc.profile import _recorder
 from dasf_hpc.profile.actors import ActorCall
 from dasf_hpc.profile.call_stacks import start_sampling, unusable
 from dasf_hpc.profile.clock import PROBE_HANDLER, read_anchor, wall_offset
 from dasf_hpc.profile.execution import Started, Stopped
 from dasf_hpc.profile.frames import script_name
 from dasf_hpc.profile.identity import installed_version
-from dasf_hpc.profile.journal import STATES, Journal, Stream, Then
+from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.profile.link import RecorderLink
+from dasf_hpc.profile.listener import listener, log_of
 from dasf_hpc.profile.nsys_contact import unheard
 from dasf_hpc.profile.nvtx_domain import open_domain
 from dasf_hpc.profile.recording import (
@@ -74,7 +76,6 @@ OUTGOING_INTERVAL_S = 0.1
 #: 1.5 to 17 ms (measured).
 TRANSFERS_AT_ONCE = 50
 
-_STATE_CODES = {state: code for code, state in enumerate(STATES)}
 _NONE = 0xFFFFFFFF
 #: Stands for the size of what the worker does not hold.
 NO_SIZE = 2**64 - 1
@@ -150,11 +151,13 @@ class WorkerTaskPlugin(RecordingPlugin):
         self._tasks = worker.state.tasks
         self._stimuli = worker.state.stimulus_log
         self._ids: dict[Any, int] = {}
-        self._edge = self._journal.recorder(Stream.EDGES)
+        self._table = worker.state._TRANSITIONS_TABLE
+        self._transitions = self._journal.transitions()
+        self._edges = self._journal.records(Stream.EDGES)
         self._activity = self._journal.recorder(Stream.ACTIVITIES)
         self._transfer = self._journal.recorder(Stream.TRANSFERS)
-        self._stored = self._journal.timed_recorder(Stream.STORED)
-        self._reschedule = self._journal.timed_recorder(Stream.RESCHEDULES)
+        self._stored = self._journal.recorder(Stream.STORED)
+        self._reschedule = self._journal.recorder(Stream.RESCHEDULES)
         self._probe = self._journal.recorder(Stream.PROBES)
         if not isinstance(worker.transfer_incoming_log, _DelayNoted):
             worker.transfer_incoming_log = _DelayNoted(worker)
@@ -168,7 +171,11 @@ class WorkerTaskPlugin(RecordingPlugin):
                 self._recorded_activities[key] = len(task.startstops)
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
-        self.__dict__["transition"] = self._transition_listener()
+        self._log = log_of(worker)
+        self._heard = self._listen
+        self._log.listen(self._heard)
+        if type(self).transition is WorkerTaskPlugin.transition:
+            _tell_nothing(worker, self)
         answer_running(worker, self._journal)
         self._end_sampling = start_sampling(
             self._journal, self.stacks, worker, self._executions, self.script
@@ -184,7 +191,7 @@ class WorkerTaskPlugin(RecordingPlugin):
         if self._recording is None or worker is not self._worker:
             return
         recording, self._recording = self._recording, None
-        del self.__dict__["transition"]
+        self._log.listen_no_more(self._heard)
         recording.task_plugin = None
         self._end_sampling()
         if recording.journal is not None:
@@ -209,56 +216,41 @@ class WorkerTaskPlugin(RecordingPlugin):
         return number
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Record a transition of a task's state. Called by Dask on the event loop.
+        """Do nothing: transitions are heard of from the log of the worker's state machine."""
 
-        While a worker is recorded, `setup` puts a function in this method's place that does.
-        """
+    def _listen(self, append: Callable[[Any], None]) -> Callable[[Any], None]:
+        return listener(
+            append,
+            self._table,
+            self._tasks,
+            self._ids,
+            self._threads.seen,
+            self._recorded_activities,
+            self._transitions,
+            self._edges,
+            self._journal.key,
+            self._on_other,
+            self._executions.failed,
+        )
 
-    def _transition_listener(self) -> Callable[..., None]:
-        """Give what `setup` puts in place of `transition`: it is called 6 to 7 times a task."""
-        ids, tasks, seen = self._ids, self._tasks, self._threads.seen
-        known, edge = ids.get, self._edge
+    def _on_other(self, key: Any, number: int, now: int, start: str, finish: str) -> None:
+        if finish == "rescheduled":
+            self._reschedule(now, number, self._journal.string("reschedule"))
+        elif finish == "released":
+            self._on_not_started(key, number, now)
+        elif start in ("executing", "long-running"):
+            self._on_executed(key, number)
+        else:
+            self._on_come(key, number, now)
 
-        def on_executing(key: Any, number: int, now: int) -> None:
-            for dependency in tasks[key].dependencies:
-                other = known(dependency.key)
-                edge(number, self._id(dependency.key) if other is None else other)
-
-        def on_executed(key: Any, number: int, now: int) -> None:
-            task = tasks[key]
-            if len(task.startstops) > 1:
-                self._activities(key, task.startstops, number)
-            try:
-                seen.remove(number)
-            except KeyError:
-                self._executed_elsewhere(task, number)
-
-        def on_forgotten(key: Any, number: int, now: int) -> None:
-            del ids[key]
-            seen.discard(number)
-            if self._recorded_activities:
-                self._recorded_activities.pop(key, None)
-
-        def step(start: str, finish: str) -> tuple[int, Then | None]:
-            """Give the code of a pair of states and what is recorded besides."""
-            states = _STATE_CODES.get(start, 0) << 4 | _STATE_CODES.get(finish, 0)
-            then: Then | None = None
-            if finish == "executing":
-                then = on_executing
-            elif finish in ("memory", "error"):
-                then = on_executed if start in ("executing", "long-running") else self._on_come
-            elif finish == "rescheduled":
-                then = self._on_rescheduled
-            elif finish == "released" and start in ("ready", "constrained", "waiting"):
-                then = self._on_not_started
-            elif finish == "forgotten":
-                then = on_forgotten
-            return states << 32, then
-
-        def steps_from(start: str) -> _Made:
-            return _Made(lambda finish: step(start, finish))
-
-        return self._journal.transition_listener(ids, _Made(steps_from), self._executions.failed)
+    def _on_executed(self, key: Any, number: int) -> None:
+        task = self._tasks[key]
+        if len(task.startstops) > 1:
+            self._activities(key, task.startstops, number)
+        try:
+            self._threads.seen.remove(number)
+        except KeyError:
+            self._executed_elsewhere(task, number)
 
     def _on_come(self, key: Any, number: int, now: int) -> None:
         """Record what is in memory, or failed to come there, and was not executed here."""
@@ -268,9 +260,6 @@ class WorkerTaskPlugin(RecordingPlugin):
         if task.state == "memory":
             self._stored(now, number, task.nbytes or 0)
         self._incoming()
-
-    def _on_rescheduled(self, key: Any, number: int, now: int) -> None:
-        self._reschedule(now, number, self._journal.string("reschedule"))
 
     def _on_not_started(self, key: Any, number: int, now: int) -> None:
         # Dask does not tell plugins why; its log's last entry is the event being handled.
@@ -308,8 +297,8 @@ class WorkerTaskPlugin(RecordingPlugin):
             return
         if self._outside is None:
             self._outside = (
-                self._journal.timed_recorder(Stream.STARTS),
-                self._journal.timed_recorder(Stream.STOPS),
+                self._journal.recorder(Stream.STARTS),
+                self._journal.recorder(Stream.STOPS),
             )
         shift = wall_offset()
         delay = self._scheduler_delay()
@@ -444,17 +433,6 @@ def _tell_nothing(worker: Worker, plugin: WorkerPlugin) -> None:
             del told[name]
 
 
-class _Made(dict[str, Any]):
-    """Values by word, each made when it is asked for first."""
-
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        self._make = make
-
-    def __missing__(self, word: str) -> Any:
-        value = self[word] = self._make(word)
-        return value
-
-
 class _DelayNoted(deque[dict[str, Any]]):
     """Dask's log of what came in, each entry with the delay that Dask has just added to its times.
 
@@ -480,7 +458,7 @@ class _ThreadRecorder:
         #: All recorders. They are held here, not by who uses them: what a failure's traceback
         #: holds of an ended thread is freed by the cycle collector, which would end the blocks of
         #: the very recorders that the next thread is given.
-        self._recorders: list[tuple[Callable[..., None], Callable[..., None]]] = []
+        self._recorders: list[tuple[_recorder.Recorder, _recorder.Recorder]] = []
         #: Positions of those whose thread ended: a task that submits tasks leaves its thread for
         #: ever.
         self._idle: list[int] = []
@@ -493,51 +471,43 @@ class _ThreadRecorder:
             position = self._idle.pop()
             start, stop = self._recorders[position]
         except IndexError:
-            start = self._journal.timed_recorder(Stream.STARTS)
-            stop = self._journal.timed_recorder(Stream.STOPS)
+            start = self._journal.records(Stream.STARTS)
+            stop = self._journal.records(Stream.STOPS)
             with self._growing:
                 position = len(self._recorders)
                 self._recorders.append((start, stop))
-        lease = _Lease(position, self._idle)
-        thread = threading.get_native_id()
-        known, see, describe = self._ids.get, self.seen.add, self._results.describe
-        describe_error = self._results.describe_error
-        plain, monotonic_ns = self._results.known.get, clock.monotonic_ns
+        thread = _recorder.thread(
+            start,
+            stop,
+            self._ids,
+            self.seen,
+            self._results.known,
+            self._unknown,
+            self._ended,
+            _Lease(position, self._idle),
+            threading.get_native_id(),
+        )
+        return thread.started, thread.stopped
 
-        def started(sequence: int, key: Any, at: int) -> int:
-            at = at or monotonic_ns()
-            number = known(key)
-            if number is None:
-                if type(key) is ActorCall:  # of which the event loop will not tell
-                    start(at, sequence, self._journal.key(str(key)), thread)
-                    return at
-                number = self._journal.key(key)
-            see(number)
-            start(at, sequence, number, thread)
-            return at
+    def _unknown(self, key: Any) -> int:
+        """Give the id of a key that the event loop has not told of."""
+        if type(key) is ActorCall:  # of which it will not tell
+            return self._journal.key(str(key))
+        number = self._journal.key(key)
+        self.seen.add(number)
+        return number
 
-        def stopped(sequence: int, message: dict[str, Any] | None, lease: _Lease = lease) -> None:
-            now = monotonic_ns()
-            if message is None:
-                stop(now, sequence, self._journal.string("SystemExit"), 1, 0)
-            elif message["op"] == "task-finished":
-                value, nbytes = message["result"], message["nbytes"]
-                try:
-                    result = plain(type(value))
-                except Exception:  # a class may have a metaclass that cannot be looked up
-                    result = None
-                if result is None:
-                    result = describe(value)
-                if type(nbytes) is not int or not 0 <= nbytes < 2**63:
-                    nbytes = NO_SIZE if nbytes is None else byte_count(nbytes)
-                stop(now, sequence, result, 0, nbytes)
-            else:
-                error = message["actual_exception"]
-                status = 2 if issubclass(type(error), Reschedule) else 1
-                text = describe_error(error, message.get("exception_text", ""))
-                stop(now, sequence, text, status, 0)
-
-        return started, stopped
+    def _ended(self, message: dict[str, Any] | None) -> tuple[int, int, int]:
+        """Give text, status and bytes of an end of which the type does not say it all."""
+        if message is None:
+            return self._journal.string("SystemExit"), 1, 0
+        if message["op"] == "task-finished":
+            nbytes = message["nbytes"]
+            size = NO_SIZE if nbytes is None else byte_count(nbytes)
+            return self._results.describe(message["result"]), 0, size
+        error = message["actual_exception"]
+        text = self._results.describe_error(error, message.get("exception_text", ""))
+        return text, 2 if issubclass(type(error), Reschedule) else 1, 0
 
 
 class _Lease:

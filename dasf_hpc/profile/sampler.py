@@ -332,9 +332,9 @@ class Sampler:
                 "status": self._gpus.state.value,
             }
         )
-        self._write_node = self._journal.timed_recorder(Stream.NODE_SAMPLES)
-        self._write_gpu = self._journal.timed_recorder(Stream.GPU_SAMPLES)
-        self._write_process = self._journal.timed_recorder(Stream.PROCESS_SAMPLES)
+        self._write_node = self._journal.recorder(Stream.NODE_SAMPLES)
+        self._write_gpu = self._journal.recorder(Stream.GPU_SAMPLES)
+        self._write_process = self._journal.recorder(Stream.PROCESS_SAMPLES)
         self._write_anchor = self._journal.recorder(Stream.ANCHORS)
         self._prober = Prober(directory, self._journal.recorder(Stream.PROBES))
         self._prober.start()

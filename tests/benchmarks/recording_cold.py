@@ -18,6 +18,7 @@ import pickle
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,11 +55,17 @@ def listener(journal: Journal, tasks: dict[Any, Any]) -> tuple[Callable[..., Non
     """Give what a task plugin puts in the place of `transition`, and the executions it has seen."""
     plugin: Any = WorkerTaskPlugin(directory=journal.path.parent)
     plugin._journal, plugin._tasks, plugin._ids = journal, tasks, {}
-    plugin._edge = journal.recorder(Stream.EDGES)
+    plugin._table, plugin._transitions = LIFE, journal.transitions()
+    plugin._edges = journal.records(Stream.EDGES)
     plugin._executions = Executions()
     plugin._threads = _ThreadRecorder(journal, plugin._ids)
     plugin._recorded_activities = {}
-    return plugin._transition_listener(), plugin._threads.seen
+    listen = plugin._listen(deque(maxlen=1).append)
+
+    def transition(key: Any, start: str, finish: str) -> None:
+        listen((key, start, finish, finish, {}, "stimulus", 0.0))
+
+    return transition, plugin._threads.seen
 
 
 def measure_transitions(journal: Journal, rounds: int) -> dict[str, float]:

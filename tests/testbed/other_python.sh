@@ -49,7 +49,7 @@ make_root() {
     [ -n "$source" ] || fail "found no source of Debian's packages on this machine to use"
     say "making a root of $1"
     quietly "debootstrap $1" debootstrap --variant=minbase \
-        --include=python3,python3-venv,ca-certificates,procps "$1" "$2" "$source"
+        --include=python3,python3-venv,python3-dev,gcc,libc6-dev,ca-certificates,procps "$1" "$2" "$source"
     # A mirror that stands still, as caches do, has lists of sid that are signed, and older than a week.
     {
         echo 'Acquire::Check-Valid-Until "false";'
