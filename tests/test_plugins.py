@@ -42,6 +42,7 @@ from distributed import (
     wait,
     worker_client,
 )
+from distributed.diagnostics.plugin import WorkerPlugin
 
 from dasf_hpc.profile.journal import (
     DIRECTIONS,
@@ -886,7 +887,76 @@ def test_replicas_are_stored_on_each_worker_and_executed_once(two: Recorded) -> 
     stored = wait_until(
         lambda: [r for r in rows(two.directory, Stream.STORED) if r["key"] == "replica"], "stored"
     )
-    assert [r["nbytes"] for r in stored] == [8000]
+    # Dask lets a replica too many go, and may have made it again for the call
+    assert {r["nbytes"] for r in stored} == {8000}
+
+
+class Told(WorkerPlugin):  # type: ignore[misc]
+    """Keeps what Dask tells plugins of."""
+
+    name = "told"
+
+    def setup(self, worker: Any) -> None:
+        self.told: list[tuple[str, str, str]] = []
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        self.told.append((str(key), start, finish))
+
+
+def test_what_is_heard_in_the_log_is_what_dask_tells_plugins_of_in_its_order(
+    tmp_path: Path,
+) -> None:
+    """With failures, retries, transfers, cancellations, tasks in several threads and lost keys."""
+
+    def fail_at_first(number: int, seen: str) -> int:
+        path = Path(seen) / str(number)
+        if not path.exists():
+            path.touch()
+            raise ValueError(number)
+        return number
+
+    def slow(number: int) -> int:
+        time.sleep(0.02)
+        return number
+
+    (tmp_path / "seen").mkdir()
+    with recorded_cluster(tmp_path, n_workers=2, processes=True) as recorded:
+        client = recorded.client
+        client.register_plugin(Told())
+        before = client.run(lambda dask_worker: len(dask_worker.plugins["told"].told))
+        assert set(before.values()) == {0}
+        failing = client.map(
+            fail_at_first, range(20), seen=str(tmp_path / "seen"), retries=1, pure=False
+        )
+        lost = client.map(fail_at_first, range(20, 30), seen=str(tmp_path / "seen"), pure=False)
+        cancelled = client.map(slow, range(200), pure=False)
+        tree = client.map(add, range(64))
+        while len(tree) > 1:
+            tree = [client.submit(sum, tree[i : i + 2], pure=False) for i in range(0, len(tree), 2)]
+        scattered = client.scatter([np.ones(1000) for _ in range(4)], broadcast=True)
+        sums = client.map(np.sum, scattered)
+        wait([*failing, *lost, *tree, *sums])
+        client.cancel(cancelled[50:])
+        wait(cancelled[:20])
+        assert client.gather(failing) == list(range(20))
+        del failing, lost, cancelled, tree, scattered, sums
+        time.sleep(0.5)
+        told = client.run(lambda dask_worker: (os.getpid(), dask_worker.plugins["told"].told))
+        heard = {}
+        for journal in journals(recorded.directory):
+            (start,) = journal.documents("journal")
+            moves = journal.records[Stream.TRANSITIONS]
+            heard[start["pid"]] = [
+                (journal.keys[row["key"]], STATES[row["start"]], STATES[row["finish"]])
+                for row in moves
+            ]
+    seen = set()
+    for pid, expected in told.values():
+        assert len(expected) > 300
+        # more may have been by when the journal was read
+        assert heard[pid][: len(expected)] == expected
+        seen |= {(start, finish) for _, start, finish in expected}
+    assert {("executing", "error"), ("released", "memory"), ("flight", "memory")} <= seen
 
 
 def test_spilling_is_recorded_as_disk_writes_and_reads(tmp_path: Path) -> None:
@@ -1002,9 +1072,9 @@ def test_what_could_not_be_recorded_is_counted(tmp_path: Path) -> None:
 
         def upset(dask_worker: Any) -> None:
             # A key of which nothing can be told, as a broken user type in a tuple would be.
-            plugin = dask_worker.plugins["TracePlugin"]
             for _ in range(3):
-                plugin.transition(_Unspeakable(), "waiting", "ready")
+                entry: Any = (_Unspeakable(), "waiting", "ready", "ready", {}, "stimulus", 0.0)
+                dask_worker.state.log.append(entry)
 
         client.run(upset)
         client.submit(add, 1, key="after").result()
@@ -1073,7 +1143,8 @@ def test_only_plugins_that_do_something_are_told_of_transitions(tmp_path: Path) 
 
         [(there, told, own)] = client.run(plugins).values()
         assert {"own", "later", "TracePlugin"} <= set(there)
-        assert told == [n for n in there if n not in ("later", "GPUAnnotationPlugin")]
+        quiet = ("later", "GPUAnnotationPlugin", "TracePlugin")
+        assert told == [n for n in there if n not in quiet]
         assert own["executing"] == "memory"
         for name in ("own", "later"):
             client.unregister_worker_plugin(name)

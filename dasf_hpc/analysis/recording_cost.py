@@ -287,7 +287,9 @@ def _rarer(journal: Journal) -> dict[str, Cost]:
     calls: dict[str, Callable[[], Any]] = {
         "activity": activity,
         "transfer": lambda: plugin._transfers([entry], None, 0, 1),
-        "reschedule": lambda: plugin._on_rescheduled("key", key, time.monotonic_ns()),
+        "reschedule": lambda: plugin._on_other(
+            "key", key, time.monotonic_ns(), "executing", "rescheduled"
+        ),
     }
     return {name: _both_ways(call) for name, call in calls.items()}
 
