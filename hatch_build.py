@@ -70,7 +70,7 @@ def compiler() -> list[str]:
     Raises
     ------
     SystemExit
-        If there is no compiler or no header of Python's.
+        If there is no compiler.
     """
     # what Python was built with may be called otherwise where it runs
     chosen = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
@@ -80,12 +80,9 @@ def compiler() -> list[str]:
         raise SystemExit(
             f"{HOW}. There is no compiler: {chosen}, cc, gcc and clang were looked for."
         )
-    include = Path(os.environ.get("DASF_HPC_PYTHON_INCLUDE") or sysconfig.get_path("include"))
-    if not (include / "Python.h").exists():
-        raise SystemExit(f"{HOW}. There is no header of Python's: {include / 'Python.h'}.")
     flags = shlex.split(os.environ.get("CFLAGS", ""))
-    platform = sysconfig.get_path("platinclude")
+    folders = dict.fromkeys(sysconfig.get_path(name) for name in ("include", "platinclude"))
     return [
         *found, "-O2", "-g0", "-std=c11", "-D_GNU_SOURCE", "-fPIC", "-shared", "-Wl,-s",
-        f"-I{include}", f"-I{platform}", *flags,
+        *(f"-I{folder}" for folder in folders), *flags,
     ]  # fmt: skip

@@ -119,6 +119,43 @@ def test_every_way_to_a_wheel_makes_the_same(built: Built, tmp_path: Path) -> No
         assert wheel_contents(wheel) == expected
 
 
+def test_a_wheel_serves_every_python_from_the_oldest_on_and_one_kind_of_machine(
+    built: Built,
+) -> None:
+    assert "-cp311-abi3-linux_" in built.wheel.name
+    contents = wheel_contents(built.wheel)
+    (metadata,) = (text for name, text in contents.items() if name.endswith("/WHEEL"))
+    assert b"Root-Is-Purelib: false" in metadata
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"PATH": "/nowhere", "CC": "nocc"}, "There is none of the compilers nocc, cc, gcc"),
+        ({"CFLAGS": "-DPy_PYTHON_H -include nothing.h"}, "nothing.h: No such file"),
+    ],
+    ids=["none", "no header"],
+)
+def test_where_it_cannot_be_compiled_one_sentence_says_what_to_install(
+    built: Built, tmp_path: Path, variables: dict[str, str], said: str
+) -> None:
+    words = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
+    code = (
+        "import os, sys; os.environ.update(eval(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    done = run(
+        *(sys.executable, "-c", code, repr(variables)),
+        *(*words, "--no-index", "-w", tmp_path / "wheels", built.sdist),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    output = done.stdout + done.stderr
+    assert "apt-get install gcc libc6-dev python3-dev" in output
+    assert said in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "wheels").exists() or not list((tmp_path / "wheels").iterdir())
+
+
 def test_the_description_points_at_nothing_that_is_not_there(built: Built) -> None:
     contents = wheel_contents(built.wheel)
     (metadata,) = (text for name, text in contents.items() if name.endswith("/METADATA"))
@@ -136,7 +173,8 @@ def test_the_wheel_holds_what_the_program_reads(built: Built) -> None:
     contents = wheel_contents(built.wheel)
     packed = {name for name in contents if name.startswith("dasf_hpc/")}
     tree = [path for path in (ROOT / "dasf_hpc").rglob("*") if path.is_file()]
-    expected = {path.relative_to(ROOT).as_posix() for path in tree if path.suffix != ".pyc"}
+    expected = {p.relative_to(ROOT).as_posix() for p in tree if p.suffix not in (".pyc", ".c")}
+    expected.add("dasf_hpc/profile/_recorder.abi3.so")
     for folder in ("containers", "lsf", "pbs", "slurm"):
         files = [path for path in (ROOT / folder).iterdir() if path.is_file()]
         expected |= {f"dasf_hpc/{folder}/{path.name}" for path in files}
