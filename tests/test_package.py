@@ -131,7 +131,7 @@ def test_a_wheel_serves_every_python_from_the_oldest_on_and_one_kind_of_machine(
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"PATH": "/nowhere", "CC": "nocc"}, "There is none of the compilers nocc, cc, gcc"),
+        ({"PATH": "/nowhere", "CC": "nocc"}, "There is no compiler: nocc, cc, gcc and clang"),
         ({"CFLAGS": "-DPy_PYTHON_H -include nothing.h"}, "nothing.h: No such file"),
     ],
     ids=["none", "no header"],
@@ -261,8 +261,9 @@ def test_the_tests_run_from_the_unpacked_sdist(
     with tarfile.open(built.sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    # -P: what is tested is what is installed, not the package in the sdist.
-    pytest_here = (installed / "python", "-P", "-m", "pytest", "-n", "0", "-q", "-rs")
+    # What is tested is what is installed, not the package in the sdist; by what tests start, too.
+    python = ("env", "PYTHONSAFEPATH=1", installed / "python")
+    pytest_here = (*python, "-m", "pytest", "-n", "0", "-q", "-rs")
     every = run_well(*pytest_here, "--collect-only", cwd=unpacked)
     for path in (ROOT / "tests").rglob("test_*.py"):
         assert path.relative_to(ROOT).as_posix() in every
