@@ -26,6 +26,10 @@
 #define END_OFFSET 40
 #define MOST_FIELDS 16
 #define MOST_BYTES 128
+/* A key that is text and not longer is stored as it is, unless it begins as those do that are not:
+ * Journal.key is of the others. */
+#define MOST_KEY 900
+#define MADE_SHORT 1
 /* Records of transitions: bits of a key's id relative to the block's, and of the time. */
 #define KEY_SPAN 0xFFFFFF
 #define KEY_BEFORE 0x7FFFFF
@@ -592,6 +596,7 @@ typedef struct {
     PyObject *failed;     /* is called in an exception's place */
     Transitions *transitions;
     Recorder *edges;
+    Texts *keys;
     PyObject *dependencies, *key, *startstops; /* names of attributes */
 } Listener;
 
@@ -609,6 +614,7 @@ listener_clear(Listener *self)
     Py_CLEAR(self->failed);
     Py_CLEAR(self->transitions);
     Py_CLEAR(self->edges);
+    Py_CLEAR(self->keys);
     Py_CLEAR(self->dependencies);
     Py_CLEAR(self->key);
     Py_CLEAR(self->startstops);
@@ -630,6 +636,7 @@ listener_traverse(Listener *self, visitproc visit, void *arg)
     Py_VISIT(self->failed);
     Py_VISIT(self->transitions);
     Py_VISIT(self->edges);
+    Py_VISIT(self->keys);
     return 0;
 }
 
@@ -641,25 +648,36 @@ listener_dealloc(Listener *self)
     release((PyObject *)self);
 }
 
+/* Store a key that is new; gives its id as an object. */
+static PyObject *
+define(Listener *self, PyObject *key)
+{
+    if (PyUnicode_CheckExact(key) && PyUnicode_GetLength(key) <= MOST_KEY &&
+        (PyUnicode_GetLength(key) == 0 || PyUnicode_ReadChar(key, 0) != MADE_SHORT)) {
+        int64_t number = texts_put_object(self->keys, key);
+        return number < 0 ? NULL : PyLong_FromLongLong(number);
+    }
+    return PyObject_CallFunctionObjArgs(self->define, key, NULL);
+}
+
 /* Give a key's id and, borrowed, the object that it is; -1 with an exception. */
 static int64_t
-id_of(PyObject *ids, PyObject *define, PyObject *key, PyObject **object)
+id_of(Listener *self, PyObject *key, PyObject **object)
 {
-    PyObject *number = PyDict_GetItemWithError(ids, key);
+    PyObject *number = PyDict_GetItemWithError(self->ids, key);
     if (number == NULL) {
         if (PyErr_Occurred()) {
             return -1;
         }
-        PyObject *made = PyObject_CallFunctionObjArgs(define, key, NULL);
-        if (made == NULL) {
+        number = define(self, key);
+        if (number == NULL) {
             return -1;
         }
-        int kept = PyDict_SetItem(ids, key, made);
-        Py_DECREF(made); /* the dictionary has it */
+        int kept = PyDict_SetItem(self->ids, key, number);
+        Py_DECREF(number); /* the dictionary has it */
         if (kept < 0) {
             return -1;
         }
-        number = made;
     }
     *object = number;
     return PyLong_AsLongLong(number);
@@ -711,7 +729,7 @@ on_executing(Listener *self, PyObject *key, uint32_t number)
         if (name == NULL) {
             break;
         }
-        int64_t dependency = id_of(self->ids, self->define, name, &object);
+        int64_t dependency = id_of(self, name, &object);
         Py_DECREF(name);
         if (dependency == -1 && PyErr_Occurred()) {
             break;
@@ -782,7 +800,7 @@ listener_hear(Listener *self, PyObject *entry)
     int64_t now = monotonic_ns();
     long what = PyLong_AsLong(step);
     PyObject *key = PyTuple_GetItem(entry, 0), *object;
-    int64_t number = id_of(self->ids, self->define, key, &object);
+    int64_t number = id_of(self, key, &object);
     if (number == -1 && PyErr_Occurred()) {
         return -1;
     }
@@ -1031,7 +1049,7 @@ static PyType_Spec thread_spec = {
 /* ------------------------------------------------------------------ the module */
 
 typedef struct {
-    PyTypeObject *recorder, *transitions, *listener, *thread;
+    PyTypeObject *recorder, *transitions, *listener, *thread, *texts;
 } State;
 
 static PyObject *
@@ -1039,11 +1057,12 @@ module_listen(PyObject *module, PyObject *args)
 {
     State *state = PyModule_GetState(module);
     PyObject *append, *steps, *tasks, *ids, *seen, *activities, *define, *other, *failed;
-    PyObject *transitions, *edges;
+    PyObject *transitions, *edges, *keys;
     if (!PyArg_ParseTuple(
-            args, "OO!O!O!O!O!O!O!OOO", &append, &PyDict_Type, &steps, &PyDict_Type, &tasks,
+            args, "OO!O!O!O!O!O!O!O!OOO", &append, &PyDict_Type, &steps, &PyDict_Type, &tasks,
             &PyDict_Type, &ids, &PySet_Type, &seen, &PyDict_Type, &activities,
-            state->transitions, &transitions, state->recorder, &edges, &define, &other, &failed)) {
+            state->transitions, &transitions, state->recorder, &edges, state->texts, &keys, &define,
+            &other, &failed)) {
         return NULL;
     }
     if (strcmp(((Recorder *)edges)->codes, "II") != 0 || ((Recorder *)edges)->timed) {
@@ -1066,6 +1085,7 @@ module_listen(PyObject *module, PyObject *args)
     self->failed = Py_NewRef(failed);
     self->transitions = (Transitions *)Py_NewRef(transitions);
     self->edges = (Recorder *)Py_NewRef(edges);
+    self->keys = (Texts *)Py_NewRef(keys);
     self->dependencies = PyUnicode_InternFromString("dependencies");
     self->key = PyUnicode_InternFromString("key");
     self->startstops = PyUnicode_InternFromString("startstops");
@@ -1121,7 +1141,7 @@ module_thread(PyObject *module, PyObject *args)
 
 static PyMethodDef module_methods[] = {
     {"listen", module_listen, METH_VARARGS,
-     "listen(append, steps, tasks, ids, seen, activities, transitions, edges, define, other, "
+     "listen(append, steps, tasks, ids, seen, activities, transitions, edges, keys, define, other, "
      "failed): give a Listener."},
     {"thread", module_thread, METH_VARARGS,
      "thread(starts, stops, ids, seen, results, unknown, ended, lease, thread): give a Thread."},
@@ -1145,8 +1165,7 @@ module_exec(PyObject *module)
     state->transitions = add_type(module, &transitions_spec);
     state->listener = add_type(module, &listener_spec);
     state->thread = add_type(module, &thread_spec);
-    PyTypeObject *texts = add_type(module, &texts_spec);
-    Py_XDECREF((PyObject *)texts);
+    state->texts = add_type(module, &texts_spec);
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -1158,6 +1177,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->transitions);
     Py_VISIT(state->listener);
     Py_VISIT(state->thread);
+    Py_VISIT(state->texts);
     return 0;
 }
 
@@ -1169,6 +1189,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->transitions);
     Py_CLEAR(state->listener);
     Py_CLEAR(state->thread);
+    Py_CLEAR(state->texts);
     return 0;
 }
 

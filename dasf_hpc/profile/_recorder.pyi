@@ -31,6 +31,7 @@ def listen(
     activities: dict[Any, int],
     transitions: Transitions,
     edges: Recorder,
+    keys: Texts,
     define: Callable[[Any], int],
     other: Callable[[Any, int, int, str, str], None],
     failed: Callable[[], None],

@@ -261,6 +261,8 @@ class Journal:
     ----------
     memory, file
         Descriptors of the shared memory and of the file, open until `close`.
+    keys
+        Where keys are stored; `key` gives the id of any.
 
     Raises
     ------
@@ -296,9 +298,9 @@ class Journal:
             self.memory = anonymous_memory(limit)
             self._map = mmap.mmap(self.memory, limit)
             self._words = memoryview(self._map).cast("Q")
-            self._append_meta = self._text_recorder(Stream.META)
-            self._append_string = self._text_recorder(Stream.STRINGS)
-            self._append_key = self._text_recorder(Stream.KEYS)
+            self._append_meta = self._texts(Stream.META).append
+            self._append_string = self._texts(Stream.STRINGS).append
+            self.keys = self._texts(Stream.KEYS)
             self._drain = Drain(os.dup(self.memory), os.dup(self.file), RECORD_SIZES)
             self.meta({"kind": "journal", "version": VERSION, **meta})
             if not self._drain.turn():
@@ -435,12 +437,9 @@ class Journal:
         """
         return self.transitions().record
 
-    def _text_recorder(self, stream: Stream) -> Callable[[str], int]:
-        """Give a function that appends to a text stream, from any thread, and gives the text's id.
-
-        The id is the text's position in the stream.
-        """
-        return Texts(self._map, _Block(self, stream).renew).append
+    def _texts(self, stream: Stream) -> Texts:
+        """Give what appends to a text stream, from any thread."""
+        return Texts(self._map, _Block(self, stream).renew)
 
     def string(self, text: str) -> int:
         """Give the id of a string, storing it the first time."""
@@ -458,7 +457,7 @@ class Journal:
         The head of a tuple's text (``('name-token``), which many keys share, is stored once.
         """
         if type(key) is str and len(key) <= MAX_KEY and key[:1] != "\x01":
-            return self._append_key(key)
+            return self.keys.append(key)
         text = str(key)
         if type(key) is tuple and "', " in text:
             head, _, tail = text.partition("', ")
@@ -469,7 +468,7 @@ class Journal:
             # Cut, but still another text than that of another key with the same beginning.
             digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
             text = f"{text[: MAX_KEY // 4]}…{digest}"
-        return self._append_key(text)
+        return self.keys.append(text)
 
     def meta(self, document: Mapping[str, Any]) -> None:
         """Store a META document (JSON); one too long is stored without its longest values."""

@@ -109,6 +109,7 @@ def listener(
     activities: dict[Any, int],
     transitions: _recorder.Transitions,
     edges: _recorder.Recorder,
+    keys: _recorder.Texts,
     define: Callable[[Any], int],
     other: Other,
     failed: Callable[[], None],
@@ -131,10 +132,10 @@ def listener(
         Ids of the keys whose execution was seen in a thread; taken away when the log tells of it.
     activities
         By key, how many activities are recorded; forgotten ones are taken away.
-    transitions, edges
-        Where transitions and dependencies go.
+    transitions, edges, keys
+        Where transitions, dependencies and keys go.
     define
-        Gives a new key's id.
+        Gives the id of a new key that is not stored as it is (`Journal.key`).
     other
         Is told of what came to memory or failed without an execution in a thread of this process,
         or with activities besides, of what was rescheduled, and of what did not start.
@@ -150,6 +151,7 @@ def listener(
         activities,
         transitions,
         edges,
+        keys,
         define,
         other,
         failed,

@@ -228,6 +228,7 @@ class WorkerTaskPlugin(RecordingPlugin):
             self._recorded_activities,
             self._transitions,
             self._edges,
+            self._journal.keys,
             self._journal.key,
             self._on_other,
             self._executions.failed,
