@@ -22,6 +22,10 @@ class Thread:
     def started(self, sequence: int, key: Any, at: int, /) -> int: ...
     def stopped(self, sequence: int, message: dict[str, Any] | None, /) -> None: ...
 
+class Ranges:
+    def started(self, sequence: int, key: Any, at: int, /) -> int: ...
+    def stopped(self, sequence: int, message: dict[str, Any] | None, /) -> None: ...
+
 def listen(
     append: Callable[[Any], None],
     steps: dict[str, dict[str, int]],
@@ -49,3 +53,12 @@ def thread(
     thread: int,
     /,
 ) -> Thread: ...
+def ranges(
+    tasks: dict[Any, Any],
+    known: dict[str, Any],
+    base: int,
+    make: Callable[[Any], Any],
+    push: Callable[[Any], Any],
+    pop: Callable[[], Any],
+    /,
+) -> Ranges: ...
