@@ -93,6 +93,11 @@ def why_no_zsh() -> str | None:
     return _why_not_running("zsh")
 
 
+def why_no_valgrind() -> str | None:
+    """Say what keeps valgrind from running here, ``None`` if nothing does."""
+    return _why_not_running("valgrind")
+
+
 def why_no_speedscope() -> str | None:
     """Say what keeps the pages of speedscope from being there, ``None`` if nothing does."""
     from speedscope_page import why_not
@@ -135,6 +140,7 @@ WHY_NOT: dict[str, Callable[[], str | None]] = {
     "mpi": functools.cache(why_no_mpi),
     "zsh": functools.cache(why_no_zsh),
     "speedscope": functools.cache(why_no_speedscope),
+    "valgrind": functools.cache(why_no_valgrind),
     "gpu": functools.cache(why_no_gpu),
 }
 """Every name `needs` and the environment variable know, and how to find out about it."""

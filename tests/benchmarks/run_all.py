@@ -79,25 +79,25 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark(
-        "recording_calls.py",
-        (
-            Figure("mean call of transition, over an empty plugin", "us", "replay.mean_us", 2),
+        "recording_task.py",
+        tuple(
             Figure(
-                "longest call of transition in a storm of tasks",
+                f"{arm}, {shape}: CPU a task, cold caches",
                 "us",
-                "storm, all plugins.transition.longest_us",
-                1000,
-            ),
+                f"{shape}.{arm}.us",
+                goal,
+                low=f"{shape}.{arm}.low",
+                high=f"{shape}.{arm}.high",
+            )
+            for shape in ("map", "tree", "array")
+            for arm, goal in (
+                ("bare again", None),
+                ("empty plugin", None),
+                ("task plugin", None),
+                ("all three", 10),
+            )
         ),
-        quick=("--tasks", "5000"),
-    ),
-    Benchmark(
-        "recording_cold.py",
-        (
-            Figure("mean call of transition, cold caches", "us", "transition_mean_us", 2),
-            Figure("all calls of a task, cold caches", "us", "task_us", 20),
-        ),
-        quick=("--rounds", "300"),
+        quick=("--tasks", "300"),
     ),
     Benchmark(
         "recording_stacks.py",
@@ -130,36 +130,6 @@ BENCHMARKS = (
             Figure("a sample of calls in the trace", "bytes", "bytes.trace"),
         ),
         quick=("--rounds", "3", "--seconds", "1"),
-    ),
-    Benchmark(
-        "recording_throughput.py",
-        (
-            Figure(
-                "worker CPU a task, all plugins",
-                "us",
-                "all three.cpu_us_added.median",
-                20,
-                low="all three.cpu_us_added.low",
-                high="all three.cpu_us_added.high",
-            ),
-            Figure(
-                "task throughput, all plugins over bare, one core",
-                "",
-                "all three.ratio.median",
-                0.985,
-                least=True,
-                low="all three.ratio.low",
-                high="all three.ratio.high",
-            ),
-            Figure(
-                "the same, bare over bare",
-                "",
-                "bare again.ratio.median",
-                low="bare again.ratio.low",
-                high="bare again.ratio.high",
-            ),
-        ),
-        quick=("--rounds", "3", "--tasks", "1000"),
     ),
     Benchmark(
         "recording_kernels.py",

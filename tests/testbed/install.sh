@@ -2,7 +2,7 @@
 #
 # Installs the system programs that tests need, on Debian or Ubuntu, without asking anything:
 #
-#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser] [zsh] [speedscope]
+#     bash tests/testbed/install.sh [slurm] [nsys] [apptainer] [browser] [zsh] [speedscope] [valgrind]
 #
 # Without arguments: slurm nsys. What is there already is only checked, which takes a second and
 # no root. Package sources are added for the length of one command only and are derived from the
@@ -351,11 +351,20 @@ install_speedscope() {
     say "speedscope is there: $(npm list --global --depth 0 speedscope | grep -o 'speedscope@.*')"
 }
 
+install_valgrind() {
+    if ! have valgrind; then
+        need_root_and_apt valgrind
+        apt_install valgrind
+        have valgrind || fail "valgrind is installed, but there is no valgrind"
+    fi
+    say "valgrind is there: $(valgrind --version)"
+}
+
 [ $# -gt 0 ] || set -- slurm nsys
 for program in "$@"; do
     case $program in
-    slurm | nsys | apptainer | browser | zsh | speedscope) ;;
-    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser zsh speedscope" ;;
+    slurm | nsys | apptainer | browser | zsh | speedscope | valgrind) ;;
+    *) fail "unknown program '$program'; known are: slurm nsys apptainer browser zsh speedscope valgrind" ;;
     esac
 done
 for program in "$@"; do
