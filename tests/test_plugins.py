@@ -44,6 +44,7 @@ from distributed import (
 )
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from dasf_hpc.profile import plugins as plugins_module
 from dasf_hpc.profile.journal import (
     DIRECTIONS,
     STATES,
@@ -957,6 +958,39 @@ def test_what_is_heard_in_the_log_is_what_dask_tells_plugins_of_in_its_order(
         assert heard[pid][: len(expected)] == expected
         seen |= {(start, finish) for _, start, finish in expected}
     assert {("executing", "error"), ("released", "memory"), ("flight", "memory")} <= seen
+
+
+def test_where_transitions_cannot_be_heard_of_that_is_said_and_the_rest_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins_module, "unknown", lambda worker: "distributed 9 logs otherwise")
+    with recorded_cluster(tmp_path) as recorded:
+        assert recorded.client.submit(add, 1, key="unheard").result() == 1
+        assert execution(recorded.directory, "unheard").status == "memory"
+    [journal] = journals(recorded.directory)
+    assert len(journal.records[Stream.TRANSITIONS]) == 0
+    [said] = journal.documents("unavailable")
+    assert (said["what"], said["why"]) == ("transitions", "distributed 9 logs otherwise")
+    assert journal.documents("end")[0]["failures"] == 0
+
+
+def test_two_recordings_of_one_worker_hear_the_same_until_each_ends(tmp_path: Path) -> None:
+    with recorded_cluster(tmp_path) as recorded:
+        client = recorded.client
+        client.submit(add, 1, key="first").result()
+        client.register_plugin(WorkerTaskPlugin("other", directory=tmp_path / "other"))
+        client.submit(add, 1, key="both").result()
+        client.unregister_worker_plugin("TracePlugin")
+        client.submit(add, 1, key="second").result()
+        time.sleep(0.3)
+        assert transitions(tmp_path / "other", "second")
+        assert transitions(tmp_path / "other", "both")
+        assert transitions(recorded.directory, "both")
+        assert transitions(recorded.directory, "first")
+        assert transitions(recorded.directory, "second") == []
+        client.unregister_worker_plugin("other")
+        kinds = client.run(lambda dask_worker: "append" in vars(dask_worker.state.log))
+        assert list(kinds.values()) == [False]
 
 
 def test_spilling_is_recorded_as_disk_writes_and_reads(tmp_path: Path) -> None:

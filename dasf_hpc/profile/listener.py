@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import distributed
+
 from dasf_hpc.profile import _recorder
 from dasf_hpc.profile.journal import STATES
 
@@ -56,6 +58,15 @@ class Log(deque[Any]):
             self.__dict__["append"] = append
         else:
             self.__dict__.pop("append", None)
+
+
+def unknown(worker: Worker) -> str | None:
+    """Say why the transitions of a worker cannot be heard of; None where they can."""
+    table = getattr(worker.state, "_TRANSITIONS_TABLE", None)
+    if table and isinstance(getattr(worker.state, "log", None), deque):
+        return None
+    version = distributed.__version__
+    return f"distributed {version} logs transitions in a way that is not known here"
 
 
 def log_of(worker: Worker) -> Log:

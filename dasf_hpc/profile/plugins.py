@@ -35,7 +35,7 @@ from dasf_hpc.profile.frames import script_name
 from dasf_hpc.profile.identity import installed_version
 from dasf_hpc.profile.journal import Journal, Stream
 from dasf_hpc.profile.link import RecorderLink
-from dasf_hpc.profile.listener import listener, log_of
+from dasf_hpc.profile.listener import listener, log_of, unknown
 from dasf_hpc.profile.nsys_contact import unheard
 from dasf_hpc.profile.nvtx_domain import open_domain
 from dasf_hpc.profile.recording import (
@@ -151,7 +151,6 @@ class WorkerTaskPlugin(RecordingPlugin):
         self._tasks = worker.state.tasks
         self._stimuli = worker.state.stimulus_log
         self._ids: dict[Any, int] = {}
-        self._table = worker.state._TRANSITIONS_TABLE
         self._transitions = self._journal.transitions()
         self._edges = self._journal.records(Stream.EDGES)
         self._activity = self._journal.recorder(Stream.ACTIVITIES)
@@ -171,9 +170,13 @@ class WorkerTaskPlugin(RecordingPlugin):
                 self._recorded_activities[key] = len(task.startstops)
         self._threads = _ThreadRecorder(self._journal, self._ids)
         self._executions.add(self._threads)
-        self._log = log_of(worker)
         self._heard = self._listen
-        self._log.listen(self._heard)
+        if silent := unknown(worker):
+            logger.warning("no transitions of this worker are recorded: %s", silent)
+            self._journal.meta({"kind": "unavailable", "what": "transitions", "why": silent})
+        else:
+            self._table = worker.state._TRANSITIONS_TABLE
+            log_of(worker).listen(self._heard)
         if type(self).transition is WorkerTaskPlugin.transition:
             _tell_nothing(worker, self)
         answer_running(worker, self._journal)
@@ -191,7 +194,8 @@ class WorkerTaskPlugin(RecordingPlugin):
         if self._recording is None or worker is not self._worker:
             return
         recording, self._recording = self._recording, None
-        self._log.listen_no_more(self._heard)
+        if unknown(worker) is None:
+            log_of(worker).listen_no_more(self._heard)
         recording.task_plugin = None
         self._end_sampling()
         if recording.journal is not None:
