@@ -39,6 +39,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed.worker
 import numpy as np
 from dask._task_spec import Task
@@ -257,6 +258,8 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 async def plain(arm: str, shape: str, tasks: int, peer: Path | None, switch: Path) -> None:
     """Play an arm's tasks, of which all but the first are counted by the valgrind around it."""
     toggle = ctypes.CDLL(str(switch)).toggle
+    # Dask's own profile looks at threads by the clock, which a busy machine makes more often a task
+    dask.config.set({"distributed.worker.profile.enabled": False})
     with tempfile.TemporaryDirectory() as folder:
         async with workers([arm], Path(folder), peer) as played:
             gc.disable()
