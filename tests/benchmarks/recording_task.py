@@ -2,7 +2,7 @@
 
 A task's life is played on the state machines of real workers, one for each arm: Dask's own events
 for a task that is to be computed, is executed, and is let go, and between them Dask's own function
-that runs it. The arms take turns, in another order with each task; before every step the
+that runs it. The arms take turns, in a drawn order with each task; before every step the
 processor's caches are taken by other code, as a worker that does nothing but tasks never has them
 warm. Each step is timed in its thread's CPU time, and each arm's task is compared with the same
 task of the worker without a plugin, so that what the machine does meanwhile drops out. The arm
@@ -221,6 +221,7 @@ async def measure(
         async with workers(arms, Path(folder), peer) as played:
             gc.collect()
             gc.disable()
+            order = np.random.default_rng(1)
             total = 0
 
             def step(function: Callable[..., Any], *args: Any) -> Any:
@@ -232,8 +233,8 @@ async def measure(
                 return answer
 
             for number in range(tasks):
-                turn = number % len(arms)
-                for arm in [*arms[turn:], *arms[:turn]]:
+                # not in turn: each would always come after the same other one
+                for arm in order.permutation(arms).tolist():
                     total = 0
                     play(played[arm], shape, number, step)
                     spent[arm].append(total)
