@@ -37,6 +37,21 @@ def test_every_batch_system_stands_in_the_way_of_the_data() -> None:
     assert [name for name in SYSTEMS if f"{name}.py" not in way] == []
 
 
+def test_imports_go_the_one_way_that_it_says() -> None:
+    known: dict[str, set[str]] = {
+        "profile": set(),
+        "trace": {"profile"},
+        "nsight": {"trace"},
+        "analysis": {"profile", "trace", "nsight"},
+        "launch": {"profile", "trace", "nsight"},
+        "show": {"profile", "trace", "nsight", "analysis", "launch"},
+    }
+    for part, others in known.items():
+        for path in (ROOT / "dasf_hpc" / part).rglob("*.py"):
+            found = set(re.findall(r"^\s*from dasf_hpc\.(\w+)", path.read_text(), re.MULTILINE))
+            assert found & (known.keys() - {part}) <= others, path
+
+
 def test_what_is_named_beside_a_folder_is_in_it() -> None:
     way = PAGE.split("## The way of the data")[1].split("\n## ")[0]
     for step in re.split(r"^\d+\. ", way, flags=re.MULTILINE)[1:]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -293,6 +294,17 @@ def test_a_thread_that_ended_holds_no_memory(tmp_path: Path) -> None:
     assert journal.dropped == 0
     starts = read_journal(journal.path).records[Stream.STARTS]
     assert sorted(starts["sequence"].tolist()) == list(range(100))
+
+
+def test_the_compiled_part_has_the_layout_that_is_told_here() -> None:
+    source = Path(journal_module.__file__).with_name("_recorder.c")
+    if not source.exists():  # an installed package has the product alone
+        source = Path(__file__).parents[1] / "dasf_hpc" / "profile" / "_recorder.c"
+    defined = dict(re.findall(r"^#define (\w+) (\w+)$", source.read_text(), re.MULTILINE))
+    assert int(defined["BLOCK"]) == BLOCK
+    assert int(defined["HEADER"]) == HEADER
+    assert int(defined["END_OFFSET"]) == END_OFFSET
+    assert int(defined["MOST_KEY"]) == journal_module.MAX_KEY
 
 
 # ------------------------------------------------------------------------------ publishing

@@ -67,6 +67,7 @@ place_init(Place *place, PyObject *memory, PyObject *renew)
 static void
 place_clear(Place *place)
 {
+    place->place = place->at = 0; /* whoever still records finds no room, and nobody to ask for it */
     if (place->memory.obj != NULL) {
         PyBuffer_Release(&place->memory);
     }
@@ -106,6 +107,43 @@ publish(Place *place, Py_ssize_t end)
     uint64_t *word = (uint64_t *)((char *)place->memory.buf + place->place + END_OFFSET);
     place->at = end;
     __atomic_store_n(word, (uint64_t)end, __ATOMIC_RELEASE);
+}
+
+/* What all that store into a journal begin with. */
+typedef struct {
+    PyObject_HEAD
+    Place place;
+} Writer;
+
+static int
+writer_traverse(Writer *self, visitproc visit, void *arg)
+{
+    Py_VISIT((PyObject *)Py_TYPE((PyObject *)self));
+    Py_VISIT(self->place.renew);
+    return 0;
+}
+
+static int
+writer_clear(Writer *self)
+{
+    place_clear(&self->place);
+    return 0;
+}
+
+static void
+release(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static void
+writer_dealloc(Writer *self)
+{
+    PyObject_GC_UnTrack(self);
+    writer_clear(self);
+    release((PyObject *)self);
 }
 
 static inline Py_ssize_t
@@ -259,37 +297,6 @@ recorder_record(Recorder *self, PyObject *const *values, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
-static int
-recorder_traverse(Recorder *self, visitproc visit, void *arg)
-{
-    Py_VISIT((PyObject *)Py_TYPE((PyObject *)self));
-    Py_VISIT(self->place.renew);
-    return 0;
-}
-
-static int
-recorder_clear(Recorder *self)
-{
-    place_clear(&self->place);
-    return 0;
-}
-
-static void
-release(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
-
-static void
-recorder_dealloc(Recorder *self)
-{
-    PyObject_GC_UnTrack(self);
-    recorder_clear(self);
-    release((PyObject *)self);
-}
-
 static PyMethodDef recorder_methods[] = {
     {"record", (PyCFunction)(void (*)(void))recorder_record, METH_FASTCALL,
      "Store one record: its fields in their order, a time first in ns of CLOCK_MONOTONIC."},
@@ -298,9 +305,9 @@ static PyMethodDef recorder_methods[] = {
 static PyType_Slot recorder_slots[] = {
     {Py_tp_doc, "Recorder(memory, codes, timed, renew): records of one stream, of one thread."},
     {Py_tp_new, recorder_new},
-    {Py_tp_dealloc, recorder_dealloc},
-    {Py_tp_traverse, recorder_traverse},
-    {Py_tp_clear, recorder_clear},
+    {Py_tp_dealloc, writer_dealloc},
+    {Py_tp_traverse, writer_traverse},
+    {Py_tp_clear, writer_clear},
     {Py_tp_methods, recorder_methods},
     {0}};
 
@@ -315,7 +322,7 @@ typedef struct {
     Place place;
     uint32_t count;
     int renewing;
-    Py_ssize_t most; /* bytes of a text, with its end */
+    Py_ssize_t most; /* bytes of a text, without its end */
 } Texts;
 
 static PyObject *
@@ -422,29 +429,6 @@ texts_append(Texts *self, PyObject *text)
     return number < 0 ? NULL : PyLong_FromLongLong(number);
 }
 
-static int
-texts_traverse(Texts *self, visitproc visit, void *arg)
-{
-    Py_VISIT((PyObject *)Py_TYPE((PyObject *)self));
-    Py_VISIT(self->place.renew);
-    return 0;
-}
-
-static int
-texts_clear(Texts *self)
-{
-    place_clear(&self->place);
-    return 0;
-}
-
-static void
-texts_dealloc(Texts *self)
-{
-    PyObject_GC_UnTrack(self);
-    texts_clear(self);
-    release((PyObject *)self);
-}
-
 static PyMethodDef texts_methods[] = {
     {"append", (PyCFunction)texts_append, METH_O,
      "Store a text, from any thread, and give its id: its position in the stream."},
@@ -453,9 +437,9 @@ static PyMethodDef texts_methods[] = {
 static PyType_Slot texts_slots[] = {
     {Py_tp_doc, "Texts(memory, renew): the texts of one stream, of all threads."},
     {Py_tp_new, texts_new},
-    {Py_tp_dealloc, texts_dealloc},
-    {Py_tp_traverse, texts_traverse},
-    {Py_tp_clear, texts_clear},
+    {Py_tp_dealloc, writer_dealloc},
+    {Py_tp_traverse, writer_traverse},
+    {Py_tp_clear, writer_clear},
     {Py_tp_methods, texts_methods},
     {0}};
 
@@ -537,29 +521,6 @@ transitions_record(Transitions *self, PyObject *const *values, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
-static int
-transitions_traverse(Transitions *self, visitproc visit, void *arg)
-{
-    Py_VISIT((PyObject *)Py_TYPE((PyObject *)self));
-    Py_VISIT(self->place.renew);
-    return 0;
-}
-
-static int
-transitions_clear(Transitions *self)
-{
-    place_clear(&self->place);
-    return 0;
-}
-
-static void
-transitions_dealloc(Transitions *self)
-{
-    PyObject_GC_UnTrack(self);
-    transitions_clear(self);
-    release((PyObject *)self);
-}
-
 static PyMethodDef transitions_methods[] = {
     {"record", (PyCFunction)(void (*)(void))transitions_record, METH_FASTCALL,
      "Store one transition: its time in ns, its key's id, its states (start << 4 | finish)."},
@@ -568,9 +529,9 @@ static PyMethodDef transitions_methods[] = {
 static PyType_Slot transitions_slots[] = {
     {Py_tp_doc, "Transitions(memory, renew): the transitions that one thread records."},
     {Py_tp_new, transitions_new},
-    {Py_tp_dealloc, transitions_dealloc},
-    {Py_tp_traverse, transitions_traverse},
-    {Py_tp_clear, transitions_clear},
+    {Py_tp_dealloc, writer_dealloc},
+    {Py_tp_traverse, writer_traverse},
+    {Py_tp_clear, writer_clear},
     {Py_tp_methods, transitions_methods},
     {0}};
 

@@ -19,7 +19,6 @@ Instructions tell the same without any noise, and without what caches do; valgri
 from __future__ import annotations
 
 import argparse
-import ast
 import asyncio
 import contextlib
 import ctypes
@@ -28,7 +27,6 @@ import importlib.util
 import json
 import logging
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -52,24 +50,13 @@ from distributed.worker_state_machine import (
 )
 
 from dasf_hpc import GPUAnnotationPlugin, ResourceMonitor, WorkerTaskPlugin
+from dasf_hpc.analysis.recording_cost import _Caches
 
 ARMS = ("bare", "bare again", "empty plugin", "task plugin", "with ranges", "all three")
 SHAPES = ("map", "tree", "array")
 
 #: Tasks that are played before instructions are counted, and those of which they are.
 UNCOUNTED, COUNTED = 60, 192
-
-_DATA = np.zeros(1 << 18)
-_SOURCE = """
-def of(a, b=1, *more, **named):
-    with open(a) as file:
-        found = [f"{x!r:>{b}}" for x in file if x % b or x not in more]
-    try:
-        return found + [{"a": a, "b": (b, a), **named}], lambda y: y @ a ** b - ~y
-    finally:
-        del found[1:2]
-"""
-_MESSAGE = {"op": "compute-task", "keys": [f"key-{i}" for i in range(12)], "priority": [(1, 2)] * 4}
 
 
 class Empty(WorkerPlugin):  # type: ignore[misc]
@@ -186,13 +173,6 @@ def play(played: Played, shape: str, number: int, step: Callable[..., Any]) -> N
         step(played.free, free, number)
 
 
-def take_caches() -> None:
-    """Have the processor's caches hold other data and other code."""
-    _DATA.sum()
-    ast.unparse(ast.parse(_SOURCE))
-    pickle._loads(pickle._dumps(_MESSAGE))  # type: ignore[attr-defined]
-
-
 @contextlib.asynccontextmanager
 async def workers(arms: list[str], folder: Path, peer: Path | None) -> Any:
     """Start a scheduler and a worker an arm, all in this process."""
@@ -221,12 +201,12 @@ async def measure(
         async with workers(arms, Path(folder), peer) as played:
             gc.collect()
             gc.disable()
-            order = np.random.default_rng(1)
+            order, caches = np.random.default_rng(1), _Caches()
             total = 0
 
             def step(function: Callable[..., Any], *args: Any) -> Any:
                 nonlocal total
-                take_caches()
+                caches.take()
                 begin = time.thread_time_ns()
                 answer = function(*args)
                 total += time.thread_time_ns() - begin
@@ -331,7 +311,9 @@ def main() -> int:
     for shape in given.shapes:
         if given.instructions:
             counted = {
-                arm: instructions(arm, shape, given.peer) for arm in arms if arm != "bare again"
+                arm: instructions(arm, shape, peer=given.peer)
+                for arm in arms
+                if arm != "bare again"
             }
             for arm, count in counted.items():
                 print(f"{shape:6} {arm:14}{(count - counted['bare']) / 1e3:8.1f} k instructions")
